@@ -1,1 +1,11 @@
-//! Harness.
+//! The test harness: real clusters, real and scripted upstream registries, and the project's own binaries as processes.
+//!
+//! Start at [`cluster`] for what a node is made of and at [`upstream`] for the faults a registry can be told to show.
+
+pub mod binaries;
+pub mod cache;
+pub mod cluster;
+pub mod distribution;
+pub mod images;
+pub mod toolchain;
+pub mod upstream;
