@@ -1,1 +1,24 @@
-//! API types.
+//! The Kubernetes API of Breakwater: types, conditions and the names that operator, agent and cache agree on.
+//!
+//! Pure data and pure functions: this crate does no I/O and knows no client, no runtime and no task.
+//! Start at [`mirror`] for what a user writes and at [`node`] for what an agent reports.
+
+#![allow(unreachable_pub, reason = "the schema derive repeats our types in a hidden module, with the spans of the originals")]
+
+pub mod claims;
+pub mod conditions;
+pub mod mirror;
+pub mod mirror_status;
+pub mod names;
+pub mod node;
+pub mod relay_token;
+pub mod yaml;
+
+pub use claims::{claims, holder};
+pub use mirror::{
+    CacheSpec, CredentialSource, Fallback, Freshness, NodesSpec, RegistryMirror, RegistryMirrorSpec, SecretReference,
+    StorageSpec, WhenDeleted,
+};
+pub use mirror_status::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus};
+pub use node::{InactiveMirror, MirrorNode, MirrorNodeSpec, MirrorNodeStatus, MirrorState, Observed, Runtime};
+pub use relay_token::{MalformedRelayKey, RelayKey, relay_token};

@@ -1,0 +1,90 @@
+//! What the operator reports of a `RegistryMirror`. Plain data; who computes it is no concern of this module.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use kube::core::cel::ListMerge;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The observed state of one mirror.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryMirrorStatus {
+    /// The generation this status speaks of; -1 until the operator has seen the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Ready, CacheReady, NodesReady, UpstreamReachable, UpstreamCredentialsAccepted; Reconciling and Stalled while they apply.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+
+    /// The cache that serves this mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
+
+    /// The upstream as the cache sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamStatus>,
+
+    /// Figures joined for `kubectl get`, whose columns cannot join two fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+
+    /// The selected nodes by what they do with this mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodeCounts>,
+}
+
+/// The cache of a mirror.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheStatus {
+    /// Name of its Service and StatefulSet in the operator's namespace.
+    pub service: String,
+    /// Replicas that are ready.
+    pub ready_replicas: i32,
+    /// Size of the cached content as a quantity, as last reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+}
+
+/// The upstream registry as the cache sees it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamStatus {
+    /// Whether it answers; absent until it was first spoken to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reachable: Option<bool>,
+    /// Since when `reachable` holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// What went wrong, in one line; empty while it answers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Pulls left in the upstream's current rate limit window, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit_remaining: Option<i64>,
+}
+
+/// Figures for `kubectl get`.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Active nodes of desired ones: `39/40`.
+    pub nodes: String,
+}
+
+/// The selected nodes of a mirror.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCounts {
+    /// Ready nodes that the mirror selects.
+    pub desired: i32,
+    /// Of these, nodes that pull through the cache.
+    pub active: i32,
+    /// Nodes that go straight to the upstream because the cache does not answer them.
+    pub bypassed: i32,
+    /// Nodes that could not be configured.
+    pub failed: i32,
+}
