@@ -3,7 +3,11 @@
 //! Pure data and pure functions: this crate does no I/O and knows no client, no runtime and no task.
 //! Start at [`mirror`] for what a user writes and at [`node`] for what an agent reports.
 
-#![allow(unreachable_pub, reason = "the schema derive repeats our types in a hidden module, with the spans of the originals")]
+#![allow(
+    unreachable_pub,
+    reason = "the schema derive repeats our types in a hidden module, with the spans of the originals"
+)]
+#![allow(clippy::duplicated_attributes, reason = "each printer column names its type")]
 
 pub mod claims;
 pub mod conditions;
@@ -12,6 +16,7 @@ pub mod mirror_status;
 pub mod names;
 pub mod node;
 pub mod relay_token;
+mod schema;
 pub mod yaml;
 
 pub use claims::{claims, holder};

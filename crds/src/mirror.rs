@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Duration;
-use kube::core::cel::{Message, Rule};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -83,10 +82,12 @@ pub struct RegistryMirrorSpec {
     pub credentials: Vec<CredentialSource>,
 
     /// The cache: its volume and its resources.
+    #[schemars(extend("default" = {}))]
     #[serde(default)]
     pub cache: CacheSpec,
 
     /// How long a tag is believed, and how long it outlives its upstream.
+    #[schemars(extend("default" = {}))]
     #[serde(default)]
     pub freshness: Freshness,
 
@@ -119,10 +120,12 @@ pub struct SecretReference {
 #[serde(rename_all = "camelCase")]
 pub struct CacheSpec {
     /// Where content is kept.
+    #[schemars(extend("default" = {}))]
     #[serde(default)]
     pub storage: StorageSpec,
 
     /// Compute resources of the cache's container. Default: requests of 50m CPU and 64Mi memory, no limits.
+    #[schemars(schema_with = "crate::schema::resources")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 }
@@ -194,14 +197,14 @@ pub enum WhenDeleted {
 #[serde(rename_all = "camelCase")]
 pub struct Freshness {
     /// A tag is served without asking the upstream for this long: `30s`, `5m`, `1h30m`; at most 720h.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), extend("default" = "1m"))]
     #[serde(default = "default_tag_ttl", rename = "tagTTL")]
     #[x_kube(validation = Rule::new(GO_DURATION).message(
         "must be a duration from 0s to 720h in hours, minutes and seconds, such as 30s, 5m or 1h30m"))]
     pub tag_ttl: Duration,
 
     /// In an outage a tag is served past its TTL for this long, counted from the upstream's last good answer; at most 720h.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), extend("default" = "168h"))]
     #[serde(default = "default_max_stale")]
     #[x_kube(validation = Rule::new(GO_DURATION).message(
         "must be a duration from 0s to 720h in hours, minutes and seconds, such as 24h or 168h"))]
@@ -230,6 +233,7 @@ fn default_max_stale() -> Duration {
 #[serde(rename_all = "camelCase")]
 pub struct NodesSpec {
     /// Nodes by label; empty selects all.
+    #[schemars(schema_with = "crate::schema::label_selector")]
     #[serde(default)]
     pub selector: LabelSelector,
 

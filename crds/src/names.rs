@@ -97,7 +97,7 @@ mod tests {
     fn a_cache_is_named_after_its_registry() {
         assert_eq!(cache_name("docker.io"), "cache-docker-io");
         assert_eq!(cache_name("Registry.example.com:5000"), "cache-registry-example-com-5000");
-        assert_eq!(hashed_cache_name("docker.io"), "cache-docker-io-65de2cd1");
+        assert_eq!(hashed_cache_name("docker.io"), "cache-docker-io-3530c441");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `MirrorNode`: what the agent of one node reports. Cluster-scoped, named as its Node, written by that node's agent alone.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::core::cel::ListMerge;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
