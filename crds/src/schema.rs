@@ -56,7 +56,6 @@ pub(crate) fn resources(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "maxProperties": 16,
             "additionalProperties": {
-                "anyOf": [{"type": "integer"}, {"type": "string"}],
                 "pattern": QUANTITY,
                 "x-kubernetes-int-or-string": true,
             },
