@@ -1,0 +1,87 @@
+//! A certificate authority, the cache's certificate and the callers' tokens, as files that the cache is pointed at.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+use tokio_rustls::TlsConnector;
+
+/// The name that the certificate proves.
+const SERVICE: &str = "cache-test.breakwater-system.svc";
+
+/// What a TLS client needs for one connection.
+pub(super) type Connector = (TlsConnector, ServerName<'static>);
+
+/// The cache's identity and who may call it.
+#[derive(Debug)]
+pub struct Identity {
+    folder: TempDir,
+    authority: CertificateDer<'static>,
+}
+
+impl Identity {
+    /// A fresh authority with one certificate and one token.
+    pub fn with_token(token: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the identity");
+        let authority_key = KeyPair::generate().expect("a key");
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = authority.self_signed(&authority_key).expect("an authority");
+        let issuer = Issuer::new(authority, authority_key);
+        let key = KeyPair::generate().expect("a key");
+        let names = vec![SERVICE.to_owned(), "cache-test".to_owned()];
+        let leaf = CertificateParams::new(names).expect("names for a certificate");
+        let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            let parent = path.parent().expect("a file is in a folder");
+            std::fs::create_dir_all(parent).expect("a folder for the identity");
+            std::fs::write(path, text).expect("an identity file");
+        };
+        write("tls/tls.crt", leaf.pem());
+        write("tls/tls.key", key.serialize_pem());
+        write("tls/ca.crt", certificate.pem());
+        write("tokens/relay", format!("{token}\n"));
+        Self { folder, authority: certificate.der().clone() }
+    }
+
+    /// Replaces the token as the kubelet replaces a mounted Secret: in one step.
+    pub fn rotate_token(&self, token: &str) {
+        let fresh = self.folder.path().join("fresh");
+        std::fs::write(&fresh, token).expect("a token file");
+        std::fs::rename(fresh, self.tokens().join("relay")).expect("a token file");
+    }
+
+    /// The folder of tokens.
+    fn tokens(&self) -> std::path::PathBuf {
+        self.folder.path().join("tokens")
+    }
+
+    pub(super) fn flags(&self) -> Vec<String> {
+        let text = |path: &Path| path.display().to_string();
+        vec![
+            "--tls-listen".to_owned(),
+            "127.0.0.1:0".to_owned(),
+            "--tls-dir".to_owned(),
+            text(&self.folder.path().join("tls")),
+            "--token-dir".to_owned(),
+            text(&self.tokens()),
+        ]
+    }
+
+    pub(super) fn connector(&self) -> Connector {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.clone()).expect("an authority's certificate");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider knows TLS 1.2 and 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from(SERVICE).expect("a host name");
+        (TlsConnector::from(Arc::new(config)), name)
+    }
+}

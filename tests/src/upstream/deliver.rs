@@ -1,0 +1,226 @@
+//! Sends an answer as the fault in force wants it: late, cut, slow, wrong or not at all.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::answer::{Answer, flipped, without_range};
+use super::fault::Fault;
+use super::record::Recorded;
+use super::state::{Role, Shared};
+use super::wire::response_head;
+use super::{access, answer};
+
+/// Written to the socket at once: small enough for byte-exact cuts to matter, large enough to be fast.
+const SLICE: usize = 64 * 1024;
+/// A dripping body gets its share this often.
+const DRIP: Duration = Duration::from_millis(20);
+
+/// How the body's end is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Reset,
+    Close,
+    Stall,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    head_pause: Option<Duration>,
+    cut: Option<(u64, Cut)>,
+    bytes_per_second: Option<u64>,
+    chunked: bool,
+}
+
+/// Whether the connection can take another request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum After {
+    KeepAlive,
+    Close,
+}
+
+/// Answers one request.
+pub(super) async fn deliver(
+    stream: &mut TcpStream,
+    shared: &Shared,
+    request: &Recorded,
+    place: usize,
+) -> io::Result<After> {
+    let fault = shared.rules().take(request);
+    if matches!(fault, Some(Fault::Silence)) {
+        // Swallowed: only the peer ends this, by closing.
+        swallow(stream).await?;
+        return Ok(After::Close);
+    }
+    let answer = compose(shared, request, fault.as_ref());
+    let plan = plan(fault.as_ref());
+    let head = response_head(&answer, plan.chunked);
+    match plan.head_pause {
+        Some(pause) => {
+            for byte in head {
+                stream.write_all(&[byte]).await?;
+                tokio::time::sleep(pause).await;
+            }
+        }
+        None => stream.write_all(&head).await?,
+    }
+    if request.method == "HEAD" {
+        return Ok(After::KeepAlive);
+    }
+    send_body(stream, shared, place, answer.body, &plan).await
+}
+
+async fn swallow(stream: &mut TcpStream) -> io::Result<()> {
+    let mut ignored = [0; 1024];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut ignored) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+fn compose(shared: &Shared, request: &Recorded, fault: Option<&Fault>) -> Answer {
+    match fault {
+        Some(Fault::Html) => {
+            let page = "<html><body>Please log in to the hotel's network</body></html>";
+            return Answer::ok("text/html", page);
+        }
+        Some(Fault::Status(401)) => {
+            let target = answer::Target::parse(&request.path);
+            let challenge = shared.access().challenge(target.map(|target| target.repository));
+            return Answer::refusal(401, "UNAUTHORIZED").with("WWW-Authenticate", &challenge);
+        }
+        Some(Fault::Status(status)) => return Answer::refusal(*status, status_code(*status)),
+        Some(Fault::TooManyRequests(retry)) => {
+            let refusal = Answer::refusal(429, "TOOMANYREQUESTS");
+            return match retry {
+                Some(seconds) => refusal.with("Retry-After", &seconds.to_string()),
+                None => refusal,
+            };
+        }
+        Some(Fault::RedirectTo(location)) => return Answer::redirect(location),
+        Some(Fault::HugeToken(size)) => return Answer::token(&"x".repeat(*size), Duration::from_secs(300)),
+        _ => {}
+    }
+    let ranged = matches!(fault, Some(Fault::IgnoreRange)).then(|| without_range(request));
+    let answer = healthy(shared, ranged.as_ref().unwrap_or(request));
+    match fault {
+        Some(Fault::WrongBytes) => flipped(answer),
+        Some(Fault::NoDigest) => answer.without("Docker-Content-Digest").without("ETag"),
+        Some(Fault::Gzip) => gzipped(answer),
+        _ => answer,
+    }
+}
+
+fn healthy(shared: &Shared, request: &Recorded) -> Answer {
+    match request.role {
+        Role::Tokens => shared.access().issue(request),
+        Role::Cdn => shared.store().cdn_answer(request),
+        Role::Registry => {
+            let target = answer::Target::parse(&request.path);
+            let repository = target.map(|target| target.repository);
+            let access: std::sync::MutexGuard<'_, access::Access> = shared.access();
+            if access.admits(request, repository) {
+                shared.store().answer(request, shared.addresses.cdn)
+            } else {
+                let challenge = access.challenge(repository);
+                Answer::refusal(401, "UNAUTHORIZED").with("WWW-Authenticate", &challenge)
+            }
+        }
+    }
+}
+
+fn status_code(status: u16) -> &'static str {
+    match status {
+        403 => "DENIED",
+        404 => "MANIFEST_UNKNOWN",
+        _ => "UNKNOWN",
+    }
+}
+
+fn gzipped(answer: Answer) -> Answer {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(&answer.body).expect("memory takes all bytes");
+    let body = encoder.finish().expect("memory takes all bytes");
+    let answer = answer.with("Content-Encoding", "gzip");
+    Answer { body: body.into(), ..answer }
+}
+
+fn plan(fault: Option<&Fault>) -> Plan {
+    let mut plan = Plan::default();
+    match fault {
+        Some(Fault::SlowHeader(pause)) => plan.head_pause = Some(*pause),
+        Some(Fault::ResetAt(offset)) => plan.cut = Some((*offset, Cut::Reset)),
+        Some(Fault::TruncateAt(offset)) => plan.cut = Some((*offset, Cut::Close)),
+        Some(Fault::StallAt(offset)) => plan.cut = Some((*offset, Cut::Stall)),
+        Some(Fault::Drip(rate)) => plan.bytes_per_second = Some(*rate),
+        Some(Fault::Chunked) => plan.chunked = true,
+        _ => {}
+    }
+    plan
+}
+
+async fn send_body(
+    stream: &mut TcpStream,
+    shared: &Shared,
+    place: usize,
+    mut body: Bytes,
+    plan: &Plan,
+) -> io::Result<After> {
+    let mut healings = shared.healings.subscribe();
+    if let Some((offset, cut)) = plan.cut
+        && offset < body.len() as u64
+    {
+        let before = body.split_to(usize::try_from(offset).unwrap_or(usize::MAX));
+        send_slices(stream, shared, place, before, plan).await?;
+        match cut {
+            Cut::Reset => {
+                stream.set_zero_linger()?;
+                return Ok(After::Close);
+            }
+            Cut::Close => return Ok(After::Close),
+            Cut::Stall => {
+                let _ = healings.changed().await;
+            }
+        }
+    }
+    send_slices(stream, shared, place, body, plan).await?;
+    if plan.chunked {
+        stream.write_all(b"0\r\n\r\n").await?;
+    }
+    Ok(After::KeepAlive)
+}
+
+async fn send_slices(
+    stream: &mut TcpStream,
+    shared: &Shared,
+    place: usize,
+    mut body: Bytes,
+    plan: &Plan,
+) -> io::Result<()> {
+    let share = plan.bytes_per_second.map(|rate| (rate / 50).max(1));
+    let slice = share.map_or(SLICE, |share| usize::try_from(share).unwrap_or(SLICE));
+    while !body.is_empty() {
+        let part = body.split_to(slice.min(body.len()));
+        if plan.chunked {
+            stream.write_all(format!("{:x}\r\n", part.len()).as_bytes()).await?;
+        }
+        stream.write_all(&part).await?;
+        if plan.chunked {
+            stream.write_all(b"\r\n").await?;
+        }
+        shared.count(place, part.len() as u64);
+        if share.is_some() {
+            tokio::time::sleep(DRIP).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! The three ports: binds them, opens and closes them on command, and hands each request to `deliver`.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::deliver::{After, deliver};
+use super::state::{Addresses, Role, Shared};
+use super::wire::read_request;
+
+/// Connections waiting to be accepted; more than any test opens at once.
+const BACKLOG: u32 = 1024;
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// The upstream's thread: serves until `stopped` resolves.
+pub(super) fn run(ready: oneshot::Sender<Arc<Shared>>, stopped: oneshot::Receiver<()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime for the upstream");
+    runtime.block_on(async move {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let [registry, tokens, cdn] = std::array::from_fn(|_| bind(any).expect("a port on loopback"));
+        let address = |socket: &TcpSocket| socket.local_addr().expect("a bound socket has an address");
+        let addresses = Addresses { registry: address(&registry), tokens: address(&tokens), cdn: address(&cdn) };
+        let shared = Arc::new(Shared::new(addresses));
+        let mut ports = JoinSet::new();
+        for (role, socket) in [(Role::Registry, registry), (Role::Tokens, tokens), (Role::Cdn, cdn)] {
+            ports.spawn(serve(role, socket, Arc::clone(&shared)));
+        }
+        shared.heal().await;
+        if ready.send(shared).is_ok() {
+            let _ = stopped.await;
+        }
+    });
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// One port. While closed it stays bound, so that nobody else is given its number, and every connect is refused.
+async fn serve(role: Role, mut socket: TcpSocket, shared: Arc<Shared>) {
+    let address = socket.local_addr().expect("a bound socket has an address");
+    let door = shared.door(role);
+    let mut open = door.open.subscribe();
+    loop {
+        if open.wait_for(|open| *open).await.is_err() {
+            return;
+        }
+        let listener = socket.listen(BACKLOG).expect("a bound socket listens");
+        door.is_open.send_replace(true);
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    if let Ok((stream, _)) = accepted {
+                        connections.spawn(talk(role, stream, Arc::clone(&shared)));
+                    }
+                }
+                _ = open.wait_for(|open| !*open) => break,
+            }
+        }
+        drop(listener);
+        connections.shutdown().await;
+        socket = bind(address).expect("the port is still ours");
+        door.is_open.send_replace(false);
+    }
+}
+
+/// One connection. Errors mean that the peer went away, which is its right.
+async fn talk(role: Role, mut stream: TcpStream, shared: Arc<Shared>) {
+    let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+    let mut pending = Vec::new();
+    let _ = stream.set_nodelay(true);
+    while let Ok(Some(request)) = read_request(&mut stream, &mut pending, role, connection).await {
+        let place = shared.record(request.clone());
+        match deliver(&mut stream, &shared, &request, place).await {
+            Ok(After::KeepAlive) => {}
+            Ok(After::Close) | Err(_) => return,
+        }
+    }
+}
