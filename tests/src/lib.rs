@@ -7,5 +7,6 @@ pub mod cache;
 pub mod cluster;
 pub mod distribution;
 pub mod images;
+pub mod release;
 pub mod toolchain;
 pub mod upstream;

@@ -1,0 +1,66 @@
+//! What users install: static binaries in one OCI image. It knows how they are built, not what they do.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::binaries::{NODE_AGENT, OPERATOR, REGISTRY, workspace};
+use crate::images::{Image, Layer, Run};
+use crate::toolchain::Progress;
+
+/// The image's name in config/default.
+pub const IMAGE: &str = "breakwater.dev/breakwater";
+/// Its tag.
+pub const TAG: &str = env!("CARGO_PKG_VERSION");
+/// Nobody on any node.
+const USER: &str = "65532:65532";
+
+/// Builds the three binaries and writes the image's archive into the checkout's `out` folder: seconds when nothing changed.
+///
+/// # Errors
+/// Fails when cargo does, or the disk.
+pub fn image_archive() -> Result<PathBuf> {
+    let binaries = build()?;
+    let mut layer = Layer::new();
+    for package in [REGISTRY, OPERATOR, NODE_AGENT] {
+        let path = binaries.join(package);
+        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        layer.file(package, &bytes, 0o755)?;
+    }
+    let image = Image::new(IMAGE, TAG, vec![layer], Run { user: USER.to_owned(), ..Run::default() })?;
+    let folder = workspace().join("out");
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let archive = folder.join(format!("breakwater-{TAG}.tar"));
+    image.write_archive(&archive)?;
+    Ok(archive)
+}
+
+/// Builds in release mode, linked statically against the C library, and says where the binaries are.
+fn build() -> Result<PathBuf> {
+    let triple = host_triple()?;
+    let progress = Progress::start("building Breakwater's image", "about 6 minutes the first time, seconds when nothing changed");
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(workspace())
+        .args(["build", "--quiet", "--locked", "--release", "--target", &triple])
+        .args(["--package", REGISTRY, "--package", OPERATOR, "--package", NODE_AGENT, "--bins"])
+        .arg("--target-dir")
+        .arg(&target)
+        .env(flags, "-C target-feature=+crt-static")
+        .stdin(Stdio::null())
+        .status()
+        .context("start cargo")?;
+    ensure!(status.success(), "cargo could not build the release binaries: see its messages above");
+    progress.done();
+    Ok(target.join(triple).join("release"))
+}
+
+/// With `--target`, flags for the product do not reach build scripts and macros, which cannot be static.
+fn host_triple() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("ask rustc for its host")?;
+    let text = String::from_utf8(output.stdout).context("read rustc's answer")?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    Ok(host.to_owned())
+}
