@@ -85,6 +85,9 @@ pub mod reason {
     pub const UNSAFE_PATH: &str = "UnsafePath";
     /// Inactive mirror: the file found is not valid TOML; containerd ignores it too. Mend or remove it.
     pub const FOREIGN_FILE_INVALID: &str = "ForeignFileInvalid";
+    /// Inactive mirror: the registry's folder holds certificates and no hosts.toml, and adding one would make containerd
+    /// ignore them. Add a hosts.toml that names them.
+    pub const CERTIFICATES_WITHOUT_HOSTS: &str = "CertificatesWithoutHosts";
     /// Inactive mirror: the file could not be written. Do what the message says.
     pub const WRITE_FAILED: &str = "WriteFailed";
     /// Inactive mirror, MirrorNode Ready: the relay's port is taken. Free it.

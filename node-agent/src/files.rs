@@ -1,0 +1,283 @@
+//! Brings certs.d to what the plan wants and gives back what it wants no more. The only writer of the node's files.
+//!
+//! Each change is recorded in the journal first, so a crash at any step leaves either the old or the new file and a debt
+//! that names what to give back. What others change under our feet is taken as theirs and merged anew.
+
+mod folder;
+mod journal;
+
+use crate::hosts_toml::{self, Entry, Unmergeable};
+use crate::registry_host::RegistryHost;
+use breakwater_crds::conditions::reason;
+use folder::{CertsDir, Found, HostFolder};
+use journal::{Debt, Journal, Original};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The files of one node.
+#[derive(Debug)]
+pub struct Files {
+    certs_dir: PathBuf,
+    relay: String,
+    journal: Journal,
+}
+
+/// What one registry's `hosts.toml` should hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The registry.
+    pub registry: RegistryHost,
+    /// Our part of the file.
+    pub entry: Entry,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Each wanted registry: its file is in place, or why not.
+    pub placed: BTreeMap<RegistryHost, Result<(), Fault>>,
+    /// Folders that were given back now.
+    pub given_back: Vec<String>,
+    /// Folders that could not be given back.
+    pub stuck: Vec<(String, Fault)>,
+}
+
+/// Why a file is not as wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Something in the way that we do not touch.
+    #[error("{0}")]
+    Unsafe(&'static str),
+    /// The foreign file is not UTF-8.
+    #[error("hosts.toml is not UTF-8 text")]
+    NotText,
+    /// The foreign file cannot be merged.
+    #[error("hosts.toml: {0}")]
+    Merge(#[source] Unmergeable),
+    /// A `hosts.toml` would make containerd ignore the certificates it uses now.
+    #[error("{0} holds certificates that containerd would ignore beside a new hosts.toml; add a hosts.toml that names them")]
+    Certificates(&'static str),
+    /// The operating system refused.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Fault {
+    fn io(action: &'static str) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Io { action, source: errno.into() }
+    }
+
+    fn plain_io(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+
+    /// The same fault, for each registry that it stops.
+    fn repeated(&self) -> Self {
+        match self {
+            Self::Io { action, source } => Self::Io { action, source: source.kind().into() },
+            _ => Self::Unsafe("the folder certs.d cannot be used"),
+        }
+    }
+
+    /// The reason for the API.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unsafe(_) => reason::UNSAFE_PATH,
+            Self::NotText | Self::Merge(_) => reason::FOREIGN_FILE_INVALID,
+            Self::Certificates(_) => reason::CERTIFICATES_WITHOUT_HOSTS,
+            Self::Io { .. } => reason::WRITE_FAILED,
+        }
+    }
+}
+
+impl Files {
+    /// Takes over where a former process stopped.
+    ///
+    /// # Errors
+    /// The state folder cannot be used; without it nothing may be changed.
+    pub fn open(certs_dir: &Path, state_dir: &Path, relay: &str) -> io::Result<Self> {
+        Ok(Self { certs_dir: certs_dir.to_owned(), relay: relay.to_owned(), journal: Journal::open(state_dir)? })
+    }
+
+    /// Gives back what is no longer wanted, then puts in place what is. One folder's trouble never stops the others.
+    pub fn converge(&mut self, wanted: &[Wanted]) -> Outcome {
+        let mut outcome = Outcome::default();
+        let root = match CertsDir::open(&self.certs_dir) {
+            Ok(root) => root,
+            Err(fault) => {
+                let each = |one: &Wanted| (one.registry.clone(), Err(fault.repeated()));
+                outcome.placed = wanted.iter().map(each).collect();
+                return outcome;
+            }
+        };
+        let folders: Vec<_> = wanted.iter().map(|one| folder_of(&root, &one.registry)).collect();
+        let keep: BTreeSet<&str> = folders.iter().flatten().map(String::as_str).collect();
+        for name in self.unwanted(&root, &keep) {
+            match self.give_back(&root, &name) {
+                Ok(true) => outcome.given_back.push(name),
+                Ok(false) => {}
+                Err(fault) => outcome.stuck.push((name, fault)),
+            }
+        }
+        for (one, folder) in wanted.iter().zip(folders) {
+            let placed = folder.and_then(|folder| self.place(&root, &folder, &one.entry));
+            outcome.placed.insert(one.registry.clone(), placed);
+        }
+        outcome
+    }
+
+    /// Folders that we owe something, or, should the journal be lost, that carry our part.
+    fn unwanted(&self, root: &CertsDir, keep: &BTreeSet<&str>) -> BTreeSet<String> {
+        let carries_ours = |name: &String| {
+            let read = root.open_folder(name).and_then(|folder| folder.map_or(Ok(None), |folder| folder.read()));
+            matches!(read, Ok(Some(found)) if hosts_toml::unmerge(&found.text, &self.relay).is_some())
+        };
+        let strays = root.names().unwrap_or_default().into_iter().filter(|name| !keep.contains(name.as_str()));
+        let owed = self.journal.folders().filter(|name| !keep.contains(name.as_str())).cloned();
+        owed.chain(strays.filter(carries_ours)).collect()
+    }
+
+    fn place(&mut self, root: &CertsDir, name: &str, entry: &Entry) -> Result<(), Fault> {
+        let folder = root.open_folder(name)?;
+        let current = folder.as_ref().map_or(Ok(None), HostFolder::read)?;
+        let inherited = self.inherited(root, name, folder.is_some())?;
+        let original = self.foreign_part(name, current.as_ref(), inherited.as_deref());
+        if original.is_none() && folder.as_ref().map_or(Ok(false), HostFolder::has_certificates)? {
+            self.give_back(root, name)?;
+            return Err(Fault::Certificates("the registry's folder"));
+        }
+        let base = original.as_ref().map(|found| found.text.as_str()).or(inherited.as_deref());
+        let text = match base {
+            Some(base) => hosts_toml::merge(base, entry).map_err(Fault::Merge)?,
+            None => hosts_toml::render(entry),
+        };
+        let made_folder = folder.is_none() || self.made_folder(name, current.as_ref(), original.is_none());
+        let wrote = self.texts_of_ours(name, current.as_ref(), &text);
+        self.journal
+            .record(name, &Debt { original: original.clone(), made_folder, wrote })
+            .map_err(Fault::plain_io("record what hosts.toml was"))?;
+        if current.as_ref().is_some_and(|current| current.text == text) {
+            return Ok(());
+        }
+        let folder = folder.map_or_else(|| root.make_folder(name), Ok)?;
+        let like = original.map_or_else(|| fresh(0o644), |original| (original.mode, original.uid, original.gid));
+        folder.replace(&file(text, like))
+    }
+
+    /// What of the current file is not ours: what we found at first, unless others changed it since.
+    fn foreign_part(&self, name: &str, current: Option<&Found>, inherited: Option<&str>) -> Option<Original> {
+        let current = current?;
+        if let Some(debt) = self.journal.get(name)
+            && debt.wrote.contains(&current.text)
+        {
+            return debt.original.clone();
+        }
+        let like = |text: String| Original { text, mode: current.mode, uid: current.uid, gid: current.gid };
+        let owed = self.journal.get(name).and_then(|debt| debt.original.as_ref());
+        match hosts_toml::unmerge(&current.text, &self.relay) {
+            None => Some(like(current.text.clone())),
+            Some(rest) if Some(rest.as_str()) == inherited => None,
+            Some(rest) if rest.is_empty() && owed.is_none_or(|original| !original.text.is_empty()) => None,
+            Some(rest) => Some(like(rest)),
+        }
+    }
+
+    /// What may stand in the file after a crash and be ours to the last byte: what is to be written, and what was.
+    fn texts_of_ours(&self, name: &str, current: Option<&Found>, next: &str) -> Vec<String> {
+        let before = current.filter(|current| self.journal.get(name).is_some_and(|debt| debt.wrote.contains(&current.text)));
+        let mut texts = vec![next.to_owned()];
+        texts.extend(before.map(|current| current.text.clone()).filter(|text| text != next));
+        texts
+    }
+
+    /// Whether the folder goes when it is empty. Without a journal, one that holds only a file of ours is taken for ours.
+    fn made_folder(&self, name: &str, current: Option<&Found>, wholly_ours: bool) -> bool {
+        self.journal.get(name).map_or(current.is_some() && wholly_ours, |debt| debt.made_folder)
+    }
+
+    /// The text of `_default/hosts.toml`, which containerd stops reading for a registry that gets a folder of its own:
+    /// its hosts are carried over, so that the way back stays what it was.
+    fn inherited(&self, root: &CertsDir, name: &str, exists: bool) -> Result<Option<String>, Fault> {
+        if exists && !self.journal.get(name).is_some_and(|debt| debt.made_folder) {
+            return Ok(None);
+        }
+        let Some(folder) = root.open_folder("_default")? else { return Ok(None) };
+        match folder.read()? {
+            Some(found) if hosts_toml::names_files(&found.text).map_err(Fault::Merge)? => {
+                Err(Fault::Certificates("the folder _default"))
+            }
+            Some(found) => Ok(Some(found.text)),
+            None if folder.has_certificates()? => Err(Fault::Certificates("the folder _default")),
+            None => Ok(None),
+        }
+    }
+
+    /// Leaves the folder as if we had never been there. Returns whether anything changed.
+    fn give_back(&mut self, root: &CertsDir, name: &str) -> Result<bool, Fault> {
+        let mut changed = false;
+        let mut made_folder = self.journal.get(name).is_some_and(|debt| debt.made_folder);
+        if let Some(folder) = root.open_folder(name)? {
+            let current = folder.read()?;
+            let inherited = self.inherited(root, name, true).unwrap_or_default();
+            let original = self.foreign_part(name, current.as_ref(), inherited.as_deref());
+            made_folder |= self.made_folder(name, current.as_ref(), original.is_none());
+            match (current, original) {
+                (Some(current), Some(original)) if current.text != original.text => {
+                    folder.replace(&file(original.text, (original.mode, original.uid, original.gid)))?;
+                    changed = true;
+                }
+                (Some(_), None) => {
+                    folder.remove()?;
+                    changed = true;
+                }
+                _ => folder.sweep()?,
+            }
+        }
+        if made_folder {
+            root.remove_folder(name)?;
+        }
+        self.journal.strike(name).map_err(Fault::plain_io("record that hosts.toml was given back"))?;
+        Ok(changed)
+    }
+}
+
+/// The folder that containerd reads for this registry, or the one to make.
+fn folder_of(root: &CertsDir, registry: &RegistryHost) -> Result<String, Fault> {
+    if let Some(preferred) = registry.preferred_folder()
+        && root.has(&preferred)?
+    {
+        return Ok(preferred);
+    }
+    Ok(registry.folder().to_owned())
+}
+
+fn fresh(mode: u32) -> (u32, u32, u32) {
+    let (uid, gid) = folder::own_ids();
+    (mode, uid, gid)
+}
+
+fn file(text: String, (mode, uid, gid): (u32, u32, u32)) -> Found {
+    Found { text, mode, uid, gid }
+}
+
+/// Where tests end the process in thought; does nothing else.
+#[cfg(not(test))]
+#[inline]
+fn crash_point() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use tests::crash_point;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! What we owe each folder of certs.d: recorded durably before the node's file changes. Knows no hosts.toml.
+
+use crate::durable;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The debts, by folder name, as they are on disk.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    entries: BTreeMap<String, Debt>,
+}
+
+/// What one folder gets back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Debt {
+    /// The foreign file that we merged into; None where there was none.
+    pub(super) original: Option<Original>,
+    /// Whether the folder is of our making.
+    pub(super) made_folder: bool,
+    /// What we wrote last, or were about to write and what it replaces.
+    pub(super) wrote: Vec<String>,
+}
+
+/// A foreign file as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Original {
+    pub(super) text: String,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Journal {
+    /// Reads the journal. One that cannot be read counts as lost: our part is recognised in the files themselves.
+    pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
+        durable::make_folder(state_dir)?;
+        let path = state_dir.join("files.json");
+        let entries = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "journal is damaged, our part is recognised in the files instead");
+                BTreeMap::new()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, entries })
+    }
+
+    pub(super) fn get(&self, folder: &str) -> Option<&Debt> {
+        self.entries.get(folder)
+    }
+
+    pub(super) fn folders(&self) -> impl Iterator<Item = &String> {
+        self.entries.keys()
+    }
+
+    /// Records a debt before it is made; no write if it is recorded already.
+    pub(super) fn record(&mut self, folder: &str, debt: &Debt) -> io::Result<()> {
+        if self.entries.get(folder) == Some(debt) {
+            return Ok(());
+        }
+        let mut entries = self.entries.clone();
+        entries.insert(folder.to_owned(), debt.clone());
+        self.store(entries)
+    }
+
+    /// Strikes a debt out after it is paid.
+    pub(super) fn strike(&mut self, folder: &str) -> io::Result<()> {
+        if !self.entries.contains_key(folder) {
+            return Ok(());
+        }
+        let mut entries = self.entries.clone();
+        entries.remove(folder);
+        self.store(entries)
+    }
+
+    fn store(&mut self, entries: BTreeMap<String, Debt>) -> io::Result<()> {
+        super::crash_point()?;
+        let bytes = serde_json::to_vec(&entries)?;
+        durable::replace(&self.path, &bytes)?;
+        self.entries = entries;
+        Ok(())
+    }
+}
