@@ -1,0 +1,141 @@
+//! The command line: all there is to configure. Each flag has an environment twin.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use reqwest::Url;
+
+use crate::{duration, registry_host::RegistryHost, telemetry::LogFormat};
+
+const AFTER_HELP: &str = "\
+Example:
+  breakwater-registry --upstream-registry docker.io --data-dir ./cache
+  curl -s http://127.0.0.1:5000/v2/library/alpine/manifests/latest
+
+Exit codes:
+  0 stopped by a signal
+  1 could not start or go on
+  2 wrong usage";
+
+/// A pull-through cache for one registry that goes on serving while the registry is down
+#[derive(Debug, Parser)]
+#[command(name = "breakwater-registry", version, after_help = AFTER_HELP)]
+pub struct Args {
+    /// Host as it stands in image names, such as docker.io
+    #[arg(long, value_name = "HOST", env = "BREAKWATER_UPSTREAM_REGISTRY", help_heading = "Upstream")]
+    pub upstream_registry: RegistryHost,
+
+    /// Where the registry lives, if not at https://HOST (docker.io's place is known)
+    #[arg(long, value_name = "URL", env = "BREAKWATER_UPSTREAM_URL", value_parser = parse_url, help_heading = "Upstream")]
+    pub upstream_url: Option<Url>,
+
+    /// Folder with one sub-folder per Secret, each with a .dockerconfigjson; read again when it changes
+    #[arg(long, value_name = "DIR", env = "BREAKWATER_CREDENTIALS_DIR", help_heading = "Upstream")]
+    pub credentials_dir: Option<PathBuf>,
+
+    /// PEM file with certificates to trust upstream by, besides the public ones; may be given again
+    #[arg(long, value_name = "FILE", env = "BREAKWATER_CA_FILE", value_delimiter = ',', help_heading = "Upstream")]
+    pub ca_file: Vec<PathBuf>,
+
+    /// Serve a tag without asking upstream for this long
+    #[arg(long, value_name = "DURATION", env = "BREAKWATER_TAG_TTL", default_value = "1m", value_parser = duration::parse, help_heading = "Freshness")]
+    pub tag_ttl: Duration,
+
+    /// While upstream fails, serve tags for this long after its last good answer
+    #[arg(long, value_name = "DURATION", env = "BREAKWATER_MAX_STALE", default_value = "168h", value_parser = duration::parse, help_heading = "Freshness")]
+    pub max_stale: Duration,
+
+    /// Folder that holds the cache; one process and one registry per folder
+    #[arg(long, value_name = "DIR", env = "BREAKWATER_DATA_DIR", default_value = "./breakwater-data", help_heading = "Storage")]
+    pub data_dir: PathBuf,
+
+    /// Serve pulls by plain HTTP here [default: 127.0.0.1:5000, none with --tls-listen]
+    #[arg(long, value_name = "ADDR", env = "BREAKWATER_LISTEN", value_parser = parse_listen, help_heading = "Listeners")]
+    pub listen: Option<Listen>,
+
+    /// Serve pulls by TLS here, to callers that show a token
+    #[arg(long, value_name = "ADDR", env = "BREAKWATER_TLS_LISTEN", value_parser = parse_listen, requires = "tls_dir", requires = "token_dir", help_heading = "Listeners")]
+    pub tls_listen: Option<Listen>,
+
+    /// Folder with tls.crt and tls.key; read again when they change
+    #[arg(long, value_name = "DIR", env = "BREAKWATER_TLS_DIR", help_heading = "Listeners")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Folder with the tokens that open the TLS listener, in files named relay*
+    #[arg(long, value_name = "DIR", env = "BREAKWATER_TOKEN_DIR", help_heading = "Listeners")]
+    pub token_dir: Option<PathBuf>,
+
+    /// Serve /healthz, /readyz, /metrics and /v1/upstream here
+    #[arg(long, value_name = "ADDR", env = "BREAKWATER_ADMIN_LISTEN", default_value = "127.0.0.1:5001", value_parser = parse_listen, help_heading = "Listeners")]
+    pub admin_listen: Listen,
+
+    /// How log lines look; RUST_LOG decides which there are
+    #[arg(long, value_name = "FORMAT", env = "BREAKWATER_LOG_FORMAT", default_value = "text", value_enum, help_heading = "Logs")]
+    pub log_format: LogFormat,
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Every address of the machine, IPv6 and IPv4.
+    Everywhere(u16),
+    /// One address.
+    At(SocketAddr),
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    let everywhere = text.strip_prefix(':').and_then(|port| port.parse().ok()).map(Listen::Everywhere);
+    let localhost = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let at = localhost.as_deref().unwrap_or(text).parse().ok().map(Listen::At);
+    everywhere.or(at).ok_or_else(|| "must be ADDRESS:PORT such as 127.0.0.1:5000 or [::1]:5000, or :PORT for every address".to_owned())
+}
+
+fn parse_url(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|_| "must be a URL such as https://registry.example.com".to_owned())?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err("must begin with https:// or http://".to_owned());
+    }
+    if !is_bare || url.password().is_some() {
+        return Err("must hold scheme, host and port only: a registry's API is always at /v2/".to_owned());
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(parse_listen(":5000"), Ok(Listen::Everywhere(5000)));
+        assert_eq!(parse_listen("localhost:0"), Ok(Listen::At("127.0.0.1:0".parse().unwrap())));
+        assert_eq!(parse_listen("[::1]:5"), Ok(Listen::At("[::1]:5".parse().unwrap())));
+        for bad in ["", "5000", "host:5000", ":", ":99999", "127.0.0.1"] {
+            assert!(parse_listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls() {
+        assert!(parse_url("https://registry.example.com:5000").is_ok());
+        for bad in ["registry.example.com", "ftp://x", "https://x/path", "https://user@x", "https://x?y"] {
+            assert!(parse_url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tls_needs_its_folders() {
+        let parse = |extra: &[&str]| Args::try_parse_from([&["x", "--upstream-registry", "docker.io"], extra].concat());
+        assert!(parse(&[]).is_ok());
+        assert!(parse(&["--tls-listen", ":0"]).is_err());
+        assert!(parse(&["--tls-listen", ":0", "--tls-dir", "a", "--token-dir", "b"]).is_ok());
+    }
+}

@@ -1,0 +1,129 @@
+//! Response bodies: positioned reads from a file that is complete or still growing. Knows nothing of HTTP's headers.
+//!
+//! A frame is read when the client is ready for it and no earlier, and is as large as the client is fast: a paused
+//! reader holds one small frame, a fast one gets 256 KiB per read.
+
+use std::{
+    fs::File,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::stream;
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use rustix::{buffer::spare_capacity, io::pread};
+use tokio::sync::watch;
+
+use crate::{failure::Failure, flight::Progress, metrics::Metrics, store::blocking};
+
+const SMALLEST_FRAME: u64 = 16 * 1024;
+const LARGEST_FRAME: u64 = 256 * 1024;
+/// A frame holds what the client takes in this time.
+const FRAME_TIME: Duration = Duration::from_millis(20);
+
+/// The body of every response.
+pub type Body = UnsyncBoxBody<Bytes, BodyBroken>;
+
+/// Why a body ends before its length: the connection is closed, so that the client sees the cut.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyBroken {
+    /// The download failed.
+    #[error("download failed: {0}")]
+    Download(Failure),
+    /// The file cannot be read.
+    #[error("cannot read blob")]
+    Read(#[source] io::Error),
+}
+
+/// A body that is in memory.
+pub fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Where bytes come from.
+pub enum Source {
+    /// A committed blob.
+    Stored(Arc<File>),
+    /// A flight.
+    Flight(watch::Receiver<Progress>),
+}
+
+struct Reader {
+    source: Source,
+    offset: u64,
+    end: Option<u64>,
+    frame: u64,
+    handed_out: Option<(Instant, u64)>,
+    metrics: Arc<Metrics>,
+}
+
+/// The bytes from `start` to `end`; without `end`, to wherever the flight ends.
+pub fn part(source: Source, start: u64, end: Option<u64>, metrics: Arc<Metrics>) -> Body {
+    let reader = Reader { source, offset: start, end, frame: SMALLEST_FRAME, handed_out: None, metrics };
+    let frames = stream::try_unfold(reader, |mut reader| async move {
+        let frame = reader.next().await?;
+        Ok(frame.map(|bytes| (Frame::data(bytes), reader)))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+impl Reader {
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyBroken> {
+        if self.end.is_some_and(|end| self.offset >= end) {
+            return Ok(None);
+        }
+        self.adapt();
+        let (file, available) = match &mut self.source {
+            Source::Stored(file) => (Arc::clone(file), self.end.unwrap_or(self.offset)),
+            Source::Flight(progress) => beyond(progress, self.offset).await.map_err(BodyBroken::Download)?,
+        };
+        let available = available.min(self.end.unwrap_or(u64::MAX));
+        if available <= self.offset {
+            return Ok(None);
+        }
+        let (offset, length) = (self.offset, (available - self.offset).min(self.frame));
+        let read = blocking(move || read_at(&file, offset, length)).await;
+        let bytes = read.ok_or(BodyBroken::Download(Failure::Stopping))?.map_err(BodyBroken::Read)?;
+        self.offset += bytes.len() as u64;
+        self.metrics.sent(bytes.len() as u64);
+        self.handed_out = Some((Instant::now(), bytes.len() as u64));
+        Ok(Some(bytes))
+    }
+
+    fn adapt(&mut self) {
+        if let Some((at, length)) = self.handed_out {
+            let elapsed = at.elapsed().as_secs_f64().max(1e-6);
+            let fits = length as f64 / elapsed * FRAME_TIME.as_secs_f64();
+            self.frame = (fits as u64).clamp(SMALLEST_FRAME, LARGEST_FRAME);
+        }
+    }
+}
+
+/// Waits until a flight has a byte at `offset`, or has none to come.
+async fn beyond(progress: &mut watch::Receiver<Progress>, offset: u64) -> Result<(Arc<File>, u64), Failure> {
+    let reached = progress.wait_for(|progress| match progress {
+        Progress::Asking => false,
+        Progress::Growing { servable, .. } => *servable > offset,
+        Progress::Done { .. } | Progress::Failed(_) => true,
+    });
+    match &*reached.await.map_err(|_| Failure::Stopping)? {
+        Progress::Growing { file, servable, .. } => Ok((Arc::clone(file), *servable)),
+        Progress::Done { file, size } => Ok((Arc::clone(file), *size)),
+        Progress::Failed(failure) => Err(*failure),
+        Progress::Asking => Err(Failure::Stopping),
+    }
+}
+
+fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
+    let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut buffer = Vec::with_capacity(length);
+    // The file is longer than `offset`, or it was cut behind our back.
+    if pread(file, spare_capacity(&mut buffer), offset)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    buffer.truncate(length);
+    Ok(buffer.into())
+}

@@ -1,0 +1,102 @@
+//! Why a pull could not be served as asked: one vocabulary for policies, `Cache-Status` and metrics. Pure.
+//!
+//! A failure is shared by many waiting readers, so it carries no source: the error itself is logged where it arose.
+
+/// What went wrong, seen from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Failure {
+    /// Upstream says that there is no such thing.
+    #[error("upstream does not have it")]
+    NotFound,
+    /// Upstream answers 401 or 403.
+    #[error("upstream refuses access")]
+    Refused,
+    /// Upstream answers 429.
+    #[error("upstream's rate limit is used up")]
+    TooManyRequests,
+    /// Upstream answers 5xx.
+    #[error("upstream answers with a server error")]
+    ServerError,
+    /// Upstream's name cannot be resolved.
+    #[error("upstream's name cannot be resolved")]
+    Dns,
+    /// No connection: refused, unreachable or reset.
+    #[error("connection to upstream refused")]
+    Connect,
+    /// No connection in time.
+    #[error("connect timeout")]
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    #[error("TLS handshake with upstream failed")]
+    Tls,
+    /// No response header in time.
+    #[error("no answer from upstream in time")]
+    HeaderTimeout,
+    /// The body broke off or stalled and could not be resumed.
+    #[error("upstream's body broke off")]
+    BrokenBody,
+    /// The token service fails.
+    #[error("upstream's token service fails")]
+    TokenService,
+    /// An answer that no registry should give.
+    #[error("upstream's answer is invalid")]
+    InvalidResponse,
+    /// A redirect or realm leads to an address that upstream must not send us to.
+    #[error("upstream leads to a forbidden address")]
+    ForbiddenAddress,
+    /// The place that upstream redirects to does not have the content.
+    #[error("the place upstream redirects to fails")]
+    Redirect,
+    /// The content does not match its digest.
+    #[error("upstream's content does not match its digest")]
+    WrongDigest,
+    /// The part asked for is not here in time; the download goes on.
+    #[error("that part is not here yet")]
+    NotYet,
+    /// Our disk fails or is full.
+    #[error("the cache's disk fails")]
+    Disk,
+    /// Nothing complete is here and upstream has been away for longer than the allowed staleness.
+    #[error("the cached answer is older than allowed")]
+    TooStale,
+    /// The cache is shutting down.
+    #[error("the cache is shutting down")]
+    Stopping,
+}
+
+impl Failure {
+    /// The name for `Cache-Status`, logs and metrics.
+    pub fn category(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Refused => "unauthorized",
+            Self::TooManyRequests => "too_many_requests",
+            Self::ServerError => "server_error",
+            Self::Dns => "dns",
+            Self::Connect => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "tls",
+            Self::HeaderTimeout => "header_timeout",
+            Self::BrokenBody => "broken_body",
+            Self::TokenService => "token_service",
+            Self::InvalidResponse => "invalid_response",
+            Self::ForbiddenAddress => "forbidden_address",
+            Self::Redirect => "redirect",
+            Self::WrongDigest => "wrong_digest",
+            Self::NotYet => "not_yet",
+            Self::Disk => "disk",
+            Self::TooStale => "too_stale",
+            Self::Stopping => "stopping",
+        }
+    }
+
+    /// Whether the client is told 404. All else is 503: the runtime then goes on to the next host without delay.
+    pub fn is_absence(self) -> bool {
+        matches!(self, Self::NotFound | Self::Refused)
+    }
+
+    /// Whether no HTTP answer came at all, which says something of the host and not of one repository.
+    pub fn is_silence(self) -> bool {
+        matches!(self, Self::Dns | Self::Connect | Self::ConnectTimeout | Self::Tls | Self::HeaderTimeout)
+    }
+}

@@ -1,0 +1,141 @@
+//! What the store holds of a repository, and whether the repository may have it. Does disk I/O, asks nobody.
+
+use std::{collections::BTreeSet, io, os::unix::fs::FileExt};
+
+use crate::{
+    digest::Digest,
+    manifest::{self, Manifest, Named},
+    reference::RepositoryName,
+    store::{
+        Store,
+        blobs::StoredBlob,
+        links::{Kind, Link},
+    },
+    upstream::FetchedManifest,
+};
+
+/// A blob, seen from one repository.
+pub enum Holding {
+    /// Here, and the repository has it.
+    Hit(StoredBlob),
+    /// Here, but only upstream knows whether this repository has it.
+    Unproven(StoredBlob),
+    /// In this repository that digest is a manifest.
+    IsManifest,
+    /// Not here.
+    Absent {
+        /// Whether the repository is known to have it all the same.
+        is_linked: bool,
+    },
+}
+
+/// Looks for a blob. A blob that is here belongs to every repository that links it or, if public, to any.
+pub fn blob(store: &Store, repository: &RepositoryName, digest: &Digest) -> Holding {
+    let link = store.links.get(repository, digest);
+    if link.as_ref().is_some_and(|link| link.kind == Kind::Manifest) {
+        return Holding::IsManifest;
+    }
+    let Some(blob) = store.blobs.open(digest) else { return Holding::Absent { is_linked: link.is_some() } };
+    match link {
+        Some(link) if link.size.is_some_and(|size| size != blob.size) => {
+            store.blobs.set_aside(digest);
+            Holding::Absent { is_linked: true }
+        }
+        Some(_) => Holding::Hit(blob),
+        None if !blob.is_public => Holding::Unproven(blob),
+        None => {
+            let is_manifest = read_small(&blob).is_some_and(|bytes| manifest::recognise(&bytes).is_some());
+            if is_manifest { Holding::IsManifest } else { Holding::Hit(blob) }
+        }
+    }
+}
+
+/// Looks for a manifest. Its bytes are hashed each time: they are few, and everything hangs on them.
+pub fn manifest(store: &Store, repository: &RepositoryName, digest: &Digest) -> Option<(Manifest, StoredBlob)> {
+    let link = store.links.get(repository, digest);
+    if link.as_ref().is_some_and(|link| link.kind == Kind::Blob) {
+        return None;
+    }
+    let blob = store.blobs.open(digest)?;
+    if link.is_none() && !blob.is_public {
+        return None;
+    }
+    let bytes = read_small(&blob)?;
+    if Digest::of(digest.algorithm(), &bytes) != *digest {
+        store.blobs.set_aside(digest);
+        return None;
+    }
+    let media_type = link.map(|link| link.media_type).or_else(|| manifest::recognise(&bytes))?;
+    Some((Manifest { digest: digest.clone(), media_type, bytes: bytes.into() }, blob))
+}
+
+fn read_small(blob: &StoredBlob) -> Option<Vec<u8>> {
+    let size = usize::try_from(blob.size).ok().filter(|size| *size <= manifest::MOST_BYTES)?;
+    let mut bytes = vec![0; size];
+    blob.file.read_exact_at(&mut bytes, 0).ok()?;
+    Some(bytes)
+}
+
+/// Keeps a manifest, and links what it names: layers that came by way of another repository are then hits here too.
+pub fn keep_manifest(store: &Store, repository: &RepositoryName, fetched: &FetchedManifest) -> io::Result<()> {
+    let FetchedManifest { manifest, is_private, etag: _ } = fetched;
+    store.blobs.put(&manifest.digest, &manifest.bytes, !is_private)?;
+    let size = Some(manifest.bytes.len() as u64);
+    let link = Link { kind: Kind::Manifest, media_type: manifest.media_type.clone(), size };
+    store.links.put(repository, &manifest.digest, &link)?;
+    let names = manifest::names(&manifest.bytes);
+    for (kind, named) in [(Kind::Manifest, names.manifests), (Kind::Blob, names.blobs)] {
+        for Named { digest, media_type, size, platform: _ } in named {
+            store.links.add(repository, &digest, &Link { kind, media_type, size: Some(size) })?;
+        }
+    }
+    Ok(())
+}
+
+/// For which platforms an image is completely here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// A single image, complete.
+    Everything,
+    /// An index, complete for these.
+    Platforms(BTreeSet<String>),
+}
+
+impl Coverage {
+    /// Whether nobody loses who could be served by `elder`.
+    pub fn covers(&self, elder: &Self) -> bool {
+        match (self, elder) {
+            (Self::Everything, _) => true,
+            (Self::Platforms(_), Self::Everything) => self.is_useful(),
+            (Self::Platforms(mine), Self::Platforms(theirs)) => mine.is_superset(theirs),
+        }
+    }
+
+    /// Whether anything can be pulled.
+    pub fn is_useful(&self) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Platforms(platforms) => !platforms.is_empty(),
+        }
+    }
+}
+
+/// How much of an image is here.
+pub fn coverage(store: &Store, repository: &RepositoryName, digest: &Digest) -> Coverage {
+    let nothing = || Coverage::Platforms(BTreeSet::new());
+    let Some((found, _)) = manifest(store, repository, digest) else { return nothing() };
+    let names = manifest::names(&found.bytes);
+    if names.manifests.is_empty() {
+        return if has_all(store, &names.blobs) { Coverage::Everything } else { nothing() };
+    }
+    let is_here = |entry: &Named| {
+        manifest(store, repository, &entry.digest)
+            .is_some_and(|(child, _)| has_all(store, &manifest::names(&child.bytes).blobs))
+    };
+    let here = names.manifests.iter().filter(|entry| is_here(entry));
+    Coverage::Platforms(here.map(|entry| entry.platform.clone().unwrap_or_default()).collect())
+}
+
+fn has_all(store: &Store, blobs: &[Named]) -> bool {
+    blobs.iter().all(|blob| store.blobs.has(&blob.digest))
+}

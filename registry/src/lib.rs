@@ -1,0 +1,30 @@
+//! Breakwater's cache: a pull-through cache of one registry that goes on serving while the registry is down.
+//!
+//! Start with `pull`: it tells the story of a pull. `run` wires the parts together.
+
+pub mod admin;
+pub mod args;
+pub mod background;
+pub mod body;
+pub mod coalesce;
+pub mod digest;
+pub mod duration;
+pub mod failure;
+pub mod flight;
+pub mod holdings;
+pub mod manifest;
+pub mod metrics;
+pub mod pull;
+pub mod range;
+pub mod reference;
+pub mod registry_host;
+pub mod respond;
+pub mod route;
+pub mod run;
+pub mod secret;
+pub mod server;
+pub mod store;
+pub mod tag;
+pub mod telemetry;
+pub mod tls;
+pub mod upstream;

@@ -1,0 +1,316 @@
+//! START HERE: the story of a pull, top to bottom.
+//!
+//! A runtime asks for a manifest by tag, then for manifests by digest, then for blobs. Each question is parsed once
+//! (route.rs), looked up on disk (holdings.rs), and only if that fails asked of upstream: tags by one shared HEAD
+//! (tag.rs), manifests as a whole, blobs as a flight that many readers share (flight.rs). What goes wrong before the
+//! header is a status that sends the runtime on to upstream itself; after the header come right bytes or a cut.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, header};
+
+use crate::{
+    background::Background,
+    body::{self, Body, Source},
+    coalesce::Coalesce,
+    digest::Digest,
+    failure::Failure,
+    flight::{Flights, Progress, Seat},
+    holdings::{self, Holding},
+    manifest::Manifest,
+    metrics::Metrics,
+    range::{ByteRange, Span},
+    reference::{Reference, RepositoryName},
+    registry_host::RegistryHost,
+    respond::{self, Described, Origin, Provenance, Sought},
+    route::{self, Route},
+    store::{
+        Store,
+        blobs::StoredBlob,
+        blocking,
+        links::{Kind, Link},
+        tags::Target,
+    },
+    tag::{Freshness, Limits, Resolved, TagResolver},
+    upstream::Upstream,
+};
+
+/// A first byte that is not here by then is 503; the flight goes on. Shorter than the relay's patience.
+const FIRST_BYTE: Duration = Duration::from_secs(4);
+const BLOB_TYPE: &str = "application/octet-stream";
+
+type Answer = Result<Response<Body>, Failure>;
+
+/// Serves pulls of one registry.
+pub struct Pull {
+    registry: RegistryHost,
+    store: Arc<Store>,
+    upstream: Arc<Upstream>,
+    metrics: Arc<Metrics>,
+    tags: TagResolver,
+    manifests: Coalesce<(RepositoryName, Digest), Result<Manifest, Failure>>,
+    flights: Arc<Flights>,
+}
+
+/// What the request wants of a content.
+#[derive(Clone, Copy)]
+struct Wish {
+    is_head: bool,
+    range: Option<ByteRange>,
+    deadline: Instant,
+}
+
+impl Pull {
+    /// Puts the parts together; asks nobody.
+    pub fn new(
+        registry: RegistryHost,
+        store: Arc<Store>,
+        upstream: Arc<Upstream>,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        background: &Background,
+    ) -> Self {
+        let flights =
+            Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
+        let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
+        Self { registry, store, upstream, metrics, tags, manifests: Coalesce::new(background.clone()), flights }
+    }
+
+    /// Answers one request.
+    pub async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+        let began = Instant::now();
+        let route = match route::parse(request.method(), request.uri(), &self.registry) {
+            Ok(route) => route,
+            Err(refused) => return respond::refused(refused),
+        };
+        let wish = Wish::of(request, began);
+        let (sought, answer) = match &route {
+            Route::Base => return respond::base(),
+            Route::Manifest { repository, reference } => {
+                (Sought::Manifest, self.manifest(repository, reference, wish).await)
+            }
+            Route::Blob { repository, digest } => (Sought::Blob, self.blob(repository, digest, wish).await),
+            Route::List { repository, list } => {
+                (Sought::List, self.upstream.get_list(repository, list).await.map(respond::list))
+            }
+        };
+        let response = answer.unwrap_or_else(|failure| respond::failure(failure, sought));
+        self.metrics.answered(&route, &response, began.elapsed());
+        response
+    }
+
+    /// A tag is first turned into a digest; then both are the same.
+    async fn manifest(&self, repository: &RepositoryName, reference: &Reference, wish: Wish) -> Answer {
+        match reference {
+            Reference::Digest(digest) => self.manifest_by_digest(repository, digest, None, wish).await,
+            Reference::Tag(tag) => {
+                let resolved = self.tags.resolve(repository, tag).await?;
+                let digest = resolved.target.digest.clone();
+                self.manifest_by_digest(repository, &digest, Some(resolved), wish).await
+            }
+        }
+    }
+
+    async fn manifest_by_digest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        tag: Option<Resolved>,
+        wish: Wish,
+    ) -> Answer {
+        let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
+        let here = blocking(move || holdings::manifest(&store, &name, &wanted)).await.flatten();
+        if let Some((manifest, blob)) = here {
+            let provenance = tag.map_or_else(|| hit(&blob), |tag| Provenance::of_tag(&tag));
+            return Ok(manifest_response(manifest, provenance, wish));
+        }
+        let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
+        match tag {
+            // Upstream fails and what the tag last meant is not here.
+            Some(Resolved { freshness: Freshness::Stale(failure), .. }) => return Err(failure),
+            Some(Resolved { target, .. }) if wish.is_head => return Ok(head_response(&target, provenance)),
+            _ => {}
+        }
+        if wish.is_head {
+            let head = self.upstream.head_manifest(repository, &Reference::Digest(digest.clone())).await?;
+            let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
+            return Ok(head_response(&target, provenance));
+        }
+        Ok(manifest_response(self.fetch_manifest(repository, digest).await?, provenance, wish))
+    }
+
+    /// Fetches, verifies and keeps a manifest: once for all who ask meanwhile.
+    async fn fetch_manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<Manifest, Failure> {
+        let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
+        let (name, reference) = (repository.clone(), Reference::Digest(digest.clone()));
+        let waiter = self.manifests.join((repository.clone(), digest.clone()), || async move {
+            let fetched = upstream.get_manifest(&name, &reference).await?;
+            let manifest = fetched.manifest.clone();
+            let kept = blocking(move || holdings::keep_manifest(&store, &name, &fetched)).await;
+            if let Some(Err(error)) = kept {
+                // It is whole and right all the same.
+                tracing::warn!(%error, "manifest served but not kept");
+            }
+            Ok(manifest)
+        });
+        waiter.result().await.unwrap_or(Err(Failure::Stopping))
+    }
+
+    /// From disk if the repository may have it, else from a flight.
+    async fn blob(&self, repository: &RepositoryName, digest: &Digest, wish: Wish) -> Answer {
+        let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
+        let holding = blocking(move || holdings::blob(&store, &name, &wanted)).await.ok_or(Failure::Stopping)?;
+        let is_linked = match holding {
+            Holding::Hit(blob) => return Ok(self.stored_blob(digest, &blob, wish)),
+            Holding::IsManifest => return Err(Failure::NotFound),
+            Holding::Unproven(blob) => {
+                self.prove(repository, digest).await?;
+                return Ok(self.stored_blob(digest, &blob, wish));
+            }
+            Holding::Absent { is_linked } => is_linked,
+        };
+        if wish.is_head {
+            let size = self.upstream.head_blob(repository, digest).await?;
+            let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
+            let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
+            return Ok(respond::content(&described, body::whole(Bytes::new())));
+        }
+        let seat = self.flights.join(repository, digest)?;
+        let is_guest = seat.repository != *repository;
+        if is_guest && !is_linked && self.upstream.is_private(&seat.repository) {
+            self.prove(repository, digest).await?;
+        }
+        match self.fly(seat, digest, wish).await {
+            // Another repository's flight may be refused what this one may have.
+            Err(failure) if is_guest && failure.is_absence() => {
+                self.fly(self.flights.join(repository, digest)?, digest, wish).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Private content that came by way of another repository: has upstream it in this one too?
+    async fn prove(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
+        let size = self.upstream.head_blob(repository, digest).await?;
+        let (store, name, digest) = (Arc::clone(&self.store), repository.clone(), digest.clone());
+        let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
+        // A link that cannot be written is asked for again.
+        let _ = blocking(move || store.links.add(&name, &digest, &link)).await;
+        Ok(())
+    }
+
+    fn stored_blob(&self, digest: &Digest, blob: &StoredBlob, wish: Wish) -> Response<Body> {
+        let provenance = hit(blob);
+        let span = match wish.range.map(|range| range.within(blob.size)) {
+            Some(None) => return respond::no_such_range(blob.size, provenance),
+            span => span.flatten(),
+        };
+        let described = Described { digest, media_type: BLOB_TYPE, size: Some(blob.size), span, provenance };
+        let Span { start, end } = span.unwrap_or(Span { start: 0, end: blob.size });
+        let source = Source::Stored(Arc::clone(&blob.file));
+        let body = if wish.is_head { body::whole(Bytes::new()) } else { self.body(source, start, Some(end)) };
+        respond::content(&described, body)
+    }
+
+    /// Waits until the flight has the first byte that is wanted, and streams from there.
+    async fn fly(&self, mut seat: Seat, digest: &Digest, wish: Wish) -> Answer {
+        let had_landed = matches!(*seat.progress.borrow(), Progress::Done { .. });
+        let was_underway = !matches!(*seat.progress.borrow(), Progress::Asking);
+        let begun = seat.progress.wait_for(|progress| first_byte_is_here(progress, wish.range));
+        let begun = tokio::time::timeout_at(wish.deadline.into(), begun).await.map_err(|_| Failure::NotYet)?;
+        let size = match &*begun.map_err(|_| Failure::Stopping)? {
+            Progress::Failed(failure) => return Err(*failure),
+            Progress::Growing { total, .. } => *total,
+            Progress::Done { size, .. } => Some(*size),
+            Progress::Asking => None,
+        };
+        let origin = match (had_landed, was_underway) {
+            (true, _) => Origin::Hit,
+            (false, true) => Origin::Collapsed,
+            (false, false) => Origin::Miss,
+        };
+        let provenance = Provenance { origin, age: Duration::ZERO };
+        let span = match (wish.range, size) {
+            (Some(range), Some(size)) => match range.within(size) {
+                None => return Ok(respond::no_such_range(size, provenance)),
+                span => span,
+            },
+            // Without a size there is no Content-Range; a server may ignore Range.
+            _ => None,
+        };
+        let described = Described { digest, media_type: BLOB_TYPE, size, span, provenance };
+        let (start, end) = span.map_or((0, size), |span| (span.start, Some(span.end)));
+        Ok(respond::content(&described, self.body(Source::Flight(seat.progress), start, end)))
+    }
+
+    fn body(&self, source: Source, start: u64, end: Option<u64>) -> Body {
+        body::part(source, start, end, Arc::clone(&self.metrics))
+    }
+}
+
+fn first_byte_is_here(progress: &Progress, range: Option<ByteRange>) -> bool {
+    match progress {
+        Progress::Asking => false,
+        Progress::Done { .. } | Progress::Failed(_) => true,
+        Progress::Growing { total, servable, .. } => {
+            let start = match (range, total) {
+                (Some(range), Some(total)) => range.within(*total).map(|span| span.start),
+                _ => Some(0),
+            };
+            // A range that lies outside can be answered at once.
+            start.is_none_or(|start| *servable > start)
+        }
+    }
+}
+
+impl Wish {
+    fn of<B>(request: &Request<B>, began: Instant) -> Self {
+        let range = request.headers().get(header::RANGE).and_then(|value| ByteRange::parse(value.to_str().ok()?));
+        // The validator is the digest in the path; a client that holds another one wants everything.
+        let holds_another = request.headers().get(header::IF_RANGE).is_some_and(|held| {
+            let digest = request.uri().path().rsplit('/').next().unwrap_or_default();
+            held.as_bytes() != format!("\"{digest}\"").as_bytes()
+        });
+        let is_head = request.method() == Method::HEAD;
+        Self { is_head, range: range.filter(|_| !holds_another && !is_head), deadline: began + FIRST_BYTE }
+    }
+}
+
+impl Provenance {
+    fn of_tag(tag: &Resolved) -> Self {
+        let origin = match tag.freshness {
+            Freshness::Fresh => Origin::Hit,
+            Freshness::Revalidated | Freshness::Asked => Origin::Revalidated,
+            Freshness::Stale(failure) => Origin::Stale(failure),
+        };
+        Self { origin, age: tag.age }
+    }
+}
+
+fn hit(blob: &StoredBlob) -> Provenance {
+    Provenance { origin: Origin::Hit, age: SystemTime::now().duration_since(blob.stored).unwrap_or_default() }
+}
+
+fn head_response(target: &Target, provenance: Provenance) -> Response<Body> {
+    let Target { digest, media_type, size } = target;
+    let described = Described { digest, media_type, size: Some(*size), span: None, provenance };
+    respond::content(&described, body::whole(Bytes::new()))
+}
+
+/// Manifests serve ranges too: some runtimes ask for `bytes=0-` of everything.
+fn manifest_response(manifest: Manifest, provenance: Provenance, wish: Wish) -> Response<Body> {
+    let Manifest { digest, media_type, bytes } = manifest;
+    let size = bytes.len() as u64;
+    let span = match wish.range.map(|range| range.within(size)) {
+        Some(None) => return respond::no_such_range(size, provenance),
+        span => span.flatten(),
+    };
+    let described = Described { digest: &digest, media_type: &media_type, size: Some(size), span, provenance };
+    let Span { start, end } = span.unwrap_or(Span { start: 0, end: size });
+    let part = if wish.is_head { Bytes::new() } else { bytes.slice(start as usize..end as usize) };
+    respond::content(&described, body::whole(part))
+}

@@ -1,0 +1,240 @@
+//! Wires the parts together, runs them until a signal, and stops them in order. Asks upstream nothing by itself.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hyper::body::Incoming;
+use rustls::RootCertStore;
+use rustls_pki_types::{
+    CertificateDer,
+    pem::{self, PemObject},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tracing::{error, info};
+
+use crate::{
+    admin::Admin,
+    args::{Args, Listen},
+    background::Background,
+    metrics::Metrics,
+    pull::Pull,
+    registry_host::RegistryHost,
+    respond,
+    server::{self, Unbound},
+    store::{Store, Unusable},
+    tag::Limits,
+    tls::{Certificate, TlsInvalid, Tokens},
+    upstream::{TransportInvalid, Upstream, credentials::CredentialStore},
+};
+
+const DEFAULT_LISTEN: Listen = Listen::At(SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5000));
+/// Bodies on their way get this long at the end; a relay resumes them elsewhere.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why the cache could not start. Each message names the flag and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailed {
+    /// The folder.
+    #[error(transparent)]
+    Store(Unusable),
+    /// An address.
+    #[error(transparent)]
+    Listen(Unbound),
+    /// The TLS listener.
+    #[error(transparent)]
+    Tls(TlsInvalid),
+    /// A CA file.
+    #[error("--ca-file: cannot read {path}; it must hold certificates in PEM")]
+    CaFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// A certificate in a CA file.
+    #[error("--ca-file: {path} holds a certificate that cannot be used")]
+    CaCertificate {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// The HTTP client.
+    #[error(transparent)]
+    Client(TransportInvalid),
+    /// The default URL of a registry whose name is odd.
+    #[error("--upstream-registry: {0} gives no URL; set --upstream-url")]
+    Url(RegistryHost),
+    /// Signals.
+    #[error("cannot wait for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the cache until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> Result<(), StartFailed> {
+    let began = Instant::now();
+    // Without `..`: a new flag that nobody uses does not compile.
+    let Args {
+        upstream_registry: registry,
+        upstream_url,
+        credentials_dir,
+        ca_file,
+        tag_ttl,
+        max_stale,
+        data_dir,
+        listen,
+        tls_listen,
+        tls_dir,
+        token_dir,
+        admin_listen,
+        log_format: _,
+    } = args;
+    let mut terminated = signal(SignalKind::terminate()).map_err(StartFailed::Signals)?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(StartFailed::Signals)?;
+    let url = match upstream_url {
+        Some(url) => url,
+        None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
+    };
+    let roots = roots(&ca_file)?;
+    let store = Arc::new(Store::open(data_dir, &registry).map_err(StartFailed::Store)?);
+    let tls = match (tls_dir, token_dir) {
+        (Some(tls_dir), Some(token_dir)) => Some(TlsParts::open(tls_dir, token_dir).map_err(StartFailed::Tls)?),
+        _ => None,
+    };
+    let listen = listen.or_else(|| tls_listen.is_none().then_some(DEFAULT_LISTEN));
+    let plain = bind("--listen", listen).await?;
+    let secure = bind("--tls-listen", tls_listen).await?;
+    let admin_socket = bind("--admin-listen", Some(admin_listen)).await?;
+
+    let background = Background::default();
+    let metrics = Arc::new(Metrics::new(&registry));
+    let credentials = CredentialStore::open(credentials_dir, registry.clone());
+    let contact = Arc::clone(&store.contact);
+    let upstream = Upstream::new(registry.clone(), url, roots, credentials, contact, Arc::clone(&metrics), &background);
+    let upstream = upstream.map_err(StartFailed::Client)?;
+    let limits = Limits { tag_ttl, max_stale };
+    let pull = Pull::new(
+        registry.clone(),
+        Arc::clone(&store),
+        Arc::clone(&upstream),
+        limits,
+        Arc::clone(&metrics),
+        &background,
+    );
+    let pull = Arc::new(pull);
+    let admin =
+        Arc::new(Admin { registry: registry.clone(), store: Arc::clone(&store), upstream: Arc::clone(&upstream), metrics });
+
+    announce(plain.as_ref(), secure.as_ref(), admin_socket.as_ref(), &registry);
+    let stopping = background.stopping();
+    let mut servers = JoinSet::new();
+    if let Some(listener) = plain {
+        let pull = Arc::clone(&pull);
+        let handler = move |request: http::Request<Incoming>| {
+            let pull = Arc::clone(&pull);
+            async move { pull.answer(&request).await }
+        };
+        servers.spawn(server::serve(listener, None, handler, stopping.clone(), DRAIN));
+    }
+    if let (Some(listener), Some(tls)) = (secure, tls) {
+        let config = tls.certificate.server_config().map_err(StartFailed::Tls)?;
+        background.spawn(Arc::clone(&tls.certificate).keep_fresh());
+        background.spawn(Arc::clone(&tls.tokens).keep_fresh());
+        let handler = move |request: http::Request<Incoming>| {
+            let (pull, tokens) = (Arc::clone(&pull), Arc::clone(&tls.tokens));
+            async move {
+                if tokens.admit(request.headers()) { pull.answer(&request).await } else { respond::unauthorized() }
+            }
+        };
+        servers.spawn(server::serve(listener, Some(config), handler, stopping.clone(), DRAIN));
+    }
+    if let Some(listener) = admin_socket {
+        let handler = move |request: http::Request<Incoming>| {
+            let admin = Arc::clone(&admin);
+            async move { admin.answer(&request) }
+        };
+        servers.spawn(server::serve(listener, None, handler, stopping.clone(), DRAIN));
+    }
+    background.spawn(upstream.keep_informed());
+    let (measured, over) = (Arc::clone(&store), stopping.clone());
+    let measuring = tokio::task::spawn_blocking(move || measured.blobs.measure(|| over.is_cancelled()));
+    info!(version = env!("CARGO_PKG_VERSION"), %registry, elapsed = ?began.elapsed(), "ready");
+
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    info!(%registry, "stopping");
+    background.stop(Duration::from_secs(1)).await;
+    while let Some(ended) = servers.join_next().await {
+        if let Err(error) = ended {
+            error!(%error, "listener ended badly");
+        }
+    }
+    // It looks at `stopping` between two files.
+    let _ = measuring.await;
+    Ok(())
+}
+
+struct TlsParts {
+    certificate: Arc<Certificate>,
+    tokens: Arc<Tokens>,
+}
+
+impl TlsParts {
+    fn open(tls_dir: PathBuf, token_dir: PathBuf) -> Result<Self, TlsInvalid> {
+        Ok(Self { certificate: Certificate::open(tls_dir)?, tokens: Arc::new(Tokens::open(token_dir)?) })
+    }
+}
+
+async fn bind(flag: &'static str, listen: Option<Listen>) -> Result<Option<TcpListener>, StartFailed> {
+    match listen {
+        Some(listen) => server::bind(flag, listen).await.map(Some).map_err(StartFailed::Listen),
+        None => Ok(None),
+    }
+}
+
+/// The public roots are compiled in, as an image without a system has none.
+fn roots(ca_files: &[PathBuf]) -> Result<RootCertStore, StartFailed> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for path in ca_files {
+        for certificate in read_certificates(path)? {
+            roots.add(certificate).map_err(|source| StartFailed::CaCertificate { path: path.clone(), source })?;
+        }
+    }
+    Ok(roots)
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, StartFailed> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let read = read.and_then(|found| if found.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(found) });
+    read.map_err(|source| StartFailed::CaFile { path: path.to_owned(), source })
+}
+
+/// One line per listener, for people and for scripts that asked for port 0.
+fn announce(plain: Option<&TcpListener>, secure: Option<&TcpListener>, admin: Option<&TcpListener>, registry: &RegistryHost) {
+    let address = |listener: Option<&TcpListener>| listener.and_then(|listener| listener.local_addr().ok());
+    if let Some(address) = address(plain) {
+        println!("listening on http://{address}");
+    }
+    if let Some(address) = address(secure) {
+        println!("listening on https://{address}");
+    }
+    if let Some(admin) = address(admin) {
+        println!("admin on http://{admin}");
+    }
+    if let Some(address) = address(plain) {
+        let folder = format!("/etc/containerd/certs.d/{registry}/hosts.toml");
+        eprintln!(r#"use it: put [host."http://{address}"] into {folder}, or ask it: curl http://{address}/v2/"#);
+    }
+}

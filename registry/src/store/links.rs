@@ -1,0 +1,68 @@
+//! Which repository has which digest, and as what: a proof that upstream once served it from there.
+
+use std::{io, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::write::Writer;
+use crate::{digest::Digest, reference::RepositoryName};
+
+/// As what a repository has a digest. A manifest is none of its blobs, and the other way round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Served under `/manifests/`.
+    Manifest,
+    /// Served under `/blobs/`.
+    Blob,
+}
+
+/// `_links/<hex>`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// As what.
+    pub kind: Kind,
+    /// Upstream's media type; for blobs only informative.
+    pub media_type: String,
+    /// The size, where it was known: what is on disk must have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// All links.
+pub struct Links {
+    repositories: PathBuf,
+    writer: Writer,
+}
+
+impl Links {
+    pub(super) fn new(repositories: PathBuf, writer: Writer) -> Self {
+        Self { repositories, writer }
+    }
+
+    fn path(&self, repository: &RepositoryName, digest: &Digest) -> PathBuf {
+        self.repositories.join(repository.as_str()).join("_links").join(digest.hex())
+    }
+
+    /// The link, if the repository has the digest.
+    pub fn get(&self, repository: &RepositoryName, digest: &Digest) -> Option<Link> {
+        serde_json::from_slice(&std::fs::read(self.path(repository, digest)).ok()?).ok()
+    }
+
+    /// Adds or replaces a link.
+    pub fn put(&self, repository: &RepositoryName, digest: &Digest, link: &Link) -> io::Result<()> {
+        if self.get(repository, digest).as_ref() == Some(link) {
+            return Ok(());
+        }
+        self.writer.record(&self.path(repository, digest), &serde_json::to_vec(link)?)
+    }
+
+    /// Adds a link unless there is one: what upstream served outranks what a manifest says of it.
+    pub fn add(&self, repository: &RepositoryName, digest: &Digest, link: &Link) -> io::Result<()> {
+        if self.get(repository, digest).is_some() {
+            return Ok(());
+        }
+        self.put(repository, digest, link)
+    }
+}

@@ -1,0 +1,93 @@
+//! What tags mean, as upstream last said.
+
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::write::Writer;
+use crate::{
+    digest::Digest,
+    reference::{RepositoryName, Tag},
+};
+
+/// What a tag points to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// The manifest.
+    #[serde(serialize_with = "write_digest", deserialize_with = "read_digest")]
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size.
+    pub size: u64,
+}
+
+/// `_tags/<tag>`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TagRecord {
+    /// What upstream last said.
+    pub current: Target,
+    /// The last target that was completely here when the tag moved on.
+    pub last_complete: Option<Target>,
+    /// When upstream last said so, in milliseconds since 1970.
+    pub validated_at: u64,
+    /// Upstream's validator.
+    pub etag: Option<String>,
+    /// Upstream's last word is that there is no such tag.
+    #[serde(default)]
+    pub is_gone: bool,
+}
+
+impl TagRecord {
+    /// The time for `validated_at`.
+    pub fn now() -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Time since upstream last said so; `None` if that lies in the future, as after a clock was set back.
+    pub fn age(&self) -> Option<Duration> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        now.checked_sub(Duration::from_millis(self.validated_at))
+    }
+}
+
+/// All tags.
+pub struct Tags {
+    repositories: PathBuf,
+    writer: Writer,
+}
+
+impl Tags {
+    pub(super) fn new(repositories: PathBuf, writer: Writer) -> Self {
+        Self { repositories, writer }
+    }
+
+    fn path(&self, repository: &RepositoryName, tag: &Tag) -> PathBuf {
+        self.repositories.join(repository.as_str()).join("_tags").join(tag.as_str())
+    }
+
+    /// The record; a broken one is none.
+    pub fn get(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
+        serde_json::from_slice(&std::fs::read(self.path(repository, tag)).ok()?).ok()
+    }
+
+    /// Puts a record in place.
+    pub fn put(&self, repository: &RepositoryName, tag: &Tag, record: &TagRecord) -> io::Result<()> {
+        self.writer.record(&self.path(repository, tag), &serde_json::to_vec(record)?)
+    }
+}
+
+fn write_digest<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(digest)
+}
+
+fn read_digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+}

@@ -1,0 +1,225 @@
+//! The TLS listener's certificate and tokens, both read again when their files change.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use http::{HeaderMap, header::AUTHORIZATION};
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
+use tracing::{info, warn};
+
+use crate::{
+    digest::{Algorithm, Digest},
+    secret::Secret,
+};
+
+const POLL: Duration = Duration::from_secs(10);
+/// A caller with a new token is not made to wait for the poll, nor can a stranger make us read files all the time.
+const REREAD_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the TLS listener cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsInvalid {
+    /// A PEM file cannot be read.
+    #[error("--tls-dir: cannot read {path}; it must be a PEM file")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// Certificate and key do not fit, or are of an unknown kind.
+    #[error("--tls-dir: tls.crt and tls.key do not belong together")]
+    Pair(#[source] rustls::Error),
+    /// The crypto provider has no fitting TLS version.
+    #[error("TLS cannot be set up")]
+    Versions(#[source] rustls::Error),
+    /// The token folder cannot be read.
+    #[error("--token-dir: cannot read {path}")]
+    Tokens {
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The certificate in use.
+#[derive(Debug)]
+pub struct Certificate {
+    dir: PathBuf,
+    provider: Arc<CryptoProvider>,
+    current: ArcSwap<CertifiedKey>,
+}
+
+impl Certificate {
+    /// Reads `tls.crt` and `tls.key`.
+    pub fn open(dir: PathBuf) -> Result<Arc<Self>, TlsInvalid> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let current = ArcSwap::from_pointee(load(&dir, &provider)?);
+        Ok(Arc::new(Self { dir, provider, current }))
+    }
+
+    /// The configuration of a listener that shows this certificate.
+    pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsInvalid> {
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider));
+        let builder = builder.with_safe_default_protocol_versions().map_err(TlsInvalid::Versions)?;
+        let resolver: Arc<dyn ResolvesServerCert> = Arc::clone(self) as _;
+        let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// Reads the files again whenever they change; a broken pair leaves the old one in use.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        let mut seen = self.fingerprint();
+        loop {
+            tokio::time::sleep(POLL).await;
+            let now = self.fingerprint();
+            if now == seen {
+                continue;
+            }
+            match load(&self.dir, &self.provider) {
+                Ok(key) => {
+                    self.current.store(Arc::new(key));
+                    seen = now;
+                    info!("certificate renewed");
+                }
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays"),
+            }
+        }
+    }
+
+    /// Mounted Secrets are swapped by a symlink, so what it leads to counts.
+    fn fingerprint(&self) -> Vec<Option<(PathBuf, SystemTime)>> {
+        let look = |name| {
+            let path = fs::canonicalize(self.dir.join(name)).ok()?;
+            let modified = fs::metadata(&path).ok()?.modified().ok()?;
+            Some((path, modified))
+        };
+        ["tls.crt", "tls.key"].map(look).to_vec()
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+fn load(dir: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsInvalid> {
+    let (certificate, key) = (dir.join("tls.crt"), dir.join("tls.key"));
+    let chain = CertificateDer::pem_file_iter(&certificate)
+        .and_then(Iterator::collect)
+        .map_err(|source| TlsInvalid::Read { path: certificate, source })?;
+    let key = PrivateKeyDer::from_pem_file(&key).map_err(|source| TlsInvalid::Read { path: key, source })?;
+    CertifiedKey::from_der(chain, key, provider).map_err(TlsInvalid::Pair)
+}
+
+/// The tokens that open the pull API.
+pub struct Tokens {
+    dir: PathBuf,
+    current: ArcSwap<Vec<Secret>>,
+    read: Mutex<Instant>,
+}
+
+impl Tokens {
+    /// Reads the files named `relay*`.
+    pub fn open(dir: PathBuf) -> Result<Self, TlsInvalid> {
+        let current = read_tokens(&dir).map_err(|source| TlsInvalid::Tokens { path: dir.clone(), source })?;
+        if current.is_empty() {
+            warn!("no token in --token-dir yet, all callers are refused until there is one");
+        }
+        Ok(Self { dir, current: ArcSwap::from_pointee(current), read: Mutex::new(Instant::now()) })
+    }
+
+    /// Whether a request shows a valid token.
+    pub fn admit(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let Some(shown) = shown else { return false };
+        self.knows(shown) || (self.reread() && self.knows(shown))
+    }
+
+    /// A token that was taken away must not stay valid either.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(POLL).await;
+            self.reread();
+        }
+    }
+
+    fn knows(&self, shown: &str) -> bool {
+        let tokens = self.current.load();
+        // Hashes are compared, so that the time it takes tells nothing of the token.
+        let hash = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+        let shown = hash(shown);
+        tokens.iter().any(|token| hash(token.expose()) == shown)
+    }
+
+    fn reread(&self) -> bool {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.elapsed() < REREAD_AT_MOST_EVERY {
+            return false;
+        }
+        *read = Instant::now();
+        drop(read);
+        match read_tokens(&self.dir) {
+            Ok(tokens) => self.current.store(Arc::new(tokens)),
+            Err(error) => warn!(%error, "tokens not read again, the old ones stay"),
+        }
+        true
+    }
+}
+
+fn read_tokens(dir: &Path) -> io::Result<Vec<Secret>> {
+    let mut tokens = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b"relay") {
+            let text = fs::read_to_string(entry.path())?;
+            tokens.extend(Some(text.trim()).filter(|text| !text.is_empty()).map(Secret::new));
+        }
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shows(token: &str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {token}").parse().unwrap())])
+    }
+
+    #[test]
+    fn only_relay_files_open() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("relay", "one\n"), ("relay-next", " two "), ("operator", "three"), ("relay-empty", "\n")] {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let tokens = Tokens::open(dir.path().to_owned()).unwrap();
+        assert!(tokens.admit(&shows("one")) && tokens.admit(&shows("two")));
+        assert!(!tokens.admit(&shows("three")) && !tokens.admit(&shows("")) && !tokens.admit(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = Certificate::open("/nonexistent".into()).unwrap_err();
+        assert_eq!(error.to_string(), "--tls-dir: cannot read /nonexistent/tls.crt; it must be a PEM file");
+    }
+}

@@ -1,0 +1,185 @@
+//! Circuit breakers, one per host and port, so that an outage costs milliseconds and not seconds. Does no I/O: callers
+//! report what they saw, and start the probe when told that a breaker has opened.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use reqwest::Url;
+
+use crate::{failure::Failure, reference::RepositoryName};
+
+/// So many repositories must answer 5xx before the host is to blame.
+const SICK_REPOSITORIES: usize = 3;
+/// 5xx answers older than this do not count.
+const SICK_WINDOW: Duration = Duration::from_secs(30);
+const MOST_HOSTS: usize = 1024;
+
+/// A host and port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostKey(String);
+
+impl HostKey {
+    /// Of a URL.
+    pub fn of(url: &Url) -> Self {
+        let port = url.port_or_known_default().unwrap_or_default();
+        Self(format!("{}:{port}", url.host_str().unwrap_or_default()))
+    }
+
+    /// For logs.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is known of a host.
+#[derive(Clone, Debug)]
+pub struct HostState {
+    /// Why requests fail at once, if they do.
+    pub open: Option<Failure>,
+    /// Since when it is open or closed.
+    pub since: Timestamp,
+    /// The last good answer.
+    pub last_good: Option<Instant>,
+    /// The last failure that was the host's.
+    pub last_failure: Option<Instant>,
+    /// Repositories that answered 5xx of late.
+    sick: Vec<(RepositoryName, Instant)>,
+}
+
+impl HostState {
+    fn new() -> Self {
+        Self { open: None, since: Timestamp::now(), last_good: None, last_failure: None, sick: Vec::new() }
+    }
+
+    /// Whether the last contact failed, not longer ago than `window`.
+    pub fn failed_within(&self, window: Duration) -> bool {
+        self.last_failure.is_some_and(|at| at.elapsed() < window && self.last_good.is_none_or(|good| good < at))
+    }
+}
+
+/// Whether a report opened a breaker; its opener has to start the probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Opened {
+    /// By this report.
+    Now,
+    /// Not by this report.
+    No,
+}
+
+/// All breakers.
+#[derive(Default)]
+pub struct Breakers(Mutex<HashMap<HostKey, HostState>>);
+
+impl Breakers {
+    /// Fails if requests to `host` are to fail at once.
+    pub fn admit(&self, host: &HostKey) -> Result<(), Failure> {
+        match self.state(host).and_then(|state| state.open) {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// What is known of `host`.
+    pub fn state(&self, host: &HostKey) -> Option<HostState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
+    }
+
+    /// `host` answered; returns whether that closed its breaker.
+    pub fn answered(&self, host: &HostKey) -> bool {
+        self.update(host, |state| {
+            state.last_good = Some(Instant::now());
+            let was_open = state.open.take().is_some();
+            if was_open {
+                state.since = Timestamp::now();
+                state.sick.clear();
+            }
+            was_open
+        })
+    }
+
+    /// A request that began at `began` got no answer from `host`. What began before the last good answer says nothing
+    /// of the host as it is now.
+    pub fn silent(&self, host: &HostKey, began: Instant, failure: Failure) -> Opened {
+        self.update(host, |state| {
+            if state.last_good.is_some_and(|good| good > began) {
+                return Opened::No;
+            }
+            state.last_failure = Some(Instant::now());
+            open(state, failure)
+        })
+    }
+
+    /// `host` answered 5xx for `repository`.
+    pub fn server_error(&self, host: &HostKey, repository: &RepositoryName) -> Opened {
+        self.update(host, |state| {
+            let now = Instant::now();
+            state.last_failure = Some(now);
+            state.sick.retain(|(name, at)| now.duration_since(*at) < SICK_WINDOW && name != repository);
+            state.sick.push((repository.clone(), now));
+            if state.sick.len() < SICK_REPOSITORIES { Opened::No } else { open(state, Failure::ServerError) }
+        })
+    }
+
+    fn update<T>(&self, host: &HostKey, change: impl FnOnce(&mut HostState) -> T) -> T {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= MOST_HOSTS && !hosts.contains_key(host) {
+            hosts.retain(|_, state| state.open.is_some());
+        }
+        change(hosts.entry(host.clone()).or_insert_with(HostState::new))
+    }
+}
+
+fn open(state: &mut HostState, failure: Failure) -> Opened {
+    if state.open.is_some() {
+        return Opened::No;
+    }
+    state.open = Some(failure);
+    state.since = Timestamp::now();
+    Opened::Now
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> HostKey {
+        HostKey::of(&"https://registry.example.com/v2/".parse().unwrap())
+    }
+
+    #[test]
+    fn silence_opens_once_and_an_answer_closes() {
+        let breakers = Breakers::default();
+        assert_eq!(host().as_str(), "registry.example.com:443");
+        assert_eq!(breakers.admit(&host()), Ok(()));
+        assert_eq!(breakers.silent(&host(), Instant::now(), Failure::ConnectTimeout), Opened::Now);
+        assert_eq!(breakers.silent(&host(), Instant::now(), Failure::Connect), Opened::No);
+        assert_eq!(breakers.admit(&host()), Err(Failure::ConnectTimeout));
+        assert!(breakers.answered(&host()));
+        assert_eq!(breakers.admit(&host()), Ok(()));
+    }
+
+    #[test]
+    fn what_was_swallowed_before_the_return_does_not_open_it_again() {
+        let breakers = Breakers::default();
+        let began = Instant::now();
+        breakers.answered(&host());
+        assert_eq!(breakers.silent(&host(), began, Failure::HeaderTimeout), Opened::No);
+    }
+
+    #[test]
+    fn one_bad_repository_is_not_the_host() {
+        let breakers = Breakers::default();
+        let [a, b, c] = ["a", "b", "c"].map(|name| name.parse::<RepositoryName>().unwrap());
+        for _ in 0..10 {
+            assert_eq!(breakers.server_error(&host(), &a), Opened::No);
+        }
+        assert_eq!(breakers.server_error(&host(), &b), Opened::No);
+        assert_eq!(breakers.server_error(&host(), &c), Opened::Now);
+        assert_eq!(breakers.admit(&host()), Err(Failure::ServerError));
+    }
+}

@@ -1,0 +1,222 @@
+//! One question to upstream: permit, redirects, and what the answer's status means.
+
+use std::{
+    collections::HashMap,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, RANGE},
+};
+use reqwest::{Request, Response, Url};
+use tracing::debug;
+
+use super::{
+    Upstream,
+    auth::Permit,
+    challenge::{self, Challenge},
+    redirect::{self, MOST_HOPS, is_same_origin},
+    transport::HEADERS,
+};
+use crate::{failure::Failure, reference::RepositoryName};
+
+/// So long is a refusal remembered: asking again would cost budget and lock accounts.
+const REMEMBER_REFUSAL: Duration = Duration::from_secs(60);
+const MOST_REFUSALS: usize = 10_000;
+
+/// What to ask.
+pub(super) struct Ask<'a> {
+    method: Method,
+    repository: &'a RepositoryName,
+    path: String,
+    query: &'a [(String, String)],
+    headers: HeaderMap,
+}
+
+impl<'a> Ask<'a> {
+    /// `path` is below `/v2/<repository>/`.
+    pub(super) fn new(method: Method, repository: &'a RepositoryName, path: String) -> Self {
+        // Digests are of the bytes as stored, so nothing may encode them on the way.
+        let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
+        Self { method, repository, path, query: &[], headers }
+    }
+
+    pub(super) fn accept(mut self, types: &'static str) -> Self {
+        self.headers.insert(ACCEPT, HeaderValue::from_static(types));
+        self
+    }
+
+    pub(super) fn query(mut self, query: &'a [(String, String)]) -> Self {
+        self.query = query;
+        self
+    }
+
+    pub(super) fn from(mut self, offset: u64) -> Self {
+        if offset > 0
+            && let Ok(value) = HeaderValue::try_from(format!("bytes={offset}-"))
+        {
+            self.headers.insert(RANGE, value);
+        }
+        self
+    }
+}
+
+/// An answer of status 200, 206 or, if a range was asked for, 416.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// Whether a login was needed.
+    pub(super) is_private: bool,
+}
+
+impl Upstream {
+    /// Asks, and turns whatever is no answer into a failure.
+    pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
+        if self.was_refused(ask.repository) {
+            return Err(Failure::Refused);
+        }
+        let answer = self.ask_with_permit(&ask).await;
+        if let Err(failure) = &answer {
+            debug!(registry = %self.registry, repository = %ask.repository, path = ask.path, reason = failure.category(), "upstream fails");
+        }
+        match answer {
+            Ok(_) | Err(Failure::NotFound) => self.contact.good(),
+            Err(Failure::Refused) => self.remember_refusal(ask.repository),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn ask_with_permit(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
+        let deadline = Instant::now() + HEADERS;
+        // Twice at most: without a permit or with one that has expired, and once more with what upstream asks for.
+        for is_last in [false, true] {
+            let permit = tokio::time::timeout_at(deadline.into(), self.auth.permit(&self.transport, ask.repository)).await;
+            let permit = permit.unwrap_or(Err(Failure::TokenService))?;
+            let (response, is_own) = self.follow(ask, &permit, deadline).await?;
+            if !is_own || response.status() != StatusCode::UNAUTHORIZED {
+                if permit.is_private && is_own && response.status().is_success() {
+                    self.auth.judged(true);
+                }
+                return judge(response, is_own).map(|response| Answer { response, is_private: permit.is_private });
+            }
+            let challenge = challenge::parse(response.headers());
+            self.auth.reject(ask.repository);
+            if permit.header.is_some() && challenge == Some(Challenge::Basic) {
+                // Showing the same login again would only lock the account.
+                self.auth.judged(false);
+                return Err(Failure::Refused);
+            }
+            match challenge {
+                Some(challenge) if !is_last => self.auth.learn(challenge),
+                _ => return Err(Failure::Refused),
+            }
+        }
+        Err(Failure::Refused)
+    }
+
+    /// Sends the request and follows redirects; also says whether the answer is upstream's own.
+    async fn follow(&self, ask: &Ask<'_>, permit: &Permit, deadline: Instant) -> Result<(Response, bool), Failure> {
+        let origin = self.transport.origin();
+        let mut url = self.url(ask);
+        for _ in 0..=MOST_HOPS {
+            let is_own = is_same_origin(&url, origin);
+            let mut request = Request::new(ask.method.clone(), url.clone());
+            *request.headers_mut() = ask.headers.clone();
+            if let Some(header) = permit.header.clone().filter(|_| is_own) {
+                request.headers_mut().insert(AUTHORIZATION, header);
+            }
+            let response = self.transport.send(request, Some(ask.repository), deadline).await?;
+            if is_own {
+                self.read_budget(response.headers());
+            }
+            match redirect::next(response.status(), response.headers(), &url)? {
+                Some(next) => url = next,
+                None => return Ok((response, is_own)),
+            }
+        }
+        Err(Failure::InvalidResponse)
+    }
+
+    fn url(&self, ask: &Ask<'_>) -> Url {
+        let mut url = self.transport.origin().clone();
+        url.set_path(&format!("/v2/{}/{}", ask.repository, ask.path));
+        if !ask.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(ask.query);
+        }
+        url
+    }
+
+    /// `ratelimit-remaining: 76;w=21600`
+    fn read_budget(&self, headers: &HeaderMap) {
+        let remaining = headers.get("ratelimit-remaining").and_then(|value| value.to_str().ok());
+        if let Some(remaining) = remaining.and_then(|text| text.split(';').next()?.trim().parse::<u32>().ok()) {
+            self.metrics.set_rate_limit_remaining(remaining);
+        }
+    }
+
+    fn was_refused(&self, repository: &RepositoryName) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(repository).is_some_and(|at| at.elapsed() < REMEMBER_REFUSAL)
+    }
+
+    fn remember_refusal(&self, repository: &RepositoryName) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        make_room(&mut refused);
+        refused.entry(repository.clone()).or_insert_with(Instant::now);
+    }
+
+    /// Logins have changed: refusals may not hold any more.
+    pub(super) fn forget_refusals(&self) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+fn make_room(refused: &mut HashMap<RepositoryName, Instant>) {
+    refused.retain(|_, at| at.elapsed() < REMEMBER_REFUSAL);
+    if refused.len() >= MOST_REFUSALS {
+        refused.clear();
+    }
+}
+
+/// What a final status means. A redirect's target that refuses (an expired URL, a purged object) says nothing of the
+/// repository.
+fn judge(response: Response, is_own: bool) -> Result<Response, Failure> {
+    let is_encoded = response.headers().get(CONTENT_ENCODING).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    match response.status().as_u16() {
+        200 | 206 if is_encoded => Err(Failure::InvalidResponse),
+        200 | 206 | 416 => Ok(response),
+        429 => Err(Failure::TooManyRequests),
+        500.. => Err(Failure::ServerError),
+        404 if is_own => Err(Failure::NotFound),
+        401 | 403 if is_own => Err(Failure::Refused),
+        401 | 403 | 404 | 410 => Err(Failure::Redirect),
+        _ => Err(Failure::InvalidResponse),
+    }
+}
+
+/// `<https://host/v2/x/tags/list?last=b>; rel="next"` without its host, so that the next page is asked of us too.
+pub(super) fn relative_link(link: &str) -> Option<String> {
+    let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
+    if target.starts_with('/') && !target.starts_with("//") {
+        return Some(link.to_owned());
+    }
+    let url: Url = target.parse().ok()?;
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Some(format!("<{}{query}>{parameters}", url.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lose_their_host() {
+        let relative = r#"</v2/x/tags/list?last=b>; rel="next""#;
+        assert_eq!(relative_link(relative).as_deref(), Some(relative));
+        assert_eq!(relative_link(r#"<https://a/v2/x/tags/list?last=b>; rel="next""#).as_deref(), Some(relative));
+        assert_eq!(relative_link("nonsense"), None);
+        assert_eq!(relative_link("<nonsense>; x"), None);
+    }
+}

@@ -1,0 +1,283 @@
+//! The upstream registry: what can be asked of it, in the types of this crate. Knows nothing of the store or of clients.
+//!
+//! `ask` (exchange.rs) does one request with permit and redirects; `transport` one hop; `breaker` makes outages cheap;
+//! `probe` keeps the state true while nobody asks.
+
+pub mod address;
+mod auth;
+pub mod breaker;
+pub mod challenge;
+pub mod credentials;
+mod exchange;
+mod probe;
+pub mod redirect;
+mod resolver;
+mod transport;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    Method, StatusCode,
+    header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK},
+};
+use reqwest::{Response, Url};
+use rustls::RootCertStore;
+
+use self::{auth::Auth, breaker::HostKey, credentials::CredentialStore, exchange::Ask, transport::Transport};
+pub use self::{probe::UpstreamState, transport::TransportInvalid};
+use crate::{
+    background::Background,
+    digest::{Algorithm, Digest},
+    failure::Failure,
+    manifest::{self, Manifest},
+    metrics::Metrics,
+    range::parse_content_range,
+    reference::{Reference, RepositoryName},
+    registry_host::RegistryHost,
+    route::List,
+    store::contact::LastContact,
+};
+
+/// Between two pieces of a body. Shorter than the relay's patience, so that a stall is mended before it cuts us off.
+const IDLE: Duration = Duration::from_secs(6);
+/// For a whole manifest or list.
+const SMALL_BODY: Duration = Duration::from_secs(10);
+const MOST_LIST_BYTES: usize = 8 * 1024 * 1024;
+/// The outcome of a failure of this age still says how upstream is now.
+const RECENT: Duration = Duration::from_secs(30);
+
+/// What upstream says of a manifest without sending it.
+#[derive(Clone, Debug)]
+pub struct ManifestHead {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size.
+    pub size: u64,
+    /// Upstream's validator.
+    pub etag: Option<String>,
+}
+
+/// A manifest that upstream sent; its digest is that of the bytes.
+#[derive(Clone, Debug)]
+pub struct FetchedManifest {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Whether a login was needed.
+    pub is_private: bool,
+    /// Upstream's validator.
+    pub etag: Option<String>,
+}
+
+/// A page of a list, as upstream wrote it.
+#[derive(Clone, Debug)]
+pub struct ListPage {
+    /// Its media type.
+    pub media_type: String,
+    /// Where the next page is, relative to this registry.
+    pub link: Option<String>,
+    /// The filters that upstream applied.
+    pub filters: Option<String>,
+    /// The page.
+    pub body: Bytes,
+}
+
+/// A blob on its way.
+pub struct BlobStream {
+    /// Offset of the first byte that comes: what was asked for, or 0 if upstream ignores ranges.
+    pub start: u64,
+    /// Size of the whole blob, if upstream says so.
+    pub total: Option<u64>,
+    /// Whether a login was needed.
+    pub is_private: bool,
+    response: Response,
+}
+
+impl BlobStream {
+    /// The next piece, `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        match tokio::time::timeout(IDLE, self.response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(_)) | Err(_) => Err(Failure::BrokenBody),
+        }
+    }
+}
+
+/// The way to one registry.
+pub struct Upstream {
+    registry: RegistryHost,
+    transport: Arc<Transport>,
+    auth: Auth,
+    credentials: Arc<CredentialStore>,
+    refused: Mutex<HashMap<RepositoryName, Instant>>,
+    contact: Arc<LastContact>,
+    metrics: Arc<Metrics>,
+    probe: probe::Findings,
+}
+
+impl Upstream {
+    /// Does no I/O to upstream.
+    pub fn new(
+        registry: RegistryHost,
+        url: Url,
+        roots: RootCertStore,
+        credentials: CredentialStore,
+        contact: Arc<LastContact>,
+        metrics: Arc<Metrics>,
+        background: &Background,
+    ) -> Result<Arc<Self>, TransportInvalid> {
+        let credentials = Arc::new(credentials);
+        Ok(Arc::new(Self {
+            registry,
+            transport: Arc::new(Transport::new(url, roots, background.clone())?),
+            auth: Auth::new(Arc::clone(&credentials), background.clone()),
+            credentials,
+            refused: Mutex::default(),
+            contact,
+            metrics,
+            probe: probe::Findings::default(),
+        }))
+    }
+
+    /// Whether what `repository` holds is fetched with a login.
+    pub fn is_private(&self, repository: &RepositoryName) -> bool {
+        self.auth.is_private(repository)
+    }
+
+    /// Whether requests fail at once, and why.
+    pub fn is_away(&self) -> Option<Failure> {
+        self.transport.breakers.admit(&HostKey::of(self.transport.origin())).err()
+    }
+
+    /// Whether upstream has failed of late without a good answer since.
+    pub fn failed_recently(&self) -> bool {
+        let state = self.transport.breakers.state(&HostKey::of(self.transport.origin()));
+        state.is_some_and(|state| state.failed_within(RECENT))
+    }
+
+    /// The last good answer to anything.
+    pub fn contact(&self) -> &LastContact {
+        &self.contact
+    }
+
+    /// Asks for a manifest's digest, media type and size.
+    pub async fn head_manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<ManifestHead, Failure> {
+        let ask = Ask::new(Method::HEAD, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
+        let answer = self.ask(ask).await?;
+        let headers = answer.response.headers();
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let stated = text("docker-content-digest").and_then(|digest| digest.parse().ok());
+        let digest = match reference {
+            Reference::Digest(digest) => digest.clone(),
+            Reference::Tag(_) => stated.ok_or(Failure::InvalidResponse)?,
+        };
+        let media_type = media_type(&answer.response).ok_or(Failure::InvalidResponse)?;
+        let size = text("content-length").and_then(|size| size.parse().ok()).ok_or(Failure::InvalidResponse)?;
+        Ok(ManifestHead { digest, media_type, size, etag: etag(&answer.response) })
+    }
+
+    /// Fetches a manifest. By digest, anything else than that content is an error.
+    pub async fn get_manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<FetchedManifest, Failure> {
+        let ask = Ask::new(Method::GET, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
+        let answer = self.ask(ask).await?;
+        let media_type = media_type(&answer.response).filter(|text| !text.starts_with("text/html"));
+        let media_type = media_type.ok_or(Failure::InvalidResponse)?;
+        let etag = etag(&answer.response);
+        let bytes = self.read_small(answer.response, manifest::MOST_BYTES).await?;
+        let algorithm = match reference {
+            Reference::Digest(digest) => digest.algorithm(),
+            Reference::Tag(_) => Algorithm::Sha256,
+        };
+        let digest = Digest::of(algorithm, &bytes);
+        if matches!(reference, Reference::Digest(wanted) if *wanted != digest) {
+            return Err(Failure::WrongDigest);
+        }
+        let manifest = Manifest { digest, media_type, bytes };
+        Ok(FetchedManifest { manifest, is_private: answer.is_private, etag })
+    }
+
+    /// Asks for a blob's size; `None` if upstream has it but does not say.
+    pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Failure> {
+        let answer = self.ask(Ask::new(Method::HEAD, repository, format!("blobs/{digest}"))).await?;
+        let length = answer.response.headers().get(http::header::CONTENT_LENGTH);
+        Ok(length.and_then(|value| value.to_str().ok()?.parse().ok()))
+    }
+
+    /// Begins to fetch a blob, from `offset` on where upstream can do that. `Ok(None)`: there is nothing at `offset`.
+    pub async fn get_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<BlobStream>, Failure> {
+        let ask = Ask::new(Method::GET, repository, format!("blobs/{digest}")).from(offset);
+        let exchange::Answer { response, is_private } = self.ask(ask).await?;
+        let stated = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let is_page = media_type(&response).is_some_and(|text| text.starts_with("text/html"));
+        let (start, total) = match response.status() {
+            StatusCode::RANGE_NOT_SATISFIABLE => return Ok(None),
+            _ if is_page => return Err(Failure::InvalidResponse),
+            StatusCode::PARTIAL_CONTENT => {
+                let (start, total) = stated(CONTENT_RANGE).and_then(parse_content_range).ok_or(Failure::InvalidResponse)?;
+                if start != offset {
+                    return Err(Failure::InvalidResponse);
+                }
+                (start, total)
+            }
+            _ => (0, response.content_length()),
+        };
+        Ok(Some(BlobStream { start, total, is_private, response }))
+    }
+
+    /// Fetches a page of a list.
+    pub async fn get_list(&self, repository: &RepositoryName, list: &List) -> Result<ListPage, Failure> {
+        let ask = match list {
+            List::Tags { query } => Ask::new(Method::GET, repository, "tags/list".to_owned()).query(query),
+            List::Referrers { digest, query } => {
+                let accept = "application/vnd.oci.image.index.v1+json, application/json, */*";
+                Ask::new(Method::GET, repository, format!("referrers/{digest}")).query(query).accept(accept)
+            }
+        };
+        let response = self.ask(ask).await?.response;
+        let text = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let link = text(LINK.as_str()).and_then(|link| exchange::relative_link(&link));
+        let filters = text("oci-filters-applied");
+        let media_type = media_type(&response).unwrap_or_else(|| "application/json".to_owned());
+        let body = self.read_small(response, MOST_LIST_BYTES).await?;
+        Ok(ListPage { media_type, link, filters, body })
+    }
+
+    async fn read_small(&self, mut response: Response, most: usize) -> Result<Bytes, Failure> {
+        let deadline = tokio::time::Instant::now() + SMALL_BODY;
+        let expected = response.content_length();
+        if expected.is_some_and(|length| length > most as u64) {
+            return Err(Failure::InvalidResponse);
+        }
+        let mut body = BytesMut::new();
+        loop {
+            match tokio::time::timeout_at(deadline, response.chunk()).await {
+                Ok(Ok(Some(piece))) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
+                Ok(Ok(Some(_))) => return Err(Failure::InvalidResponse),
+                Ok(Ok(None)) => break,
+                Ok(Err(_)) | Err(_) => return Err(Failure::BrokenBody),
+            }
+        }
+        self.metrics.received(body.len() as u64);
+        Ok(body.freeze())
+    }
+}
+
+fn media_type(response: &Response) -> Option<String> {
+    let text = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn etag(response: &Response) -> Option<String> {
+    Some(response.headers().get(ETAG)?.to_str().ok()?.to_owned())
+}
