@@ -1,4 +1,5 @@
 //! The scripted upstream keeps its word: a fault that the cache is tested with is the fault that its name says.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! A certificate authority, the cache's certificate and the callers' tokens, as files that the cache is pointed at.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -18,13 +18,13 @@ pub(super) type Connector = (TlsConnector, ServerName<'static>);
 /// The cache's identity and who may call it.
 #[derive(Debug)]
 pub struct Identity {
-    folder: TempDir,
+    folder: PathBuf,
     authority: CertificateDer<'static>,
 }
 
 impl Identity {
-    /// A fresh authority with one certificate and one token.
-    pub fn with_token(token: &str) -> Self {
+    /// A fresh authority with one certificate and one token, and the folder that holds them as long as it is kept.
+    pub fn with_token(token: &str) -> (Self, TempDir) {
         let folder = tempfile::tempdir().expect("a folder for the identity");
         let authority_key = KeyPair::generate().expect("a key");
         let mut authority = CertificateParams::default();
@@ -45,19 +45,15 @@ impl Identity {
         write("tls/tls.key", key.serialize_pem());
         write("tls/ca.crt", certificate.pem());
         write("tokens/relay", format!("{token}\n"));
-        Self { folder, authority: certificate.der().clone() }
+        let identity = Self { folder: folder.path().to_owned(), authority: certificate.der().clone() };
+        (identity, folder)
     }
 
-    /// Replaces the token as the kubelet replaces a mounted Secret: in one step.
-    pub fn rotate_token(&self, token: &str) {
-        let fresh = self.folder.path().join("fresh");
+    /// Replaces the token in an identity's folder as the kubelet replaces a mounted Secret: in one step.
+    pub fn rotate_token(folder: &Path, token: &str) {
+        let fresh = folder.join("fresh");
         std::fs::write(&fresh, token).expect("a token file");
-        std::fs::rename(fresh, self.tokens().join("relay")).expect("a token file");
-    }
-
-    /// The folder of tokens.
-    fn tokens(&self) -> std::path::PathBuf {
-        self.folder.path().join("tokens")
+        std::fs::rename(fresh, folder.join("tokens/relay")).expect("a token file");
     }
 
     pub(super) fn flags(&self) -> Vec<String> {
@@ -66,9 +62,9 @@ impl Identity {
             "--tls-listen".to_owned(),
             "127.0.0.1:0".to_owned(),
             "--tls-dir".to_owned(),
-            text(&self.folder.path().join("tls")),
+            text(&self.folder.join("tls")),
             "--token-dir".to_owned(),
-            text(&self.tokens()),
+            text(&self.folder.join("tokens")),
         ]
     }
 

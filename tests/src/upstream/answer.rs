@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::content::{Blob, sha256};
+use super::content::Blob;
 use super::record::Recorded;
 
 /// A response before any fault touches it.
@@ -191,7 +191,5 @@ pub(super) fn flipped(answer: Answer) -> Answer {
     if let Some(byte) = body.get_mut(middle) {
         *byte ^= 0x01;
     }
-    let truthful = sha256(&body);
-    debug_assert!(!answer.headers.iter().any(|(_, value)| *value == truthful));
     Answer { body: body.into(), ..answer }
 }

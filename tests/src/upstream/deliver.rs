@@ -9,12 +9,11 @@ use flate2::write::GzEncoder;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::answer::{Answer, flipped, without_range};
+use super::answer::{Answer, Target, flipped, without_range};
 use super::fault::Fault;
 use super::record::Recorded;
 use super::state::{Role, Shared};
 use super::wire::response_head;
-use super::{access, answer};
 
 /// Written to the socket at once: small enough for byte-exact cuts to matter, large enough to be fast.
 const SLICE: usize = 64 * 1024;
@@ -94,9 +93,7 @@ fn compose(shared: &Shared, request: &Recorded, fault: Option<&Fault>) -> Answer
             return Answer::ok("text/html", page);
         }
         Some(Fault::Status(401)) => {
-            let target = answer::Target::parse(&request.path);
-            let challenge = shared.access().challenge(target.map(|target| target.repository));
-            return Answer::refusal(401, "UNAUTHORIZED").with("WWW-Authenticate", &challenge);
+            return challenge(shared, Target::parse(&request.path).map(|target| target.repository));
         }
         Some(Fault::Status(status)) => return Answer::refusal(*status, status_code(*status)),
         Some(Fault::TooManyRequests(retry)) => {
@@ -125,17 +122,20 @@ fn healthy(shared: &Shared, request: &Recorded) -> Answer {
         Role::Tokens => shared.access().issue(request),
         Role::Cdn => shared.store().cdn_answer(request),
         Role::Registry => {
-            let target = answer::Target::parse(&request.path);
+            let target = Target::parse(&request.path);
             let repository = target.map(|target| target.repository);
-            let access: std::sync::MutexGuard<'_, access::Access> = shared.access();
-            if access.admits(request, repository) {
+            if shared.access().admits(request, repository) {
                 shared.store().answer(request, shared.addresses.cdn)
             } else {
-                let challenge = access.challenge(repository);
-                Answer::refusal(401, "UNAUTHORIZED").with("WWW-Authenticate", &challenge)
+                challenge(shared, repository)
             }
         }
     }
+}
+
+fn challenge(shared: &Shared, repository: Option<&str>) -> Answer {
+    let challenge = shared.access().challenge(repository);
+    Answer::refusal(401, "UNAUTHORIZED").with("WWW-Authenticate", &challenge)
 }
 
 fn status_code(status: u16) -> &'static str {

@@ -1,0 +1,168 @@
+//! When a tag is asked for again, what its answer may be, and for how long an old answer counts.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use breakwater_tests::cache::{Cache, End, PATIENCE};
+use breakwater_tests::upstream::{Content, Fault, Image, On, Recorded, Upstream};
+
+const REPOSITORY: &str = "library/app";
+const BY_TAG: &str = "/v2/library/app/manifests/v1";
+
+/// A complete image behind a cache that holds its tag to be old after a millisecond.
+async fn warm(flags: &[(&str, &str)]) -> (Upstream, Cache, Image) {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let builder = Cache::of(&upstream).flag("--tag-ttl", "1ms");
+    let cache = flags.iter().fold(builder, |builder, (name, value)| builder.flag(name, value)).start().await;
+    pull(&cache, &image).await;
+    (upstream, cache, image)
+}
+
+async fn pull(cache: &Cache, image: &Image) {
+    assert_eq!(cache.get(BY_TAG).await.body, image.manifest.bytes);
+    for blob in image.blobs() {
+        assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.end, End::Complete);
+    }
+}
+
+fn asks_for_tag(request: &Recorded) -> bool {
+    request.path == BY_TAG
+}
+
+#[tokio::test]
+async fn an_old_tag_that_has_not_moved_costs_a_head_and_no_get() {
+    let (upstream, cache, image) = warm(&[]).await;
+    let mark = upstream.mark();
+    for _ in 0..5 {
+        assert_eq!(cache.get(BY_TAG).await.body, image.manifest.bytes);
+    }
+    let requests = upstream.content_requests_since(mark);
+    assert!(requests.iter().any(asks_for_tag), "upstream was never asked");
+    assert!(requests.iter().all(|request| request.method == "HEAD"), "{requests:?}");
+}
+
+#[tokio::test]
+async fn an_old_tag_asked_for_by_many_at_once_is_one_question() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    upstream.fault(On::Manifests, Fault::Silence).await;
+    let mark = upstream.mark();
+    let answers = futures::future::join_all((0..20).map(|_| cache.get(BY_TAG))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    let asked = upstream.requests_since(mark).into_iter().filter(asks_for_tag).count();
+    assert!((1..=2).contains(&asked), "{asked} questions");
+}
+
+#[tokio::test]
+async fn a_moved_tag_is_seen_by_the_first_request_past_its_ttl() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    let newer = Content::image(2, &[1000]);
+    upstream.push(REPOSITORY, "v1", &newer);
+    let answer = cache.get(BY_TAG).await;
+    assert_eq!(answer.body, newer.manifest.bytes);
+    assert_eq!(answer.header("docker-content-digest"), Some(newer.manifest.digest.as_str()));
+}
+
+#[tokio::test]
+async fn a_tag_that_upstream_no_longer_has_is_denied_and_its_digest_is_not() {
+    let (upstream, cache, image) = warm(&[]).await;
+    upstream.untag(REPOSITORY, "v1");
+    assert_eq!(cache.get(BY_TAG).await.status, 404);
+    assert_eq!(cache.get(&image.manifest.manifest_path(REPOSITORY)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_tag_pushed_after_a_404_is_found() {
+    let (upstream, cache, image) = warm(&[]).await;
+    let path = "/v2/library/app/manifests/later";
+    assert_eq!(cache.get(path).await.status, 404);
+    upstream.push(REPOSITORY, "later", &image);
+    let deadline = Instant::now() + Duration::from_secs(65);
+    while cache.get(path).await.status != 200 {
+        assert!(Instant::now() < deadline, "promised to be remembered for 60 s at most");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_complete_newcomer_is_served_in_an_outage() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    let newer = Content::image(2, &[1000]);
+    upstream.push(REPOSITORY, "v1", &newer);
+    pull(&cache, &newer).await;
+    upstream.fault(On::Registry, Fault::Refuse).await;
+    assert_eq!(cache.get(BY_TAG).await.body, newer.manifest.bytes);
+}
+
+#[tokio::test]
+async fn an_incomplete_newcomer_yields_to_the_complete_elder_in_an_outage() {
+    let (upstream, mut cache, elder) = warm(&[]).await;
+    let newer = Content::image(2, &[1000]);
+    upstream.push(REPOSITORY, "v1", &newer);
+    assert_eq!(cache.get(BY_TAG).await.body, newer.manifest.bytes, "its layer is never pulled");
+    upstream.fault(On::Registry, Fault::Refuse).await;
+    assert_eq!(cache.get(BY_TAG).await.body, elder.manifest.bytes);
+    cache.restart().await;
+    assert_eq!(cache.get(BY_TAG).await.body, elder.manifest.bytes, "after a restart too");
+    upstream.heal().await;
+    let back = async { while cache.get(BY_TAG).await.body != newer.manifest.bytes {} };
+    tokio::time::timeout(PATIENCE, back).await.expect("the newcomer is back with upstream");
+}
+
+#[tokio::test]
+async fn an_old_answer_counts_no_longer_than_max_stale() {
+    let (upstream, cache, image) = warm(&[("--max-stale", "2s")]).await;
+    assert_eq!(cache.get(BY_TAG).await.status, 200);
+    upstream.fault(On::Registry, Fault::Refuse).await;
+    let last_contact = Instant::now();
+    let refused = loop {
+        let answer = cache.get(BY_TAG).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        assert!(last_contact.elapsed() < PATIENCE, "it is served stale for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(refused.status, 503);
+    assert!(last_contact.elapsed() > Duration::from_millis(1500), "after {:?} already", last_contact.elapsed());
+    assert_eq!(cache.get(&image.manifest.manifest_path(REPOSITORY)).await.status, 200, "digests do not age");
+}
+
+#[tokio::test]
+async fn an_outage_answer_tells_its_age_and_that_it_is_stale() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    upstream.fault(On::Registry, Fault::Refuse).await;
+    let answer = cache.get(BY_TAG).await;
+    assert!(answer.cache_status().starts_with("breakwater; fwd=stale"), "{:?}", answer.cache_status());
+    let age = answer.header("age").and_then(|age| age.parse::<u64>().ok());
+    assert!(age.is_some_and(|age| age < 60), "{age:?}");
+}
+
+#[tokio::test]
+async fn one_bad_repository_does_not_close_the_registry() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    let good = Content::image(4, &[1000]);
+    upstream.push("library/good", "v1", &good);
+    upstream.fault(On::Path("/library/bad/".to_owned()), Fault::Status(503)).await;
+    for seed in 10..20 {
+        assert_eq!(cache.get(&Content::blob(seed, 10).blob_path("library/bad")).await.status, 503);
+    }
+    assert_eq!(cache.get("/v2/library/good/manifests/v1").await.body, good.manifest.bytes);
+}
+
+#[tokio::test]
+async fn a_missed_tag_is_pulled_soon_after_upstream_swallowed_the_first_request() {
+    let (upstream, cache, image) = warm(&[]).await;
+    upstream.push("library/late", "v1", &image);
+    upstream.fault(On::Registry, Fault::Silence).await;
+    let path = "/v2/library/late/manifests/v1";
+    assert_eq!(cache.get(path).await.status, 503);
+    upstream.heal().await;
+    let healed = Instant::now();
+    while cache.get(path).await.status != 200 {
+        // A failure is remembered for 5 s, a probe needs 2 s at most.
+        assert!(healed.elapsed() < Duration::from_secs(9), "what was swallowed still blocks");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,202 @@
+//! The outage matrix: whatever way upstream fails, what was pulled before is served, the rest is refused soon, a restart in
+//! between changes nothing, and after upstream's return the next pull works.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use breakwater_tests::cache::{Answer, Cache, End, PATIENCE};
+use breakwater_tests::upstream::{Blob, Content, Fault, Image, On, Recorded, Scheme, Upstream};
+
+const REPOSITORY: &str = "library/app";
+const BY_TAG: &str = "/v2/library/app/manifests/v1";
+/// Promised: 1.5 s in the way of a warm tag; the rest is for the machine's noise.
+const STALE_SOON: Duration = Duration::from_millis(2000);
+/// What "at once" may take on a noisy machine.
+const AT_ONCE: Duration = Duration::from_millis(500);
+/// Promised: 4 s for upstream's headers, connect included; the rest is for the machine's noise.
+const REFUSED_SOON: Duration = Duration::from_millis(5500);
+/// Promised: a probe within 2 s of the return, then one pull.
+const BACK_SOON: Duration = Duration::from_secs(5);
+
+/// A cache with a complete image, whose tag is past its time to live, and content upstream that it has not seen.
+struct Scene {
+    upstream: Upstream,
+    cache: Cache,
+    warm: Image,
+    unseen: Image,
+}
+
+async fn outage(on: On, fault: Fault) {
+    let mut scene = Scene::warm().await;
+    // Tokens at hand would hide that the token service is gone.
+    scene.upstream.revoke_tokens();
+    scene.upstream.fault(on, fault).await;
+    scene.warm_tag_is_served_stale().await;
+    scene.warm_content_needs_no_upstream().await;
+    scene.misses_are_refused_soon().await;
+    scene.a_restart_changes_nothing().await;
+    scene.upstream.heal().await;
+    scene.new_content_is_pulled_soon().await;
+}
+
+impl Scene {
+    async fn warm() -> Self {
+        let upstream = Upstream::start().await;
+        upstream.require(Scheme::Bearer, &[]);
+        let (warm, unseen) = (Content::image(1, &[100_000]), Content::image(2, &[100_000]));
+        upstream.push(REPOSITORY, "v1", &warm);
+        upstream.push(REPOSITORY, "unseen", &unseen);
+        let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+        assert_eq!(cache.get(BY_TAG).await.status, 200);
+        for blob in warm.blobs() {
+            assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.end, End::Complete);
+        }
+        Self { upstream, cache, warm, unseen }
+    }
+
+    fn assert_warm(&self, answer: &Answer, expected: &Blob) {
+        assert_eq!((answer.status, answer.end), (200, End::Complete), "{}", answer.cache_status());
+        assert!(answer.body == expected.bytes);
+    }
+
+    async fn warm_tag_is_served_stale(&self) {
+        let first = self.cache.get(BY_TAG).await;
+        self.assert_warm(&first, &self.warm.manifest);
+        assert!(first.took < STALE_SOON, "the first took {:?}", first.took);
+        assert!(first.cache_status().contains("fwd=stale"), "{:?}", first.cache_status());
+        // With the failure known, waiting ends.
+        let deadline = Instant::now() + Duration::from_secs(6);
+        let mut quick = 0;
+        while quick < 3 {
+            let next = self.cache.get(BY_TAG).await;
+            self.assert_warm(&next, &self.warm.manifest);
+            assert!(next.took < STALE_SOON, "a later one took {:?}", next.took);
+            quick = if next.took < AT_ONCE { quick + 1 } else { 0 };
+            assert!(Instant::now() < deadline, "it goes on to wait for upstream");
+        }
+    }
+
+    async fn warm_content_needs_no_upstream(&self) {
+        let mark = self.upstream.mark();
+        let manifest = self.cache.get(&self.warm.manifest.manifest_path(REPOSITORY)).await;
+        self.assert_warm(&manifest, &self.warm.manifest);
+        assert!(manifest.took < AT_ONCE, "the manifest took {:?}", manifest.took);
+        for blob in self.warm.blobs() {
+            let answer = self.cache.get(&blob.blob_path(REPOSITORY)).await;
+            self.assert_warm(&answer, blob);
+            assert!(answer.took < AT_ONCE, "the blob took {:?}", answer.took);
+        }
+        let by_digest = |request: &&Recorded| request.path.contains("sha256:");
+        assert_eq!(self.upstream.requests_since(mark).iter().filter(by_digest).count(), 0);
+    }
+
+    async fn misses_are_refused_soon(&self) {
+        let (tag, manifest, blob) = (
+            "/v2/library/app/manifests/unseen".to_owned(),
+            self.unseen.manifest.manifest_path(REPOSITORY),
+            self.unseen.layers[0].blob_path(REPOSITORY),
+        );
+        let answers = tokio::join!(self.cache.get(&tag), self.cache.get(&manifest), self.cache.get(&blob));
+        for answer in [answers.0, answers.1, answers.2] {
+            assert!([404, 503].contains(&answer.status), "{}", answer.status);
+            assert!(answer.took < REFUSED_SOON, "it took {:?}", answer.took);
+            assert_ne!(answer.error_code(), "");
+        }
+    }
+
+    async fn a_restart_changes_nothing(&mut self) {
+        let ready = self.cache.restart().await;
+        assert!(ready < Duration::from_secs(2), "promised within 1 s, took {ready:?}");
+        self.warm_tag_is_served_stale().await;
+        self.warm_content_needs_no_upstream().await;
+    }
+
+    async fn new_content_is_pulled_soon(&self) {
+        let returned = Instant::now();
+        let fresh = Content::image(3, &[100_000]);
+        self.upstream.push("library/fresh", "v1", &fresh);
+        let pulled = async {
+            while self.cache.get("/v2/library/fresh/manifests/v1").await.body != fresh.manifest.bytes {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, pulled).await.expect("new content is pulled");
+        assert!(returned.elapsed() < BACK_SOON, "it took {:?}", returned.elapsed());
+        self.assert_warm(&self.cache.get(&fresh.layers[0].blob_path("library/fresh")).await, &fresh.layers[0]);
+    }
+}
+
+#[tokio::test]
+async fn upstream_refuses_connections() {
+    outage(On::Registry, Fault::Refuse).await;
+}
+
+#[tokio::test]
+async fn everything_refuses_connections() {
+    outage(On::Everything, Fault::Refuse).await;
+}
+
+#[tokio::test]
+async fn upstream_accepts_and_says_nothing() {
+    outage(On::Registry, Fault::Silence).await;
+}
+
+#[tokio::test]
+async fn upstream_sends_its_headers_byte_by_byte() {
+    outage(On::Registry, Fault::SlowHeader(Duration::from_millis(500))).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_500() {
+    outage(On::Registry, Fault::Status(500)).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_503() {
+    outage(On::Registry, Fault::Status(503)).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_429_without_a_hint() {
+    outage(On::Registry, Fault::TooManyRequests(None)).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_429_and_says_when() {
+    outage(On::Registry, Fault::TooManyRequests(Some(2))).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_401_to_every_token() {
+    outage(On::Registry, Fault::Status(401)).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_403() {
+    outage(On::Registry, Fault::Status(403)).await;
+}
+
+#[tokio::test]
+async fn upstream_answers_with_a_page_of_html() {
+    outage(On::Registry, Fault::Html).await;
+}
+
+#[tokio::test]
+async fn the_token_service_refuses_connections() {
+    outage(On::Tokens, Fault::Refuse).await;
+}
+
+#[tokio::test]
+async fn the_token_service_says_nothing() {
+    outage(On::Tokens, Fault::Silence).await;
+}
+
+#[tokio::test]
+async fn the_token_service_answers_500() {
+    outage(On::Tokens, Fault::Status(500)).await;
+}
+
+#[tokio::test]
+async fn the_token_service_hands_out_a_huge_token() {
+    outage(On::Tokens, Fault::HugeToken(1 << 20)).await;
+}
