@@ -120,7 +120,6 @@ pub struct SecretReference {
 #[serde(rename_all = "camelCase")]
 pub struct CacheSpec {
     /// Where content is kept.
-    #[schemars(extend("default" = {}))]
     #[serde(default)]
     pub storage: StorageSpec,
 

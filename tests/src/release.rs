@@ -39,7 +39,8 @@ pub fn image_archive() -> Result<PathBuf> {
 /// Builds in release mode, linked statically against the C library, and says where the binaries are.
 fn build() -> Result<PathBuf> {
     let triple = host_triple()?;
-    let progress = Progress::start("building Breakwater's image", "about 6 minutes the first time, seconds when nothing changed");
+    let progress =
+        Progress::start("building Breakwater's image", "about 6 minutes the first time, seconds when nothing changed");
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

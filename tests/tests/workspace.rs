@@ -56,8 +56,11 @@ fn versions_stand_in_the_workspace_manifest_alone() -> Result<()> {
         let (_, dependencies) = manifest.split_once("[dependencies]").context("has no dependencies")?;
         for line in dependencies.lines().filter(|line| line.contains('=') && !line.starts_with('#')) {
             assert!(
-                line.contains("workspace = true") || line.contains("name =") || line.contains("path = \"src")
-                    || line.ends_with("= []") || line.contains("required-features"),
+                line.contains("workspace = true")
+                    || line.contains("name =")
+                    || line.contains("path = \"src")
+                    || line.ends_with("= []")
+                    || line.contains("required-features"),
                 "{folder}/Cargo.toml: {line}: must take its version from the workspace"
             );
         }

@@ -2,7 +2,9 @@
 
 fn main() -> anyhow::Result<()> {
     let archive = breakwater_tests::release::image_archive()?;
-    eprintln!("load it on each node: ctr -n k8s.io images import <archive>; or push it: skopeo copy oci-archive:<archive> docker://...");
+    eprintln!(
+        "load it on each node: ctr -n k8s.io images import <archive>; or push it: skopeo copy oci-archive:<archive> docker://..."
+    );
     println!("{}", archive.display());
     Ok(())
 }

@@ -1,0 +1,55 @@
+//! The cgroup below which a node's kubelet puts its pods, in version 1, version 2 and hybrid set-ups.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// A new cpuset of version 1 is empty, and no process can enter it.
+const INHERITED: &[&str] = &["cpuset.cpus", "cpuset.mems"];
+
+/// Makes the cgroup `path` in every hierarchy that has controllers.
+pub(super) fn make(path: &str) -> Result<()> {
+    for hierarchy in hierarchies()? {
+        let mut folder = hierarchy;
+        for step in path.split('/').filter(|step| !step.is_empty()) {
+            let child = folder.join(step);
+            pass_controllers_down(&folder);
+            fs::create_dir_all(&child).with_context(|| format!("make the cgroup {}", child.display()))?;
+            inherit(&folder, &child)?;
+            folder = child;
+        }
+    }
+    Ok(())
+}
+
+fn hierarchies() -> Result<Vec<PathBuf>> {
+    if Path::new(ROOT).join("cgroup.controllers").exists() {
+        return Ok(vec![PathBuf::from(ROOT)]);
+    }
+    let entries = fs::read_dir(ROOT).with_context(|| format!("list {ROOT}"))?;
+    // Only version 1 has a file `tasks`; the version 2 part of a hybrid set-up has no controllers.
+    Ok(entries.flatten().map(|entry| entry.path()).filter(|path| path.join("tasks").exists()).collect())
+}
+
+/// Version 2 only: children get the controllers that their parent passes on.
+fn pass_controllers_down(folder: &Path) {
+    let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else { return };
+    for controller in controllers.split_whitespace() {
+        // One that cannot be passed on, such as a busy realtime cpu controller, must not keep back the others.
+        let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+fn inherit(parent: &Path, child: &Path) -> Result<()> {
+    for file in INHERITED {
+        let (from, to) = (parent.join(file), child.join(file));
+        let is_empty = fs::read_to_string(&to).is_ok_and(|value| value.trim().is_empty());
+        if is_empty && !child.join("cgroup.controllers").exists() {
+            let value = fs::read_to_string(&from).with_context(|| format!("read {}", from.display()))?;
+            fs::write(&to, value).with_context(|| format!("write {}", to.display()))?;
+        }
+    }
+    Ok(())
+}

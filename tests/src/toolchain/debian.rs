@@ -1,0 +1,81 @@
+//! The programs that Debian packages well enough to take from there.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::progress::Progress;
+
+/// Package and why it is needed.
+const PACKAGES: &[&str] = &[
+    "runc",
+    "containernetworking-plugins",
+    "etcd-server",
+    "busybox-static",
+    "tini",
+    "skopeo",
+    "nftables",
+    "iproute2",
+    "util-linux",
+];
+
+/// Installs the packages that are missing, through apt.
+pub(super) fn install_missing() -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if super::find_program("apt-get").is_none() {
+        bail!("these Debian packages are missing and there is no apt-get to install them with: {list}");
+    }
+    let progress = Progress::start(&format!("installing {list}"), "about 1 minute, once");
+    if apt(&["install", "--yes", "--no-install-recommends"], &missing).is_err() {
+        // Mostly the package lists are missing or old.
+        apt(&["update"], &[])?;
+        apt(&["install", "--yes", "--no-install-recommends"], &missing)?;
+    }
+    progress.done();
+    Ok(())
+}
+
+fn missing() -> Result<Vec<&'static str>> {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .args(PACKAGES)
+        .output()
+        .context("ask dpkg-query for installed packages (a test cluster runs on Debian or a system made from it)")?;
+    let listing = String::from_utf8_lossy(&output.stdout);
+    Ok(PACKAGES.iter().copied().filter(|package| !is_installed(&listing, package)).collect())
+}
+
+fn is_installed(listing: &str, package: &str) -> bool {
+    listing.lines().any(|line| line.split_once(' ') == Some((package, "installed")))
+}
+
+fn apt(arguments: &[&str], packages: &[&str]) -> Result<()> {
+    let output = Command::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(arguments)
+        .args(packages)
+        .stdin(Stdio::null())
+        .output()
+        .context("run apt-get")?;
+    if !output.status.success() {
+        bail!("apt-get {} ended with {}:\n{}", arguments[0], output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_installed;
+
+    #[test]
+    fn a_removed_package_is_not_installed() {
+        let listing = "runc installed\ntini config-files\n";
+        assert!(is_installed(listing, "runc"));
+        assert!(!is_installed(listing, "tini"));
+        assert!(!is_installed(listing, "skopeo"));
+    }
+}
