@@ -42,7 +42,8 @@ impl FromStr for RegistryHost {
     fn from_str(text: &str) -> Result<Self, HostInvalid> {
         let authority: http::uri::Authority = text.parse().map_err(|_| HostInvalid)?;
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b);
-        if authority.host().is_empty() || !text.bytes().all(is_plain) || text.ends_with(':') {
+        let has_odd_port = authority.port_u16().is_none() && text.len() > authority.host().len();
+        if authority.host().is_empty() || !text.bytes().all(is_plain) || has_odd_port {
             return Err(HostInvalid);
         }
         Ok(Self(text.to_ascii_lowercase().into()))

@@ -227,11 +227,16 @@ mod tests {
                 404 Not Found
                 cache-status: breakwater; fwd=miss; detail=unauthorized
                 content-type: application/json
-                content-length: 73
+                content-length: 72
                 {"errors":[{"code":"BLOB_UNKNOWN","message":"upstream refuses access"}]}"#]],
         )
         .await;
-        check(failure(Failure::ConnectTimeout, Sought::Manifest), expect![[""]]).await;
+        check(failure(Failure::ConnectTimeout, Sought::Manifest), expect![[r#"
+            503 Service Unavailable
+            cache-status: breakwater; fwd=miss; detail=connect_timeout
+            content-type: application/json
+            content-length: 63
+            {"errors":[{"code":"UNAVAILABLE","message":"connect timeout"}]}"#]]).await;
     }
 
     #[tokio::test]
@@ -240,6 +245,16 @@ mod tests {
         let provenance = Provenance { origin: Origin::Stale(Failure::ServerError), age: Duration::from_secs(7) };
         let span = Some(Span { start: 2, end: 4 });
         let described = Described { digest: &digest, media_type: "a/b", size: Some(10), span, provenance };
-        check(content(&described, body::whole(Bytes::from_static(b"xy"))), expect![[""]]).await;
+        check(content(&described, body::whole(Bytes::from_static(b"xy"))), expect![[r#"
+            206 Partial Content
+            cache-status: breakwater; fwd=stale; detail=server_error
+            age: 7
+            content-type: a/b
+            docker-content-digest: sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
+            etag: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+            accept-ranges: bytes
+            content-length: 2
+            content-range: bytes 2-3/10
+            xy"#]]).await;
     }
 }
