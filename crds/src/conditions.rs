@@ -41,12 +41,15 @@ pub mod reason {
     pub const POD_FAILING: &str = "PodFailing";
     /// CacheReady: the Pod's node is lost. Bring it back or delete its Node object.
     pub const NODE_LOST: &str = "NodeLost";
-    /// CacheReady: a Secret of `credentials` does not exist; the cache pulls anonymously. Create it.
+    /// UpstreamCredentialsAccepted: a Secret of `credentials` does not exist; the cache pulls anonymously. Create it.
     pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
-    /// CacheReady: a Secret of `credentials` has no usable `.dockerconfigjson`. Recreate it with the right type.
+    /// UpstreamCredentialsAccepted: a Secret of `credentials` has no usable `.dockerconfigjson`. Recreate it with the right type.
     pub const SECRET_INVALID: &str = "SecretInvalid";
     /// CacheReady, Stalled: the API server refuses a child object. Do what the message says.
     pub const CHILD_REFUSED: &str = "ChildRefused";
+    /// CacheReady, Stalled: the Secret with Breakwater's certificate authority is damaged or cannot be read; caches that run go on.
+    /// Restore it.
+    pub const NO_AUTHORITY: &str = "NoAuthority";
     /// NodesReady: all selected nodes are active.
     pub const NODES_ACTIVE: &str = "NodesActive";
     /// NodesReady: the selector matches no Ready node. Correct `nodes.selector`.
