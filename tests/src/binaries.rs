@@ -1,5 +1,5 @@
 //! Builds the project's own binaries and says where they are. It knows nothing of what they do.
-#![allow(clippy::expect_used, reason = "a harness fails its test by panicking")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a harness fails its test by panicking")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,18 @@ pub const OPERATOR: &str = "breakwater-operator";
 /// The node agent.
 pub const NODE_AGENT: &str = "breakwater-node-agent";
 
-static BUILT: Mutex<Option<HashMap<&'static str, PathBuf>>> = Mutex::new(None);
+/// Failures are remembered too: a build that fails once would fail for each test anew.
+static BUILT: Mutex<Option<HashMap<&'static str, Result<PathBuf, String>>>> = Mutex::new(None);
 
 /// The binary of the package with this name, built in the profile and the target folder of the running test, once per
 /// process. Cargo finds out in a moment that nothing has changed.
 pub fn binary(package: &'static str) -> PathBuf {
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     let built = built.get_or_insert_default();
-    built.entry(package).or_insert_with(|| build(package)).clone()
+    match built.entry(package).or_insert_with(|| build(package)) {
+        Ok(path) => path.clone(),
+        Err(errors) => panic!("cargo could not build {package}:\n{errors}"),
+    }
 }
 
 /// The workspace's root folder.
@@ -29,7 +33,7 @@ pub fn workspace() -> &'static Path {
     tests.parent().expect("the tests are a folder of the workspace")
 }
 
-fn build(package: &str) -> PathBuf {
+fn build(package: &str) -> Result<PathBuf, String> {
     let profile_folder = profile_folder();
     let target = profile_folder.parent().expect("target/<profile>");
     let profile = match profile_folder.file_name().and_then(|name| name.to_str()) {
@@ -45,9 +49,11 @@ fn build(package: &str) -> PathBuf {
         .arg(target)
         .output()
         .expect("cargo runs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "cargo could not build {package}:\n{errors}");
-    profile_folder.join(package)
+    if output.status.success() {
+        Ok(profile_folder.join(package))
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
 }
 
 /// `target/<profile>`: the running test is `target/<profile>/deps/<name>-<hash>`, or a folder higher for a binary.

@@ -5,8 +5,10 @@
 pub mod binaries;
 pub mod cache;
 pub mod cluster;
+pub mod demo;
 pub mod distribution;
 pub mod images;
+pub mod product;
 pub mod release;
 pub mod toolchain;
 pub mod upstream;

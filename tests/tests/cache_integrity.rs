@@ -2,8 +2,9 @@
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use breakwater_tests::cache::{Answer, Cache, End};
+use breakwater_tests::cache::{Answer, Cache, End, PATIENCE};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
@@ -34,6 +35,18 @@ fn committed(cache: &Cache, blob: &Blob) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// The last byte may reach the client before the file has its final name.
+async fn committed_soon(cache: &Cache, blob: &Blob) -> PathBuf {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(path) = committed(cache, blob) {
+            return path;
+        }
+        assert!(Instant::now() < deadline, "a whole blob was not kept");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Asks until the whole blob comes; refusals in between are remembered for some seconds by design.
 async fn eventually_whole(cache: &Cache, blob: &Blob) {
     let whole = async {
@@ -42,10 +55,10 @@ async fn eventually_whole(cache: &Cache, blob: &Blob) {
             if answer.status == 200 && answer.end == End::Complete {
                 return answer.body;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let body = tokio::time::timeout(breakwater_tests::cache::PATIENCE, whole).await.expect("the whole blob");
+    let body = tokio::time::timeout(PATIENCE, whole).await.expect("the whole blob");
     assert!(body == blob.bytes, "the right bytes");
 }
 
@@ -199,7 +212,7 @@ async fn a_truncated_or_emptied_blob_on_disk_is_fetched_anew() {
     for left in [0, 1000] {
         let (_upstream, cache, blob) = cold(MIB).await;
         eventually_whole(&cache, &blob).await;
-        let path = committed(&cache, &blob).expect("a committed blob");
+        let path = committed_soon(&cache, &blob).await;
         let file = std::fs::OpenOptions::new().write(true).open(path).expect("the blob's file");
         file.set_len(left).expect("a shorter file");
         let answer = cache.get(&blob.blob_path(REPOSITORY)).await;

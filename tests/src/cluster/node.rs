@@ -225,7 +225,7 @@ impl Node {
         machine.power_off().await?;
         *self.machine.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.parts.lock().await.clear();
-        Ok(())
+        cgroup::remove(&self.cgroup()).await.with_context(|| format!("clear the memory of {}", self.name))
     }
 
     /// The ends of its parts' logs.

@@ -26,6 +26,8 @@ pub struct Request {
     pub status: u16,
     /// Bytes of the answer's body.
     pub bytes: u64,
+    /// Who asked, as it calls itself: `containerd/v2.4.2`, `breakwater-registry/0.1.0`.
+    pub agent: String,
 }
 
 impl AccessLog {
@@ -75,6 +77,7 @@ fn parse_line(line: &str) -> Option<Request> {
         path: path.to_owned(),
         status: fields.next()?.parse().ok()?,
         bytes: fields.next()?.parse().ok()?,
+        agent: line.trim_end().strip_suffix('"')?.rsplit_once('"')?.1.to_owned(),
     })
 }
 
@@ -85,8 +88,13 @@ mod tests {
     #[test]
     fn requests_are_told_from_other_lines() {
         let line = r#"10.80.1.1 - - [19/Nov/2026:10:00:00 +0000] "GET /v2/a/manifests/1?ns=x HTTP/1.1" 200 523 "" "containerd/2.4.2""#;
-        let expected =
-            Request { method: "GET".to_owned(), path: "/v2/a/manifests/1?ns=x".to_owned(), status: 200, bytes: 523 };
+        let expected = Request {
+            method: "GET".to_owned(),
+            path: "/v2/a/manifests/1?ns=x".to_owned(),
+            status: 200,
+            bytes: 523,
+            agent: "containerd/2.4.2".to_owned(),
+        };
         assert_eq!(parse_line(line), Some(expected));
         assert_eq!(parse_line(r#"time="2026" level=warning msg="no [secret] "given"""#), None);
         assert_eq!(parse_line(""), None);

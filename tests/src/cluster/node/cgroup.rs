@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cluster::wait::until;
+
 const ROOT: &str = "/sys/fs/cgroup";
+const LIMIT: Duration = Duration::from_secs(10);
 /// A new cpuset of version 1 is empty, and no process can enter it.
 const INHERITED: &[&str] = &["cpuset.cpus", "cpuset.mems"];
 
@@ -22,6 +26,29 @@ pub(super) fn make(path: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes the cgroup `path` and all below it out of every hierarchy, as a reboot does; the kubelet spends seconds on each
+/// container's cgroup that it finds without a container.
+pub(super) async fn remove(path: &str) -> Result<()> {
+    until(LIMIT, "a node's cgroups to be empty", async || {
+        // All hierarchies, those without controllers included: runc makes a container's cgroup in each.
+        let entries = fs::read_dir(ROOT).with_context(|| format!("list {ROOT}"))?;
+        let roots = entries.flatten().map(|entry| entry.path()).chain([PathBuf::from(ROOT)]);
+        let folders = roots.map(|root| root.join(path.trim_start_matches('/'))).filter(|folder| folder.is_dir());
+        // A busy one is tried again: killed processes leave it a moment later than their PID namespace.
+        Ok(folders.fold(true, |all, folder| remove_tree(&folder).is_ok() && all).then_some(()))
+    })
+    .await
+}
+
+fn remove_tree(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(folder)
 }
 
 fn hierarchies() -> Result<Vec<PathBuf>> {

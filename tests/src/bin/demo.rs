@@ -1,0 +1,23 @@
+//! `make demo` and `make playground`.
+
+use breakwater_tests::demo;
+use clap::Parser;
+
+/// Shows on a real cluster that Pods start while their registries are down.
+#[derive(Parser)]
+struct Args {
+    /// Set everything up, print how to use it, and keep it until Ctrl-C
+    #[arg(long)]
+    playground: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Args { playground } = Args::parse();
+    let run = async { if playground { demo::playground().await } else { demo::show().await } };
+    // Dropping what runs removes the cluster, so Ctrl-C leaves nothing behind.
+    tokio::select! {
+        outcome = run => outcome,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped by Ctrl-C; the cluster is removed"),
+    }
+}
