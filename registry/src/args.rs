@@ -46,7 +46,13 @@ pub struct Args {
     pub max_stale: Duration,
 
     /// Folder that holds the cache; one process and one registry per folder
-    #[arg(long, value_name = "DIR", env = "BREAKWATER_DATA_DIR", default_value = "./breakwater-data", help_heading = "Storage")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BREAKWATER_DATA_DIR",
+        default_value = "./breakwater-data",
+        help_heading = "Storage"
+    )]
     pub data_dir: PathBuf,
 
     /// Serve pulls by plain HTTP here [default: 127.0.0.1:5000, none with --tls-listen]
@@ -70,7 +76,14 @@ pub struct Args {
     pub admin_listen: Listen,
 
     /// How log lines look; RUST_LOG decides which there are
-    #[arg(long, value_name = "FORMAT", env = "BREAKWATER_LOG_FORMAT", default_value = "text", value_enum, help_heading = "Logs")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "BREAKWATER_LOG_FORMAT",
+        default_value = "text",
+        value_enum,
+        help_heading = "Logs"
+    )]
     pub log_format: LogFormat,
 }
 
@@ -87,7 +100,9 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
     let everywhere = text.strip_prefix(':').and_then(|port| port.parse().ok()).map(Listen::Everywhere);
     let localhost = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     let at = localhost.as_deref().unwrap_or(text).parse().ok().map(Listen::At);
-    everywhere.or(at).ok_or_else(|| "must be ADDRESS:PORT such as 127.0.0.1:5000 or [::1]:5000, or :PORT for every address".to_owned())
+    everywhere.or(at).ok_or_else(|| {
+        "must be ADDRESS:PORT such as 127.0.0.1:5000 or [::1]:5000, or :PORT for every address".to_owned()
+    })
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {

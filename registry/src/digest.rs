@@ -159,7 +159,8 @@ mod tests {
 
     #[test]
     fn what_is_no_digest() {
-        for bad in ["", "sha256", "sha256:", "md5:00", "sha256:../../etc/passwd", &format!("sha256:{}", "A".repeat(64))] {
+        for bad in ["", "sha256", "sha256:", "md5:00", "sha256:../../etc/passwd", &format!("sha256:{}", "A".repeat(64))]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -95,9 +95,8 @@ pub fn names(bytes: &[u8]) -> Names {
 
 fn named(descriptor: Descriptor) -> Option<Named> {
     let Descriptor { digest, media_type, size, platform, urls: _ } = descriptor;
-    let platform = platform.map(|Platform { os, architecture, variant }| {
-        format!("{os}/{architecture}/{}", variant.unwrap_or_default())
-    });
+    let platform = platform
+        .map(|Platform { os, architecture, variant }| format!("{os}/{architecture}/{}", variant.unwrap_or_default()));
     Some(Named { digest: digest.parse().ok()?, media_type, size, platform })
 }
 

@@ -94,7 +94,8 @@ impl Metrics {
 
     /// Counts a request, and tells it to the log.
     pub fn answered(&self, route: &Route, response: &Response<Body>, elapsed: Duration) {
-        let cache_status = response.headers().get("cache-status").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let cache_status =
+            response.headers().get("cache-status").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let result = match response.status() {
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Outcome::denied,
             status if !status.is_success() => Outcome::error,

@@ -7,11 +7,11 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, header};
+use http::{Request, Response};
 
 use crate::{
     background::Background,
@@ -23,25 +23,20 @@ use crate::{
     holdings::{self, Holding},
     manifest::Manifest,
     metrics::Metrics,
-    range::{ByteRange, Span},
+    range::ByteRange,
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
     respond::{self, Described, Origin, Provenance, Sought},
     route::{self, Route},
+    serve::{self, BLOB_TYPE, Wish},
     store::{
-        Store,
-        blobs::StoredBlob,
-        blocking,
+        Store, blocking,
         links::{Kind, Link},
         tags::Target,
     },
     tag::{Freshness, Limits, Resolved, TagResolver},
     upstream::Upstream,
 };
-
-/// A first byte that is not here by then is 503; the flight goes on. Shorter than the relay's patience.
-const FIRST_BYTE: Duration = Duration::from_secs(4);
-const BLOB_TYPE: &str = "application/octet-stream";
 
 type Answer = Result<Response<Body>, Failure>;
 
@@ -56,14 +51,6 @@ pub struct Pull {
     flights: Arc<Flights>,
 }
 
-/// What the request wants of a content.
-#[derive(Clone, Copy)]
-struct Wish {
-    is_head: bool,
-    range: Option<ByteRange>,
-    deadline: Instant,
-}
-
 impl Pull {
     /// Puts the parts together; asks nobody.
     pub fn new(
@@ -74,8 +61,7 @@ impl Pull {
         metrics: Arc<Metrics>,
         background: &Background,
     ) -> Self {
-        let flights =
-            Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
+        let flights = Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
         let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
         Self { registry, store, upstream, metrics, tags, manifests: Coalesce::new(background.clone()), flights }
     }
@@ -125,22 +111,22 @@ impl Pull {
         let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
         let here = blocking(move || holdings::manifest(&store, &name, &wanted)).await.flatten();
         if let Some((manifest, blob)) = here {
-            let provenance = tag.map_or_else(|| hit(&blob), |tag| Provenance::of_tag(&tag));
-            return Ok(manifest_response(manifest, provenance, wish));
+            let provenance = tag.map_or_else(|| Provenance::hit(&blob), |tag| Provenance::of_tag(&tag));
+            return Ok(serve::manifest(manifest, provenance, wish));
         }
         let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
         match tag {
             // Upstream fails and what the tag last meant is not here.
             Some(Resolved { freshness: Freshness::Stale(failure), .. }) => return Err(failure),
-            Some(Resolved { target, .. }) if wish.is_head => return Ok(head_response(&target, provenance)),
+            Some(Resolved { target, .. }) if wish.is_head => return Ok(serve::head(&target, provenance)),
             _ => {}
         }
         if wish.is_head {
             let head = self.upstream.head_manifest(repository, &Reference::Digest(digest.clone())).await?;
             let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
-            return Ok(head_response(&target, provenance));
+            return Ok(serve::head(&target, provenance));
         }
-        Ok(manifest_response(self.fetch_manifest(repository, digest).await?, provenance, wish))
+        Ok(serve::manifest(self.fetch_manifest(repository, digest).await?, provenance, wish))
     }
 
     /// Fetches, verifies and keeps a manifest: once for all who ask meanwhile.
@@ -165,11 +151,11 @@ impl Pull {
         let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
         let holding = blocking(move || holdings::blob(&store, &name, &wanted)).await.ok_or(Failure::Stopping)?;
         let is_linked = match holding {
-            Holding::Hit(blob) => return Ok(self.stored_blob(digest, &blob, wish)),
+            Holding::Hit(blob) => return Ok(serve::stored_blob(digest, &blob, wish, &self.metrics)),
             Holding::IsManifest => return Err(Failure::NotFound),
             Holding::Unproven(blob) => {
                 self.prove(repository, digest).await?;
-                return Ok(self.stored_blob(digest, &blob, wish));
+                return Ok(serve::stored_blob(digest, &blob, wish, &self.metrics));
             }
             Holding::Absent { is_linked } => is_linked,
         };
@@ -201,19 +187,6 @@ impl Pull {
         // A link that cannot be written is asked for again.
         let _ = blocking(move || store.links.add(&name, &digest, &link)).await;
         Ok(())
-    }
-
-    fn stored_blob(&self, digest: &Digest, blob: &StoredBlob, wish: Wish) -> Response<Body> {
-        let provenance = hit(blob);
-        let span = match wish.range.map(|range| range.within(blob.size)) {
-            Some(None) => return respond::no_such_range(blob.size, provenance),
-            span => span.flatten(),
-        };
-        let described = Described { digest, media_type: BLOB_TYPE, size: Some(blob.size), span, provenance };
-        let Span { start, end } = span.unwrap_or(Span { start: 0, end: blob.size });
-        let source = Source::Stored(Arc::clone(&blob.file));
-        let body = if wish.is_head { body::whole(Bytes::new()) } else { self.body(source, start, Some(end)) };
-        respond::content(&described, body)
     }
 
     /// Waits until the flight has the first byte that is wanted, and streams from there.
@@ -265,52 +238,4 @@ fn first_byte_is_here(progress: &Progress, range: Option<ByteRange>) -> bool {
             start.is_none_or(|start| *servable > start)
         }
     }
-}
-
-impl Wish {
-    fn of<B>(request: &Request<B>, began: Instant) -> Self {
-        let range = request.headers().get(header::RANGE).and_then(|value| ByteRange::parse(value.to_str().ok()?));
-        // The validator is the digest in the path; a client that holds another one wants everything.
-        let holds_another = request.headers().get(header::IF_RANGE).is_some_and(|held| {
-            let digest = request.uri().path().rsplit('/').next().unwrap_or_default();
-            held.as_bytes() != format!("\"{digest}\"").as_bytes()
-        });
-        let is_head = request.method() == Method::HEAD;
-        Self { is_head, range: range.filter(|_| !holds_another && !is_head), deadline: began + FIRST_BYTE }
-    }
-}
-
-impl Provenance {
-    fn of_tag(tag: &Resolved) -> Self {
-        let origin = match tag.freshness {
-            Freshness::Fresh => Origin::Hit,
-            Freshness::Revalidated | Freshness::Asked => Origin::Revalidated,
-            Freshness::Stale(failure) => Origin::Stale(failure),
-        };
-        Self { origin, age: tag.age }
-    }
-}
-
-fn hit(blob: &StoredBlob) -> Provenance {
-    Provenance { origin: Origin::Hit, age: SystemTime::now().duration_since(blob.stored).unwrap_or_default() }
-}
-
-fn head_response(target: &Target, provenance: Provenance) -> Response<Body> {
-    let Target { digest, media_type, size } = target;
-    let described = Described { digest, media_type, size: Some(*size), span: None, provenance };
-    respond::content(&described, body::whole(Bytes::new()))
-}
-
-/// Manifests serve ranges too: some runtimes ask for `bytes=0-` of everything.
-fn manifest_response(manifest: Manifest, provenance: Provenance, wish: Wish) -> Response<Body> {
-    let Manifest { digest, media_type, bytes } = manifest;
-    let size = bytes.len() as u64;
-    let span = match wish.range.map(|range| range.within(size)) {
-        Some(None) => return respond::no_such_range(size, provenance),
-        span => span.flatten(),
-    };
-    let described = Described { digest: &digest, media_type: &media_type, size: Some(size), span, provenance };
-    let Span { start, end } = span.unwrap_or(Span { start: 0, end: size });
-    let part = if wish.is_head { Bytes::new() } else { bytes.slice(start as usize..end as usize) };
-    respond::content(&described, body::whole(part))
 }

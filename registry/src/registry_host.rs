@@ -79,7 +79,9 @@ mod tests {
     #[test]
     fn docker_hub_has_many_names() {
         let hub: RegistryHost = "docker.io".parse().unwrap();
-        assert!(hub.is_also_called("index.docker.io") && hub.is_also_called("Docker.IO") && !hub.is_also_called("ghcr.io"));
+        assert!(
+            hub.is_also_called("index.docker.io") && hub.is_also_called("Docker.IO") && !hub.is_also_called("ghcr.io")
+        );
         assert_eq!(hub.default_url(), "https://registry-1.docker.io");
         let other: RegistryHost = "Ghcr.io".parse().unwrap();
         assert_eq!(other.default_url(), "https://ghcr.io");

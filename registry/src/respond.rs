@@ -231,12 +231,16 @@ mod tests {
                 {"errors":[{"code":"BLOB_UNKNOWN","message":"upstream refuses access"}]}"#]],
         )
         .await;
-        check(failure(Failure::ConnectTimeout, Sought::Manifest), expect![[r#"
+        check(
+            failure(Failure::ConnectTimeout, Sought::Manifest),
+            expect![[r#"
             503 Service Unavailable
             cache-status: breakwater; fwd=miss; detail=connect_timeout
             content-type: application/json
             content-length: 63
-            {"errors":[{"code":"UNAVAILABLE","message":"connect timeout"}]}"#]]).await;
+            {"errors":[{"code":"UNAVAILABLE","message":"connect timeout"}]}"#]],
+        )
+        .await;
     }
 
     #[tokio::test]
@@ -245,7 +249,9 @@ mod tests {
         let provenance = Provenance { origin: Origin::Stale(Failure::ServerError), age: Duration::from_secs(7) };
         let span = Some(Span { start: 2, end: 4 });
         let described = Described { digest: &digest, media_type: "a/b", size: Some(10), span, provenance };
-        check(content(&described, body::whole(Bytes::from_static(b"xy"))), expect![[r#"
+        check(
+            content(&described, body::whole(Bytes::from_static(b"xy"))),
+            expect![[r#"
             206 Partial Content
             cache-status: breakwater; fwd=stale; detail=server_error
             age: 7
@@ -255,6 +261,8 @@ mod tests {
             accept-ranges: bytes
             content-length: 2
             content-range: bytes 2-3/10
-            xy"#]]).await;
+            xy"#]],
+        )
+        .await;
     }
 }

@@ -97,7 +97,9 @@ pub fn parse(method: &Method, uri: &Uri, registry: &RegistryHost) -> Result<Rout
     let (name, kind) = head.rsplit_once('/').ok_or(Refused::Path)?;
     let named = || name.parse::<RepositoryName>().map_err(|_| Refused::Name);
     match (kind, last) {
-        ("manifests", reference) => Ok(Route::Manifest { repository: named()?, reference: parse_reference(reference)? }),
+        ("manifests", reference) => {
+            Ok(Route::Manifest { repository: named()?, reference: parse_reference(reference)? })
+        }
         ("blobs", digest) => {
             Ok(Route::Blob { repository: named()?, digest: digest.parse().map_err(|_| Refused::Digest)? })
         }
@@ -163,8 +165,16 @@ mod tests {
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
+    fn docker_hub() -> RegistryHost {
+        "docker.io".parse().unwrap()
+    }
+
+    fn uri(path: &str) -> Uri {
+        path.parse().unwrap()
+    }
+
     fn route(path: &str) -> Result<Route, Refused> {
-        parse(&Method::GET, &path.parse().unwrap(), &"docker.io".parse().unwrap())
+        parse(&Method::GET, &uri(path), &docker_hub())
     }
 
     #[test]

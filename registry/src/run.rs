@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::BoxFuture;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
 use rustls_pki_types::{
@@ -24,6 +26,7 @@ use crate::{
     admin::Admin,
     args::{Args, Listen},
     background::Background,
+    body::Body,
     metrics::Metrics,
     pull::Pull,
     registry_host::RegistryHost,
@@ -83,91 +86,29 @@ pub enum StartFailed {
 /// Runs the cache until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Result<(), StartFailed> {
     let began = Instant::now();
-    // Without `..`: a new flag that nobody uses does not compile.
-    let Args {
-        upstream_registry: registry,
-        upstream_url,
-        credentials_dir,
-        ca_file,
-        tag_ttl,
-        max_stale,
-        data_dir,
-        listen,
-        tls_listen,
-        tls_dir,
-        token_dir,
-        admin_listen,
-        log_format: _,
-    } = args;
     let mut terminated = signal(SignalKind::terminate()).map_err(StartFailed::Signals)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(StartFailed::Signals)?;
-    let url = match upstream_url {
-        Some(url) => url,
-        None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
-    };
-    let roots = roots(&ca_file)?;
-    let store = Arc::new(Store::open(data_dir, &registry).map_err(StartFailed::Store)?);
-    let tls = match (tls_dir, token_dir) {
-        (Some(tls_dir), Some(token_dir)) => Some(TlsParts::open(tls_dir, token_dir).map_err(StartFailed::Tls)?),
-        _ => None,
-    };
-    let listen = listen.or_else(|| tls_listen.is_none().then_some(DEFAULT_LISTEN));
-    let plain = bind("--listen", listen).await?;
-    let secure = bind("--tls-listen", tls_listen).await?;
-    let admin_socket = bind("--admin-listen", Some(admin_listen)).await?;
-
     let background = Background::default();
-    let metrics = Arc::new(Metrics::new(&registry));
-    let credentials = CredentialStore::open(credentials_dir, registry.clone());
-    let contact = Arc::clone(&store.contact);
-    let upstream = Upstream::new(registry.clone(), url, roots, credentials, contact, Arc::clone(&metrics), &background);
-    let upstream = upstream.map_err(StartFailed::Client)?;
-    let limits = Limits { tag_ttl, max_stale };
-    let pull = Pull::new(
-        registry.clone(),
-        Arc::clone(&store),
-        Arc::clone(&upstream),
-        limits,
-        Arc::clone(&metrics),
-        &background,
-    );
-    let pull = Arc::new(pull);
-    let admin =
-        Arc::new(Admin { registry: registry.clone(), store: Arc::clone(&store), upstream: Arc::clone(&upstream), metrics });
+    let Cache { registry, store, upstream, pull, admin, plain, secure, admin_socket } =
+        Cache::assemble(args, &background).await?;
 
-    announce(plain.as_ref(), secure.as_ref(), admin_socket.as_ref(), &registry);
+    announce(plain.as_ref(), secure.as_ref().map(|(listener, _)| listener), &admin_socket, &registry);
     let stopping = background.stopping();
     let mut servers = JoinSet::new();
     if let Some(listener) = plain {
-        let pull = Arc::clone(&pull);
-        let handler = move |request: http::Request<Incoming>| {
-            let pull = Arc::clone(&pull);
-            async move { pull.answer(&request).await }
-        };
-        servers.spawn(server::serve(listener, None, handler, stopping.clone(), DRAIN));
+        servers.spawn(server::serve(listener, None, open_to_all(Arc::clone(&pull)), stopping.clone(), DRAIN));
     }
-    if let (Some(listener), Some(tls)) = (secure, tls) {
-        let config = tls.certificate.server_config().map_err(StartFailed::Tls)?;
-        background.spawn(Arc::clone(&tls.certificate).keep_fresh());
-        background.spawn(Arc::clone(&tls.tokens).keep_fresh());
-        let handler = move |request: http::Request<Incoming>| {
-            let (pull, tokens) = (Arc::clone(&pull), Arc::clone(&tls.tokens));
-            async move {
-                if tokens.admit(request.headers()) { pull.answer(&request).await } else { respond::unauthorized() }
-            }
-        };
-        servers.spawn(server::serve(listener, Some(config), handler, stopping.clone(), DRAIN));
+    if let Some((listener, TlsParts { certificate, tokens })) = secure {
+        let config = certificate.server_config().map_err(StartFailed::Tls)?;
+        background.spawn(certificate.keep_fresh());
+        background.spawn(Arc::clone(&tokens).keep_fresh());
+        servers.spawn(server::serve(listener, Some(config), open_to_holders(pull, tokens), stopping.clone(), DRAIN));
     }
-    if let Some(listener) = admin_socket {
-        let handler = move |request: http::Request<Incoming>| {
-            let admin = Arc::clone(&admin);
-            async move { admin.answer(&request) }
-        };
-        servers.spawn(server::serve(listener, None, handler, stopping.clone(), DRAIN));
-    }
+    let handler = move |request: Request<Incoming>| std::future::ready(admin.answer(&request));
+    servers.spawn(server::serve(admin_socket, None, handler, stopping.clone(), DRAIN));
     background.spawn(upstream.keep_informed());
-    let (measured, over) = (Arc::clone(&store), stopping.clone());
-    let measuring = tokio::task::spawn_blocking(move || measured.blobs.measure(|| over.is_cancelled()));
+    let over = stopping.clone();
+    let measuring = tokio::task::spawn_blocking(move || store.blobs.measure(|| over.is_cancelled()));
     info!(version = env!("CARGO_PKG_VERSION"), %registry, elapsed = ?began.elapsed(), "ready");
 
     tokio::select! {
@@ -186,6 +127,91 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
     Ok(())
 }
 
+/// All parts, put together but not yet running.
+struct Cache {
+    registry: RegistryHost,
+    store: Arc<Store>,
+    upstream: Arc<Upstream>,
+    pull: Arc<Pull>,
+    admin: Arc<Admin>,
+    plain: Option<TcpListener>,
+    secure: Option<(TcpListener, TlsParts)>,
+    admin_socket: TcpListener,
+}
+
+impl Cache {
+    /// Takes the folder and binds the addresses, so that whatever is wrong is said before anything runs.
+    async fn assemble(args: Args, background: &Background) -> Result<Self, StartFailed> {
+        // Without `..`: a new flag that nobody uses does not compile.
+        let Args {
+            upstream_registry: registry,
+            upstream_url,
+            credentials_dir,
+            ca_file,
+            tag_ttl,
+            max_stale,
+            data_dir,
+            listen,
+            tls_listen,
+            tls_dir,
+            token_dir,
+            admin_listen,
+            log_format: _,
+        } = args;
+        let url = match upstream_url {
+            Some(url) => url,
+            None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
+        };
+        let roots = roots(&ca_file)?;
+        let store = Arc::new(Store::open(data_dir, &registry).map_err(StartFailed::Store)?);
+        let secure = match (tls_listen, tls_dir, token_dir) {
+            (Some(listen), Some(tls_dir), Some(token_dir)) => {
+                let parts = TlsParts::open(tls_dir, token_dir).map_err(StartFailed::Tls)?;
+                Some((bind("--tls-listen", listen).await?, parts))
+            }
+            _ => None,
+        };
+        let plain = match listen.or_else(|| secure.is_none().then_some(DEFAULT_LISTEN)) {
+            Some(listen) => Some(bind("--listen", listen).await?),
+            None => None,
+        };
+        let admin_socket = bind("--admin-listen", admin_listen).await?;
+
+        let metrics = Arc::new(Metrics::new(&registry));
+        let credentials = CredentialStore::open(credentials_dir, registry.clone());
+        let contact = Arc::clone(&store.contact);
+        let upstream =
+            Upstream::new(registry.clone(), url, roots, credentials, contact, Arc::clone(&metrics), background)
+                .map_err(StartFailed::Client)?;
+        let limits = Limits { tag_ttl, max_stale };
+        let parts = (registry.clone(), Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics));
+        let pull = Arc::new(Pull::new(parts.0, parts.1, parts.2, limits, parts.3, background));
+        let (own, held) = (registry.clone(), Arc::clone(&store));
+        let admin = Arc::new(Admin { registry: own, store: held, upstream: Arc::clone(&upstream), metrics });
+        Ok(Self { registry, store, upstream, pull, admin, plain, secure, admin_socket })
+    }
+}
+
+/// The plain listener: whoever can reach it may pull.
+fn open_to_all(pull: Arc<Pull>) -> impl Fn(Request<Incoming>) -> Answering + Clone {
+    move |request| {
+        let pull = Arc::clone(&pull);
+        Box::pin(async move { pull.answer(&request).await })
+    }
+}
+
+/// The TLS listener: whoever shows a token may pull.
+fn open_to_holders(pull: Arc<Pull>, tokens: Arc<Tokens>) -> impl Fn(Request<Incoming>) -> Answering + Clone {
+    move |request| {
+        let (pull, tokens) = (Arc::clone(&pull), Arc::clone(&tokens));
+        Box::pin(async move {
+            if tokens.admit(request.headers()) { pull.answer(&request).await } else { respond::unauthorized() }
+        })
+    }
+}
+
+type Answering = BoxFuture<'static, Response<Body>>;
+
 struct TlsParts {
     certificate: Arc<Certificate>,
     tokens: Arc<Tokens>,
@@ -197,11 +223,8 @@ impl TlsParts {
     }
 }
 
-async fn bind(flag: &'static str, listen: Option<Listen>) -> Result<Option<TcpListener>, StartFailed> {
-    match listen {
-        Some(listen) => server::bind(flag, listen).await.map(Some).map_err(StartFailed::Listen),
-        None => Ok(None),
-    }
+async fn bind(flag: &'static str, listen: Listen) -> Result<TcpListener, StartFailed> {
+    server::bind(flag, listen).await.map_err(StartFailed::Listen)
 }
 
 /// The public roots are compiled in, as an image without a system has none.
@@ -222,16 +245,14 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, StartF
 }
 
 /// One line per listener, for people and for scripts that asked for port 0.
-fn announce(plain: Option<&TcpListener>, secure: Option<&TcpListener>, admin: Option<&TcpListener>, registry: &RegistryHost) {
+fn announce(plain: Option<&TcpListener>, secure: Option<&TcpListener>, admin: &TcpListener, registry: &RegistryHost) {
     let address = |listener: Option<&TcpListener>| listener.and_then(|listener| listener.local_addr().ok());
-    if let Some(address) = address(plain) {
-        println!("listening on http://{address}");
-    }
-    if let Some(address) = address(secure) {
-        println!("listening on https://{address}");
-    }
-    if let Some(admin) = address(admin) {
-        println!("admin on http://{admin}");
+    for (what, listener) in
+        [("listening on http", plain), ("listening on https", secure), ("admin on http", Some(admin))]
+    {
+        if let Some(address) = address(listener) {
+            println!("{what}://{address}");
+        }
     }
     if let Some(address) = address(plain) {
         let folder = format!("/etc/containerd/certs.d/{registry}/hosts.toml");

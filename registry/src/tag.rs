@@ -93,7 +93,12 @@ impl TagResolver {
     }
 
     /// Asks upstream, for no longer than the answer at hand allows; the question goes on behind.
-    async fn ask(&self, repository: &RepositoryName, tag: &Tag, known: Option<&TagRecord>) -> Result<TagRecord, Failure> {
+    async fn ask(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        known: Option<&TagRecord>,
+    ) -> Result<TagRecord, Failure> {
         let has_answer = known.is_some_and(|record| !record.is_gone);
         if let Some(failure) = self.upstream.is_away() {
             return Err(failure);
@@ -114,7 +119,12 @@ impl TagResolver {
     }
 
     /// In an outage an incomplete newcomer yields to the complete elder.
-    async fn stale(&self, repository: &RepositoryName, known: TagRecord, failure: Failure) -> Result<Resolved, Failure> {
+    async fn stale(
+        &self,
+        repository: &RepositoryName,
+        known: TagRecord,
+        failure: Failure,
+    ) -> Result<Resolved, Failure> {
         if self.upstream.contact().silence() > self.limits.max_stale {
             debug!(%repository, reason = failure.category(), "tag is older than max-stale allows");
             return Err(Failure::TooStale);

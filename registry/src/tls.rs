@@ -100,7 +100,9 @@ impl Certificate {
                     seen = now;
                     info!("certificate renewed");
                 }
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays"),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays");
+                }
             }
         }
     }
@@ -209,7 +211,8 @@ mod tests {
     #[test]
     fn only_relay_files_open() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, text) in [("relay", "one\n"), ("relay-next", " two "), ("operator", "three"), ("relay-empty", "\n")] {
+        for (name, text) in [("relay", "one\n"), ("relay-next", " two "), ("operator", "three"), ("relay-empty", "\n")]
+        {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let tokens = Tokens::open(dir.path().to_owned()).unwrap();

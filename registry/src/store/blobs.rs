@@ -22,6 +22,10 @@ use crate::digest::{Algorithm, Digest};
 
 /// Last use is kept this coarsely, or each hit would be a write.
 const TOUCH_EVERY: Duration = Duration::from_secs(3600);
+/// File mode of content that was fetched with a login.
+pub(super) const PRIVATE: u32 = 0o640;
+/// File mode of content that upstream serves to anyone.
+pub(super) const PUBLIC: u32 = PRIVATE | OTHERS_MAY_READ;
 const OTHERS_MAY_READ: u32 = 0o004;
 
 /// An open blob. It stays readable whatever happens to its name.
@@ -79,10 +83,8 @@ impl Blobs {
     }
 
     /// Takes over a verified download.
-    pub fn commit(&self, verified: &Verified, is_public: bool) -> io::Result<()> {
-        let file = verified.file();
-        file.set_permissions(fs::Permissions::from_mode(mode(is_public)))?;
-        file.sync_data()?;
+    pub fn commit(&self, verified: &Verified) -> io::Result<()> {
+        verified.file().sync_data()?;
         rename(verified.path(), &self.path(verified.digest()))?;
         self.used.fetch_add(verified.length(), Ordering::Relaxed);
         Ok(())
@@ -92,7 +94,7 @@ impl Blobs {
     pub fn put(&self, digest: &Digest, bytes: &[u8], is_public: bool) -> io::Result<()> {
         // What is public stays public, whoever fetches it again.
         let is_public = is_public || self.open(digest).is_some_and(|blob| blob.is_public);
-        self.writer.content(&self.path(digest), bytes, mode(is_public))?;
+        self.writer.content(&self.path(digest), bytes, if is_public { PUBLIC } else { PRIVATE })?;
         self.used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -131,10 +133,6 @@ impl Blobs {
 
 fn list(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-fn mode(is_public: bool) -> u32 {
-    if is_public { 0o640 | OTHERS_MAY_READ } else { 0o640 }
 }
 
 /// Describes an open file of the store.

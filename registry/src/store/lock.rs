@@ -25,7 +25,8 @@ impl Lock {
     pub(super) fn take(dir: &Path, registry: &RegistryHost) -> Result<Self, Unusable> {
         let path = dir.join("LOCK");
         let failed = |source: io::Error| Unusable::Create { path: path.clone(), source };
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Unusable::Held),

@@ -11,7 +11,9 @@ mod write;
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use self::{blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, tags::Tags, write::Writer};
+use self::{
+    blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, tags::Tags, write::Writer,
+};
 use crate::registry_host::RegistryHost;
 
 /// The folder and its parts:

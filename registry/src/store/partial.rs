@@ -1,15 +1,16 @@
 //! Downloads that have not ended: `Partial` grows, `verify` makes it `Verified`, and only that can be committed.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
 
+use super::blobs::{PRIVATE, PUBLIC};
 use crate::digest::{Digest, Hasher};
 
 const READ: usize = 256 * 1024;
@@ -44,7 +45,7 @@ impl Partials {
     /// Continues what an earlier download left, hashing it anew, or starts with nothing.
     pub fn open(&self, digest: &Digest) -> io::Result<Partial> {
         let path = self.dir.join(digest.hex());
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(PRIVATE).open(&path)?;
         let mut hasher = Hasher::new(digest.algorithm());
         let mut buffer = vec![0; READ];
         let mut length = 0;
@@ -79,6 +80,11 @@ impl Partial {
             self.length += piece.len() as u64;
         }
         Ok(())
+    }
+
+    /// Upstream serves this content to anyone.
+    pub fn mark_public(&self) -> io::Result<()> {
+        self.file.set_permissions(Permissions::from_mode(PUBLIC))
     }
 
     /// Whether what is here is already everything.

@@ -85,10 +85,22 @@ mod tests {
         for public in ["1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:1.1.1.1"] {
             check(public, Nearness::Public);
         }
-        for private in ["10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1"] {
+        for private in
+            ["10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1"]
+        {
             check(private, Nearness::Private);
         }
-        for loopback in ["127.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "::", "fe80::1", "224.0.0.1", "255.255.255.255", "::ffff:127.0.0.1"] {
+        for loopback in [
+            "127.0.0.1",
+            "::1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "::",
+            "fe80::1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::ffff:127.0.0.1",
+        ] {
             check(loopback, Nearness::Loopback);
         }
     }
@@ -96,7 +108,8 @@ mod tests {
     #[test]
     fn nothing_nearer_than_upstream() {
         let boundary = Boundary::default();
-        let [public, private, metadata] = ["1.1.1.1", "10.0.0.1", "169.254.169.254"].map(|a| a.parse::<IpAddr>().unwrap());
+        let [public, private, metadata] =
+            ["1.1.1.1", "10.0.0.1", "169.254.169.254"].map(|a| a.parse::<IpAddr>().unwrap());
         assert!(boundary.allows(public) && !boundary.allows(private) && !boundary.allows(metadata));
         boundary.upstream_is_at(private);
         assert!(boundary.allows(private) && !boundary.allows(metadata));

@@ -122,7 +122,11 @@ impl Auth {
     }
 
     /// The permit for a request to `repository` at upstream's own origin.
-    pub(super) async fn permit(&self, transport: &Arc<Transport>, repository: &RepositoryName) -> Result<Permit, Failure> {
+    pub(super) async fn permit(
+        &self,
+        transport: &Arc<Transport>,
+        repository: &RepositoryName,
+    ) -> Result<Permit, Failure> {
         let challenge = self.challenge.load_full();
         let keyring = self.credentials.keyring();
         let login = keyring.login(repository);
@@ -135,20 +139,32 @@ impl Auth {
             Some(Challenge::Bearer { realm, service, scope }) => {
                 let scope = scope.clone().filter(|scope| scope.contains(&format!("{repository}:")));
                 let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
-                let ask = TokenAsk { realm: realm.clone(), service: service.clone(), scope: Some(scope), login: login.cloned() };
+                let ask = TokenAsk {
+                    realm: realm.clone(),
+                    service: service.clone(),
+                    scope: Some(scope),
+                    login: login.cloned(),
+                };
                 let token = self.token(transport, repository, ask).await?;
-                let header = HeaderValue::try_from(format!("Bearer {}", token.value.expose())).map_err(|_| Failure::TokenService)?;
+                let header = HeaderValue::try_from(format!("Bearer {}", token.value.expose()))
+                    .map_err(|_| Failure::TokenService)?;
                 Ok(Permit { header: Some(sensitive(header)), is_private: token.is_private })
             }
         }
     }
 
-    async fn token(&self, transport: &Arc<Transport>, repository: &RepositoryName, ask: TokenAsk) -> Result<Token, Failure> {
+    async fn token(
+        &self,
+        transport: &Arc<Transport>,
+        repository: &RepositoryName,
+        ask: TokenAsk,
+    ) -> Result<Token, Failure> {
         let kept = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(repository).cloned();
         if let Some(token) = kept.filter(|token| token.expires > Instant::now()) {
             return Ok(token);
         }
-        let (transport, tokens, accepted) = (Arc::clone(transport), Arc::clone(&self.tokens), Arc::clone(&self.accepted));
+        let (transport, tokens, accepted) =
+            (Arc::clone(transport), Arc::clone(&self.tokens), Arc::clone(&self.accepted));
         let name = repository.clone();
         let waiter = self.fetches.join(repository.clone(), || async move {
             let token = fetch_token(&transport, &name, ask, &accepted).await?;
@@ -168,7 +184,12 @@ impl Auth {
         let (Some(login), Some(challenge)) = (keyring.any(), self.challenge.load_full()) else { return };
         match challenge.as_ref() {
             Challenge::Bearer { realm, service, .. } => {
-                let ask = TokenAsk { realm: realm.clone(), service: service.clone(), scope: None, login: Some(login.clone()) };
+                let ask = TokenAsk {
+                    realm: realm.clone(),
+                    service: service.clone(),
+                    scope: None,
+                    login: Some(login.clone()),
+                };
                 // The verdict is kept by the fetch; the token itself is good for nothing.
                 let _ = fetch_token_answer(transport, None, ask, &self.accepted).await;
             }

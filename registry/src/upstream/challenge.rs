@@ -72,7 +72,14 @@ mod tests {
         assert_eq!(challenge(&[hub]), Some(bearer.clone()));
         assert_eq!(challenge(&["Basic realm=\"x\"", hub]), Some(bearer));
         assert_eq!(challenge(&["basic realm=\"x\""]), Some(Challenge::Basic));
-        for nonsense in ["", "Bearer", "Bearer realm=\"file:///etc/passwd\"", "Bearer realm=\"nonsense\"", "Digest realm=\"x\"", "\"\"\""] {
+        for nonsense in [
+            "",
+            "Bearer",
+            "Bearer realm=\"file:///etc/passwd\"",
+            "Bearer realm=\"nonsense\"",
+            "Digest realm=\"x\"",
+            "\"\"\"",
+        ] {
             assert_eq!(challenge(&[nonsense]), None, "{nonsense}");
         }
     }

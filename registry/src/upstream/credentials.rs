@@ -158,7 +158,9 @@ impl CredentialStore {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => warn!(registry = %self.registry, file = %path.display(), %error, "credentials unreadable"),
+                Err(error) => {
+                    warn!(registry = %self.registry, file = %path.display(), %error, "credentials unreadable");
+                }
             }
         }
         if self.folder.is_some() {
@@ -172,7 +174,9 @@ impl CredentialStore {
 fn config_files(folder: &Path) -> Vec<PathBuf> {
     let below = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = below
-        .filter(|path| path.is_dir() && !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"..")))
+        .filter(|path| {
+            path.is_dir() && !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".."))
+        })
         .chain([folder.to_owned()])
         .map(|path| path.join(".dockerconfigjson"))
         .filter(|path| path.exists())

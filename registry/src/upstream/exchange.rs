@@ -92,7 +92,8 @@ impl Upstream {
         let deadline = Instant::now() + HEADERS;
         // Twice at most: without a permit or with one that has expired, and once more with what upstream asks for.
         for is_last in [false, true] {
-            let permit = tokio::time::timeout_at(deadline.into(), self.auth.permit(&self.transport, ask.repository)).await;
+            let permit =
+                tokio::time::timeout_at(deadline.into(), self.auth.permit(&self.transport, ask.repository)).await;
             let permit = permit.unwrap_or(Err(Failure::TokenService))?;
             let (response, is_own) = self.follow(ask, &permit, deadline).await?;
             if !is_own || response.status() != StatusCode::UNAUTHORIZED {
@@ -183,7 +184,10 @@ fn make_room(refused: &mut HashMap<RepositoryName, Instant>) {
 /// What a final status means. A redirect's target that refuses (an expired URL, a purged object) says nothing of the
 /// repository.
 fn judge(response: Response, is_own: bool) -> Result<Response, Failure> {
-    let is_encoded = response.headers().get(CONTENT_ENCODING).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let is_encoded = response
+        .headers()
+        .get(CONTENT_ENCODING)
+        .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
     match response.status().as_u16() {
         200 | 206 if is_encoded => Err(Failure::InvalidResponse),
         200 | 206 | 416 => Ok(response),

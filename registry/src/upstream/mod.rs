@@ -167,7 +167,11 @@ impl Upstream {
     }
 
     /// Asks for a manifest's digest, media type and size.
-    pub async fn head_manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<ManifestHead, Failure> {
+    pub async fn head_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<ManifestHead, Failure> {
         let ask = Ask::new(Method::HEAD, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
         let answer = self.ask(ask).await?;
         let headers = answer.response.headers();
@@ -183,7 +187,11 @@ impl Upstream {
     }
 
     /// Fetches a manifest. By digest, anything else than that content is an error.
-    pub async fn get_manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<FetchedManifest, Failure> {
+    pub async fn get_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, Failure> {
         let ask = Ask::new(Method::GET, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
         let answer = self.ask(ask).await?;
         let media_type = media_type(&answer.response).filter(|text| !text.starts_with("text/html"));
@@ -224,7 +232,8 @@ impl Upstream {
             StatusCode::RANGE_NOT_SATISFIABLE => return Ok(None),
             _ if is_page => return Err(Failure::InvalidResponse),
             StatusCode::PARTIAL_CONTENT => {
-                let (start, total) = stated(CONTENT_RANGE).and_then(parse_content_range).ok_or(Failure::InvalidResponse)?;
+                let (start, total) =
+                    stated(CONTENT_RANGE).and_then(parse_content_range).ok_or(Failure::InvalidResponse)?;
                 if start != offset {
                     return Err(Failure::InvalidResponse);
                 }

@@ -58,6 +58,10 @@ mod tests {
     fn origins() {
         let same = |a: &str, b: &str| is_same_origin(&a.parse().unwrap(), &b.parse().unwrap());
         assert!(same("https://a/x", "https://a:443/y"));
-        assert!(!same("https://a/", "https://a:444/") && !same("https://a/", "http://a/") && !same("https://a/", "https://b/"));
+        assert!(
+            !same("https://a/", "https://a:444/")
+                && !same("https://a/", "http://a/")
+                && !same("https://a/", "https://b/")
+        );
     }
 }

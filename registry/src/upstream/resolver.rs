@@ -42,9 +42,9 @@ impl LookUps {
     async fn addresses(&self, name: &str) -> Option<Vec<SocketAddr>> {
         let host = name.to_owned();
         // getaddrinfo blocks a thread for as long as DNS hangs, so there is never more than one per name.
-        let waiter = self.running.join(host.clone(), || async move {
-            tokio::net::lookup_host((host, 0)).await.ok().map(Iterator::collect)
-        });
+        let waiter = self
+            .running
+            .join(host.clone(), || async move { tokio::net::lookup_host((host, 0)).await.ok().map(Iterator::collect) });
         let found = tokio::time::timeout(PATIENCE, waiter.result()).await.ok().flatten().flatten();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match found.filter(|addresses: &Vec<_>| !addresses.is_empty()) {

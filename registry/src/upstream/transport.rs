@@ -139,7 +139,12 @@ impl Transport {
             Err(_) => return Err(Failure::HeaderTimeout),
             Ok(Err(error)) => {
                 let failure = classify(&error);
-                debug!(host = url.host_str(), error = &error.without_url() as &dyn Error, reason = failure.category(), "no answer");
+                debug!(
+                    host = url.host_str(),
+                    error = &error.without_url() as &dyn Error,
+                    reason = failure.category(),
+                    "no answer"
+                );
                 return Err(failure);
             }
             Ok(Ok(response)) => response,
@@ -188,7 +193,12 @@ impl Transport {
     }
 }
 
-fn clients(tls: &ClientConfig, look_ups: &Arc<LookUps>, boundary: &Arc<Boundary>, kept: usize) -> reqwest::Result<Clients> {
+fn clients(
+    tls: &ClientConfig,
+    look_ups: &Arc<LookUps>,
+    boundary: &Arc<Boundary>,
+    kept: usize,
+) -> reqwest::Result<Clients> {
     let build = |boundary: Option<Arc<Boundary>>| {
         Client::builder()
             .tls_backend_preconfigured(tls.clone())
