@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use breakwater_tests::cluster::{Cluster, ClusterConfig, until};
-use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::distribution::{Distribution, DistributionConfig, PLAIN_PORT};
 use breakwater_tests::images::Image;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -109,7 +109,8 @@ async fn an_upstream_can_stop_hang_and_vanish_from_the_network() -> Result<()> {
     let cluster = Cluster::start(ClusterConfig::default()).await?;
     let upstream = Distribution::start(&cluster, DistributionConfig::at("registry-a.test")).await?;
     let node = cluster.node("node-1")?;
-    let url = format!("{}/v2/", upstream.plain_url());
+    // By address: a static program's resolver is not for every machine.
+    let url = format!("http://{}:{PLAIN_PORT}/v2/", upstream.address());
     let arguments = ["busybox", "wget", "-T", "1", "-q", "-O", "-", &url];
     let fetch = || node.exec(&arguments);
 

@@ -1,0 +1,79 @@
+//! Kills and power cuts in the middle of pulls, on a real cluster: every pull succeeds.
+#![cfg(feature = "cluster")]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakwater_tests::cluster::{Cluster, ClusterConfig, Node, until};
+use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::images::Image;
+use breakwater_tests::product::{AGENT_PROGRAM, CACHE_PROGRAM, OPERATOR_PROGRAM, Product};
+
+const LIMIT: Duration = Duration::from_secs(90);
+/// At [`SLOW`] this takes long enough to be killed in the middle of.
+const LARGE: usize = 24 << 20;
+/// A slow link, so that a pull has a middle.
+const SLOW: &str = "tc qdisc replace dev eth0 root tbf rate 64mbit burst 256kb latency 50ms";
+const FAST: &str = "tc qdisc del dev eth0 root";
+
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    upstream: &'a Distribution,
+    product: Product<'a>,
+}
+
+impl Scene<'_> {
+    async fn push(&self, name: &str, seed: u64, size: usize) -> Result<String> {
+        self.upstream.push(&Image::busybox_app(name, seed, &[size])?).await
+    }
+
+    /// Bytes that the cache got from its registry; a cache that is just being killed does not answer.
+    async fn received(&self) -> f64 {
+        let metric = "breakwater_upstream_received_bytes_total";
+        self.product.cache_metric("registry-a", metric, "").await.unwrap_or_default()
+    }
+
+    /// Starts a Pod of a new large image, kills `program` when part of the image has come, and waits for the Pod.
+    async fn killed_in_mid_pull(&self, program: &str, seed: u64, node: &Node) -> Result<()> {
+        let name = format!("mid-pull-{seed}");
+        let image = self.push(&format!("team/{name}"), seed, LARGE).await?;
+        self.upstream.host().machine().sh(SLOW).await?;
+        let before = self.received().await;
+        let pod = self.cluster.run_pod(&name, &image, Some(node.name())).await?;
+        until(LIMIT, "a part of the image to come", async || Ok((self.received().await > before + 2e6).then_some(())))
+            .await?;
+        self.product.signal(program, "KILL").await?;
+        pod.running(LIMIT).await.with_context(|| format!("{program} was killed in mid-pull"))?;
+        self.upstream.host().machine().sh(FAST).await?;
+        self.product.ready(LIMIT).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
+    let cluster = Cluster::start(ClusterConfig { nodes: 2, ..ClusterConfig::default() }).await?;
+    let upstream = Distribution::start(&cluster, DistributionConfig::at("registry-a.test")).await?;
+    let product = Product::install(&cluster).await?;
+    product.mirror("registry-a", &upstream).await?;
+    product.ready(LIMIT).await?;
+    let scene = Scene { cluster: &cluster, upstream: &upstream, product };
+    let (one, two) = (cluster.node("node-1")?, cluster.node("node-2")?);
+
+    scene.killed_in_mid_pull(CACHE_PROGRAM, 1, one).await?;
+    scene.killed_in_mid_pull(AGENT_PROGRAM, 2, one).await?;
+    scene.killed_in_mid_pull(OPERATOR_PROGRAM, 3, one).await?;
+
+    // A node loses its power in the outage, comes back, and pulls an image it never had.
+    let cache_node = product.cache_pod("registry-a").await?.node;
+    let (keeps, loses) = if cache_node == one.name() { (one, two) } else { (two, one) };
+    let image = scene.push("team/seen", 10, 1 << 20).await?;
+    cluster.run_pod("seen", &image, Some(keeps.name())).await?.running(LIMIT).await?;
+    upstream.stop().await?;
+    let unreachable = product.condition("registry-a", "UpstreamReachable", "False", LIMIT).await?;
+    ensure!(unreachable.message.contains("registry-a.test"), "{}", unreachable.message);
+    loses.power_off().await?;
+    loses.power_on().await?;
+    let start = cluster.run_pod("after-power-cut", &image, Some(loses.name())).await?.running(LIMIT).await?;
+    ensure!(start.pull.is_some(), "{} had the image already", loses.name());
+    cluster.remove().await
+}

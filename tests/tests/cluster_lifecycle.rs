@@ -1,0 +1,95 @@
+//! Mirrors come, change, collide and go, and Breakwater itself is removed: on a real cluster.
+#![cfg(feature = "cluster")]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakwater_tests::binaries::workspace;
+use breakwater_tests::cluster::{Cluster, ClusterConfig, until};
+use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::images::Image;
+use breakwater_tests::product::{Product, snapshot};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const FOREIGN: &str = "# by hand, with\tan odd end\r\nserver = \"http://registry-b.test:5001\"\n\n[host.'https://spare.test']\ncapabilities = ['pull']";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_come_change_collide_and_go() -> Result<()> {
+    let cluster = Cluster::start(ClusterConfig { nodes: 1, ..ClusterConfig::default() }).await?;
+    let a = Distribution::start(&cluster, DistributionConfig::at("registry-a.test")).await?;
+    let b = Distribution::start(&cluster, DistributionConfig::at("registry-b.test:5000")).await?;
+    let node = cluster.node("node-1")?;
+    let folder = node.certs_d().join("registry-b.test:5000");
+    std::fs::create_dir_all(&folder).context("make a folder by hand")?;
+    std::fs::write(folder.join("hosts.toml"), FOREIGN).context("write a file by hand")?;
+    let before = snapshot(&node.certs_d())?;
+
+    let product = Product::install(&cluster).await?;
+    product.mirror("registry-a", &a).await?;
+    product.mirror("registry-b", &b).await?;
+    product.ready(LIMIT).await?;
+    a_younger_claim_says_so(&cluster, product, &a).await?;
+    a_broken_mirror_leaves_the_others_working(&cluster, product, &a).await?;
+    a_change_rolls_out(&cluster, product).await?;
+    a_deselected_node_gives_its_file_back(&cluster, product).await?;
+
+    // Everything at once: the roles go too, and the agent still gives every file back.
+    let config = workspace().join("config/default");
+    cluster.kubectl(&["delete", "--wait=false", "-k", &config.to_string_lossy()]).await?;
+    until(LIMIT, "certs.d to be as before", async || Ok((snapshot(&node.certs_d())? == before).then_some(()))).await?;
+    let image = a.push(&Image::busybox_app("team/after", 9, &[1000])?).await?;
+    cluster.run_pod("after", &image, Some(node.name())).await?.running(LIMIT).await?;
+    cluster.remove().await
+}
+
+async fn a_younger_claim_says_so(cluster: &Cluster, product: Product<'_>, a: &Distribution) -> Result<()> {
+    product.mirror("younger", a).await?;
+    let refused = product.condition("younger", "Ready", "False", LIMIT).await?;
+    ensure!(refused.reason == "RegistryConflict" && refused.message.contains("registry-a"), "{refused:?}");
+    let stalled = product.condition("younger", "Stalled", "True", LIMIT).await?;
+    ensure!(stalled.reason == "RegistryConflict", "{stalled:?}");
+    product.condition("registry-a", "Ready", "True", LIMIT).await?;
+    cluster.kubectl(&["delete", "rmir", "younger"]).await.map(drop)
+}
+
+async fn a_broken_mirror_leaves_the_others_working(
+    cluster: &Cluster,
+    product: Product<'_>,
+    a: &Distribution,
+) -> Result<()> {
+    let broken = "{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirror, metadata: {name: broken}, \
+                  spec: {registry: nowhere.test, cache: {storage: {storageClassName: none-such}}}}";
+    cluster.apply(broken).await?;
+    let pending = product.condition("broken", "CacheReady", "False", LIMIT).await?;
+    ensure!(!pending.message.is_empty(), "{pending:?}");
+    let image = a.push(&Image::busybox_app("team/beside", 7, &[1000])?).await?;
+    cluster.run_pod("beside", &image, None).await?.running(LIMIT).await?;
+    product.condition("registry-a", "Ready", "True", LIMIT).await?;
+    cluster.kubectl(&["delete", "rmir", "broken"]).await.map(drop)
+}
+
+async fn a_change_rolls_out(cluster: &Cluster, product: Product<'_>) -> Result<()> {
+    let patch = r#"{"spec":{"freshness":{"maxStale":"24h"}}}"#;
+    cluster.kubectl(&["patch", "rmir", "registry-a", "--type=merge", "-p", patch]).await?;
+    until(LIMIT, "the new flag in the cache's Pod", async || {
+        let template = "jsonpath={.items[*].spec.containers[0].args}";
+        let selector = "breakwater.dev/mirror=registry-a";
+        let flags =
+            cluster.kubectl(&["-n", "breakwater-system", "get", "pods", "-l", selector, "-o", template]).await?;
+        Ok((flags.contains("86400s") || flags.contains("24h")).then_some(()))
+    })
+    .await?;
+    product.ready(LIMIT).await
+}
+
+async fn a_deselected_node_gives_its_file_back(cluster: &Cluster, product: Product<'_>) -> Result<()> {
+    let file = cluster.node("node-1")?.certs_d().join("registry-a.test/hosts.toml");
+    ensure!(file.exists(), "the node has no file of ours to begin with");
+    let patch = r#"{"spec":{"nodes":{"selector":{"matchLabels":{"no-node":"has-this"}}}}}"#;
+    cluster.kubectl(&["patch", "rmir", "registry-a", "--type=merge", "-p", patch]).await?;
+    until(LIMIT, "the deselected node's file to go", async || Ok((!file.exists()).then_some(()))).await?;
+    let patch = r#"{"spec":{"nodes":{"selector":{"matchLabels":null}}}}"#;
+    cluster.kubectl(&["patch", "rmir", "registry-a", "--type=merge", "-p", patch]).await?;
+    until(LIMIT, "its file to come back", async || Ok(file.exists().then_some(()))).await?;
+    product.ready(LIMIT).await
+}
