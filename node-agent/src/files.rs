@@ -57,7 +57,9 @@ pub enum Fault {
     #[error("hosts.toml: {0}")]
     Merge(#[source] Unmergeable),
     /// A `hosts.toml` would make containerd ignore the certificates it uses now.
-    #[error("{0} holds certificates that containerd would ignore beside a new hosts.toml; add a hosts.toml that names them")]
+    #[error(
+        "{0} holds certificates that containerd would ignore beside a new hosts.toml; add a hosts.toml that names them"
+    )]
     Certificates(&'static str),
     /// The operating system refused.
     #[error("cannot {action}: {source}")]
@@ -193,7 +195,8 @@ impl Files {
 
     /// What may stand in the file after a crash and be ours to the last byte: what is to be written, and what was.
     fn texts_of_ours(&self, name: &str, current: Option<&Found>, next: &str) -> Vec<String> {
-        let before = current.filter(|current| self.journal.get(name).is_some_and(|debt| debt.wrote.contains(&current.text)));
+        let before =
+            current.filter(|current| self.journal.get(name).is_some_and(|debt| debt.wrote.contains(&current.text)));
         let mut texts = vec![next.to_owned()];
         texts.extend(before.map(|current| current.text.clone()).filter(|text| text != next));
         texts

@@ -85,7 +85,8 @@ pub fn merge(found: &str, entry: &Entry) -> Result<String, Unmergeable> {
     let mut merged = foreign.clone();
     merged.insert_str(at, &ours);
     if entry.server == Server::Relay
-        && let Some(lines) = their_server.and_then(|(key, item)| lines_of(&foreign, key.span()?.start, item.span()?.end))
+        && let Some(lines) =
+            their_server.and_then(|(key, item)| lines_of(&foreign, key.span()?.start, item.span()?.end))
     {
         merged.replace_range(lines.clone(), &comment_out(&foreign[lines]));
     }
@@ -182,7 +183,8 @@ fn last_root_value(table: &Table) -> Option<usize> {
 
 /// The whole lines, without the last newline, that hold these bytes.
 fn lines_of(text: &str, start: usize, end: usize) -> Option<std::ops::Range<usize>> {
-    let first = text.get(..start)?.rfind('\n').map_or(if text.starts_with(BOM) { BOM.len_utf8() } else { 0 }, |n| n + 1);
+    let first =
+        text.get(..start)?.rfind('\n').map_or(if text.starts_with(BOM) { BOM.len_utf8() } else { 0 }, |n| n + 1);
     let last = end + text.get(end..)?.find('\n').unwrap_or(text.len() - end);
     Some(first..last)
 }

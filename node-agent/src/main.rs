@@ -1,2 +1,66 @@
-//! Placeholder.
-fn main() {}
+//! The agent's process: settings, log, signals. The story is in [`breakwater_node_agent::agent`].
+
+use anyhow::{Context, Result};
+use breakwater_node_agent::agent;
+use breakwater_node_agent::args::{Args, LogFormat};
+use clap::Parser;
+use kube::Client;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // Fails only where one is installed already, which nobody else does.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let args = Args::parse();
+    log_to_stderr(args.log_format);
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    // Two workers: one that is busy with a download never holds up the relay's health.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")?;
+    runtime.block_on(async {
+        let client = Client::try_default().await.context("find the API server")?;
+        let stop = stop_on_signal()?;
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.node_name, "starting");
+        agent::run(client, args, stop).await.context("run")
+    })
+}
+
+/// A token that the first SIGTERM or SIGINT cancels.
+fn stop_on_signal() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let stop = CancellationToken::new();
+    let cancelled = stop.clone();
+    // Lives as long as the process, and does nothing else.
+    drop(tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        cancelled.cancel();
+    }));
+    Ok(stop)
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

@@ -76,7 +76,9 @@ impl CertsDir {
     pub(super) fn remove_folder(&self, name: &str) -> Result<(), Fault> {
         super::crash_point().map_err(Fault::plain_io("remove the registry's folder"))?;
         match rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR) {
-            Ok(()) => rustix::fs::fsync(&self.0).map_err(Fault::io("make the removal of the registry's folder durable")),
+            Ok(()) => {
+                rustix::fs::fsync(&self.0).map_err(Fault::io("make the removal of the registry's folder durable"))
+            }
             Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => Ok(()),
             Err(error) => Err(Fault::io("remove the registry's folder")(error)),
         }
@@ -121,7 +123,8 @@ impl HostFolder {
         step()?;
         self.remove_file(TEMPORARY)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.0, TEMPORARY, flags, Mode::from_raw_mode(0o600)).map_err(Fault::io(ACTION))?;
+        let fd =
+            rustix::fs::openat(&self.0, TEMPORARY, flags, Mode::from_raw_mode(0o600)).map_err(Fault::io(ACTION))?;
         step()?;
         let stat = rustix::fs::fstat(&fd).map_err(Fault::io(ACTION))?;
         if (stat.st_uid, stat.st_gid) != (file.uid, file.gid) {

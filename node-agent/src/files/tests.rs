@@ -94,10 +94,7 @@ fn wanted(registry: &str) -> Wanted {
 
 fn wanted_with(registry: &str, server: Server) -> Wanted {
     let mirror = registry.replace(['.', ':'], "-");
-    Wanted {
-        registry: RegistryHost::parse(registry).unwrap(),
-        entry: Entry { mirror, relay: RELAY.into(), server },
-    }
+    Wanted { registry: RegistryHost::parse(registry).unwrap(), entry: Entry { mirror, relay: RELAY.into(), server } }
 }
 
 fn block(mirror: &str) -> String {
@@ -255,12 +252,21 @@ fn unsafe_and_invalid_files_are_left_alone_and_stop_nobody_else() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
     node.put("large.example/hosts.toml", &"#".repeat(1024 * 1024 + 1));
 
-    let names =
-        ["linked.example", "invalid.example", "folder.example", "ported.example:5000", "fifo.example", "large.example", "docker.io"];
+    let names = [
+        "linked.example",
+        "invalid.example",
+        "folder.example",
+        "ported.example:5000",
+        "fifo.example",
+        "large.example",
+        "docker.io",
+    ];
     let outcome = node.converge(&names.map(wanted));
     let reasons: Vec<_> = names
         .iter()
-        .map(|name| outcome.placed[&RegistryHost::parse(name).unwrap()].as_ref().map_or_else(Fault::reason, |()| "placed"))
+        .map(|name| {
+            outcome.placed[&RegistryHost::parse(name).unwrap()].as_ref().map_or_else(Fault::reason, |()| "placed")
+        })
         .collect();
     let unsafe_path = reason::UNSAFE_PATH;
     let invalid = reason::FOREIGN_FILE_INVALID;

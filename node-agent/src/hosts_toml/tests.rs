@@ -206,10 +206,8 @@ prop_compose! {
 fn hosts_in_order(text: &str) -> Vec<String> {
     let document: DocumentMut = text.parse().unwrap();
     let Some(hosts) = document.get("host").and_then(Item::as_table) else { return Vec::new() };
-    let mut found: Vec<_> = hosts
-        .iter()
-        .filter_map(|(name, item)| Some((item.as_table()?.position()?, name.to_owned())))
-        .collect();
+    let mut found: Vec<_> =
+        hosts.iter().filter_map(|(name, item)| Some((item.as_table()?.position()?, name.to_owned()))).collect();
     found.sort();
     found.into_iter().map(|(_, name)| name).collect()
 }

@@ -1,0 +1,292 @@
+//! START HERE: what an agent does, from top to bottom.
+//!
+//! Whenever something changed, and every 30 seconds, one turn: what is known of the cluster (`watch`, kept on disk by
+//! `known`) becomes a plan (`plan`, pure), the relay gets its routes (`relay`), the files are written or given back
+//! (`files`, `hosts_toml`), and what came of it is reported (`status`, `report`). Files are written only while the relay
+//! listens. At a stop, `departure` decides whether they stay.
+
+use crate::args::Args;
+use crate::departure::{self, Departure};
+use crate::files::{Files, Outcome};
+use crate::known::{Known, Trust};
+use crate::plan::{self, Plan};
+use crate::registry_host::RegistryHost;
+use crate::relay::{Relay, Route, trust_only};
+use crate::report::{self, Report};
+use crate::status::{self, Seen};
+use crate::watch::{self, Sources};
+use breakwater_crds::{Runtime, names};
+use kube::Client;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch::{Receiver, Sender};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// What others do to the files is noticed after at most this time.
+const RESCAN: Duration = Duration::from_secs(30);
+/// A taken port is tried again after this time.
+const REBIND: Duration = Duration::from_secs(2);
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentFault {
+    /// Without its state nothing may be changed.
+    #[error("--state-dir: {0}")]
+    OpenState(#[source] io::Error),
+    /// A task that must run died.
+    #[error("a task died: {0}")]
+    Task(#[source] JoinError),
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// The state folder cannot be used, or a task died.
+pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<(), AgentFault> {
+    // Without `..`: a setting that nobody uses does not compile.
+    let Args {
+        node_name,
+        certs_dir,
+        config_path,
+        state_dir,
+        relay_listen,
+        namespace,
+        agent_namespace,
+        daemon_set,
+        log_format: _, // used before anything is logged
+    } = args;
+    let (known, mut news) = tokio::sync::watch::channel(Known::load(&state_dir));
+    let sources = Sources { node_name: node_name.clone(), namespace, agent_namespace: agent_namespace.clone() };
+    let mut watches = watch::start(&client, &sources, &known);
+    let (reports, to_report) = tokio::sync::watch::channel(None);
+    let mut reporter = JoinSet::new();
+    reporter.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
+
+    let mut agent = Agent::start(certs_dir, config_path, state_dir, relay_listen, reports).await?;
+    while !stop.is_cancelled() {
+        agent.turn(&mut news).await?;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // The sender lives as long as this function.
+            _ = news.changed() => {}
+            () = agent.relay.changed() => {}
+            () = sleep(agent.pause()) => {}
+            Some(Err(died)) = watches.join_next() => return Err(AgentFault::Task(died)),
+            Some(Err(died)) = reporter.join_next() => return Err(AgentFault::Task(died)),
+            Some(Err(died)) = agent.serving.join_next() => return Err(AgentFault::Task(died)),
+        }
+    }
+
+    let departure = departure::decide(client.clone(), &agent_namespace, &daemon_set).await;
+    tracing::info!(node = node_name, ?departure, "stopping");
+    watches.shutdown().await;
+    reporter.shutdown().await;
+    if departure == Departure::End {
+        agent.give_everything_back().await?;
+        report::withdraw(client, &node_name).await;
+    }
+    agent.stop_serving().await;
+    Ok(())
+}
+
+/// The state of the node's own side.
+struct Agent {
+    relay: Relay,
+    relay_listen: SocketAddr,
+    /// Where the relay listens, or why it does not.
+    listening: Result<SocketAddr, String>,
+    serving: JoinSet<()>,
+    stop_serving: CancellationToken,
+    /// What the routes were made from: they are replaced only when that changed, because connections go with them.
+    routed: Option<(Plan, Option<Trust>)>,
+    trust: Result<(), String>,
+    /// At home except during a turn's disk work.
+    files: Option<Files>,
+    config_path: String,
+    state_dir: PathBuf,
+    stored: Known,
+    reports: Sender<Option<Report>>,
+}
+
+impl Agent {
+    async fn start(
+        certs_dir: PathBuf,
+        config_path: String,
+        state_dir: PathBuf,
+        relay_listen: SocketAddr,
+        reports: Sender<Option<Report>>,
+    ) -> Result<Self, AgentFault> {
+        let mut agent = Self {
+            relay: Relay::default(),
+            relay_listen,
+            listening: Err("the relay does not listen yet".to_owned()),
+            serving: JoinSet::new(),
+            stop_serving: CancellationToken::new(),
+            routed: None,
+            trust: Ok(()),
+            files: None,
+            config_path,
+            stored: Known::load(&state_dir),
+            state_dir,
+            reports,
+        };
+        // The relay first: a file that points at it must never be the older of the two.
+        agent.listen().await;
+        let (state_dir, relay) = (agent.state_dir.clone(), plan::relay_url(agent.relay_address()));
+        let files =
+            spawn_blocking(move || Files::open(&certs_dir, &state_dir, &relay)).await.map_err(AgentFault::Task)?;
+        agent.files = Some(files.map_err(AgentFault::OpenState)?);
+        Ok(agent)
+    }
+
+    /// One turn of the story above.
+    async fn turn(&mut self, news: &mut Receiver<Known>) -> Result<(), AgentFault> {
+        self.relay.beat();
+        self.listen().await;
+        let known = news.borrow_and_update().clone();
+        let plan = plan::plan(&known, self.relay_address());
+        if let Some(plan) = &plan {
+            self.route(plan, known.trust.as_ref());
+        }
+        let outcome = self.write(plan.as_ref(), &known).await?;
+        if let (Some(plan), Some(node)) = (&plan, &known.node) {
+            self.report(plan, &outcome, node.uid.clone(), known.runtime_version);
+        }
+        Ok(())
+    }
+
+    /// Binds the relay's port unless that is done.
+    async fn listen(&mut self) {
+        if self.listening.is_ok() {
+            return;
+        }
+        let bound =
+            TcpListener::bind(self.relay_listen).await.and_then(|listener| Ok((listener.local_addr()?, listener)));
+        match bound {
+            Ok((address, listener)) => {
+                tracing::info!(relay = %address, "relay listens");
+                self.listening = Ok(address);
+                self.serving.spawn(self.relay.clone().serve(listener, self.stop_serving.clone()));
+            }
+            Err(error) => {
+                let message = format!("the relay cannot listen on {}: {error}; free the port", self.relay_listen);
+                if self.listening.as_ref().err() != Some(&message) {
+                    tracing::error!(error = message, "pulls go to the upstream");
+                }
+                self.listening = Err(message);
+            }
+        }
+    }
+
+    fn relay_address(&self) -> SocketAddr {
+        *self.listening.as_ref().unwrap_or(&self.relay_listen)
+    }
+
+    fn route(&mut self, plan: &Plan, trust: Option<&Trust>) {
+        if self.routed.as_ref().is_some_and(|(old_plan, old_trust)| old_plan == plan && old_trust.as_ref() == trust) {
+            return;
+        }
+        let (routes, trusted) = routes(plan, trust);
+        self.relay.set_routes(routes);
+        self.trust = trusted;
+        self.routed = Some((plan.clone(), trust.cloned()));
+    }
+
+    /// Brings the files to the plan, without a relay to nothing; while too little is known they stay as they are.
+    async fn write(&mut self, plan: Option<&Plan>, known: &Known) -> Result<Outcome, AgentFault> {
+        let wanted = match (&self.listening, plan) {
+            (Err(_), _) => Some(Vec::new()),
+            (Ok(_), plan) => plan.map(|plan| plan.mirrors.iter().map(|planned| planned.wanted.clone()).collect()),
+        };
+        let news = (self.stored != *known).then(|| (known.clone(), self.state_dir.clone()));
+        let outcome = self.on_disk(move |files| {
+            if let Some((known, state_dir)) = news
+                && let Err(error) = known.store(&state_dir)
+            {
+                tracing::warn!(%error, "last known set is not kept, a restart without the API server would start from less");
+            }
+            wanted.map(|wanted: Vec<_>| files.converge(&wanted)).unwrap_or_default()
+        });
+        let outcome = outcome.await?;
+        self.stored.clone_from(known);
+        Ok(outcome)
+    }
+
+    async fn on_disk(
+        &mut self,
+        work: impl FnOnce(&mut Files) -> Outcome + Send + 'static,
+    ) -> Result<Outcome, AgentFault> {
+        let Some(mut files) = self.files.take() else { return Ok(Outcome::default()) };
+        let done = spawn_blocking(move || {
+            let outcome = work(&mut files);
+            (files, outcome)
+        });
+        let (files, outcome) = done.await.map_err(AgentFault::Task)?;
+        self.files = Some(files);
+        for folder in &outcome.given_back {
+            tracing::info!(registry = folder, "hosts.toml given back as found");
+        }
+        for (folder, fault) in &outcome.stuck {
+            tracing::error!(registry = folder, error = %fault, "hosts.toml cannot be given back");
+        }
+        Ok(outcome)
+    }
+
+    fn report(&self, plan: &Plan, outcome: &Outcome, node_uid: String, runtime_version: Option<String>) {
+        let config_path = self.config_path.clone();
+        let seen = Seen {
+            plan,
+            placed: &outcome.placed,
+            views: &self.relay.views(),
+            listening: &self.listening.as_ref().map(|_| ()).map_err(Clone::clone),
+            trust: &self.trust,
+            runtime: runtime_version.map(|version| Runtime { version, config_path }),
+        };
+        let report = Some(Report { node_uid, findings: status::findings(seen) });
+        self.reports.send_if_modified(|before| {
+            let modified = *before != report;
+            *before = report;
+            modified
+        });
+    }
+
+    fn pause(&self) -> Duration {
+        if self.listening.is_ok() { RESCAN } else { REBIND }
+    }
+
+    async fn give_everything_back(&mut self) -> Result<(), AgentFault> {
+        self.on_disk(|files| files.converge(&[])).await.map(drop)
+    }
+
+    async fn stop_serving(mut self) {
+        self.stop_serving.cancel();
+        while self.serving.join_next().await.is_some() {}
+    }
+}
+
+type Routes = BTreeMap<RegistryHost, Option<Arc<Route>>>;
+
+/// A route for each planned mirror whose cache is known, and whether caches can be trusted at all.
+fn routes(plan: &Plan, trust: Option<&Trust>) -> (Routes, Result<(), String>) {
+    let missing = || format!("Secret {} has not been seen yet", names::RELAY_SECRET);
+    let trust = trust.ok_or_else(missing).and_then(|trust| match trust_only(&trust.ca) {
+        Ok(tls) => Ok((trust, tls)),
+        Err(error) => Err(error.to_string()),
+    });
+    let route = |planned: &plan::Planned| {
+        let (trust, tls) = trust.as_ref().ok()?;
+        let made = Route::new(planned.cache.as_ref()?, trust, tls.clone());
+        made.inspect_err(|error| tracing::warn!(registry = %planned.wanted.registry, %error, "no way to the cache"))
+            .ok()
+    };
+    let routes =
+        plan.mirrors.iter().map(|planned| (planned.wanted.registry.clone(), route(planned).map(Arc::new))).collect();
+    (routes, trust.map(drop))
+}

@@ -1,0 +1,171 @@
+//! The relay: the only address of ours that a container runtime knows. Sends each request to its registry's cache, and says
+//! at once when that will not serve, so that the runtime goes to the upstream.
+
+mod ask;
+mod body;
+mod cache;
+mod connect;
+mod forward;
+mod health;
+mod listen;
+mod probe;
+mod route;
+
+use crate::registry_host::RegistryHost;
+use arc_swap::ArcSwap;
+use ask::{Ask, Refusal};
+use body::RelayBody;
+use cache::Cache;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use listen::{Answer, Room};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use cache::View;
+pub use health::Standing;
+pub use route::{NoRoute, Route, trust_only};
+
+/// The agent counts as hung when its main loop has not turned for this long. Generous, because a loop that waits for a slow
+/// disk harms no pull, and a restart would.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+
+/// The relay of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Relay(Arc<Inner>);
+
+struct Inner {
+    caches: ArcSwap<BTreeMap<String, Arc<Routed>>>,
+    changed: Arc<Notify>,
+    beat: ArcSwap<Instant>,
+}
+
+struct Routed {
+    cache: Arc<Cache>,
+    _prober: AbortOnDropHandle<()>,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        let beat = ArcSwap::from_pointee(Instant::now());
+        Self(Arc::new(Inner { caches: ArcSwap::default(), changed: Arc::default(), beat }))
+    }
+}
+
+impl Relay {
+    /// Replaces the routes. A registry that stays keeps what is known of its cache's health.
+    pub fn set_routes(&self, routes: BTreeMap<RegistryHost, Option<Arc<Route>>>) {
+        let before = self.0.caches.load_full();
+        let mut caches = BTreeMap::new();
+        for (registry, route) in routes {
+            let name = registry.as_str();
+            let routed = match before.get(name) {
+                Some(routed) => {
+                    routed.cache.set_route(route);
+                    routed.clone()
+                }
+                None => {
+                    let cache = Arc::new(Cache::new(name, route, self.0.changed.clone()));
+                    let prober = AbortOnDropHandle::new(tokio::spawn(probe::probe_forever(cache.clone())));
+                    Arc::new(Routed { cache, _prober: prober })
+                }
+            };
+            caches.insert(name.to_owned(), routed);
+        }
+        self.0.caches.store(Arc::new(caches));
+    }
+
+    /// How each cache stands.
+    #[must_use]
+    pub fn views(&self) -> BTreeMap<String, View> {
+        self.0.caches.load().iter().map(|(registry, routed)| (registry.clone(), routed.cache.view())).collect()
+    }
+
+    /// Waits until a view may have changed since the last wait.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// The main loop turned.
+    pub fn beat(&self) {
+        self.0.beat.store(Arc::new(Instant::now()));
+    }
+
+    /// Serves until told to stop, then lets running downloads finish for a while.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        listen::serve(listener, self.0, stop).await;
+    }
+}
+
+impl Answer for Inner {
+    fn answer(&self, request: Request<Incoming>, room: Room) -> impl Future<Output = Response<RelayBody>> + Send {
+        self.answer(request, room)
+    }
+}
+
+impl Inner {
+    async fn answer(&self, request: Request<Incoming>, room: Room) -> Response<RelayBody> {
+        let started = Instant::now();
+        let (parts, _) = request.into_parts();
+        let content = match Ask::parse(&parts.method, &parts.uri) {
+            Ok(Ask::Health) => return self.health(),
+            _ if room == Room::None => return unserved("too many connections"),
+            Ok(Ask::Base) => return plain(StatusCode::OK, "{}"),
+            Ok(Ask::Content(content)) => content,
+            Err(Refusal::Method) => return refuse_method(),
+            Err(Refusal::Path) => return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "no such path"),
+        };
+        let Some(routed) = self.caches.load().get(&content.registry).cloned() else {
+            return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "this node has no mirror of that registry");
+        };
+        let answered = forward::forward(&routed.cache, &parts.method, &content, &parts.headers).await;
+        let status = answered.as_ref().map_or(StatusCode::SERVICE_UNAVAILABLE, Response::status);
+        tracing::debug!(
+            registry = content.registry, repository = content.repository, method = %parts.method, target = content.target,
+            status = status.as_u16(), error = answered.as_ref().err().map(tracing::field::display),
+            elapsed = ?started.elapsed(), "relayed"
+        );
+        answered.unwrap_or_else(|fault| unserved(&fault.to_string()))
+    }
+
+    fn health(&self) -> Response<RelayBody> {
+        if self.beat.load().elapsed() < HEARTBEAT {
+            plain(StatusCode::OK, "ok\n")
+        } else {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "the main loop hangs\n")
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<RelayBody> {
+    let mut response = Response::new(RelayBody::whole(text));
+    *response.status_mut() = status;
+    response
+}
+
+fn unserved(message: &str) -> Response<RelayBody> {
+    error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+}
+
+fn refuse_method() -> Response<RelayBody> {
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "only GET and HEAD are served");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
+/// An answer of the relay's own, in the form that registries use.
+fn error(status: StatusCode, code: &str, message: &str) -> Response<RelayBody> {
+    let body = json!({"errors": [{"code": code, "message": format!("breakwater relay: {message}")}]});
+    let mut response = Response::new(RelayBody::whole(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,142 @@
+use super::*;
+use crate::files::Wanted;
+use crate::hosts_toml::{Entry, Server};
+use crate::plan::Planned;
+
+fn planned(registry: &str) -> Planned {
+    let entry = Entry { mirror: "m".into(), relay: "http://127.0.0.1:429".into(), server: Server::Default };
+    Planned { wanted: Wanted { registry: RegistryHost::parse(registry).unwrap(), entry }, cache: None }
+}
+
+fn view(standing: Standing, trouble: Option<&str>) -> View {
+    View { standing, has_address: true, trouble: trouble.map(str::to_owned) }
+}
+
+/// What is found of mirrors that are otherwise well.
+struct Case {
+    plan: Plan,
+    placed: BTreeMap<RegistryHost, Result<(), Fault>>,
+    views: BTreeMap<String, View>,
+    listening: Result<(), String>,
+    trust: Result<(), String>,
+}
+
+impl Case {
+    fn well(registries: &[&str]) -> Self {
+        let plan = Plan { mirrors: registries.iter().map(|registry| planned(registry)).collect(), refused: Vec::new() };
+        let placed = plan.mirrors.iter().map(|planned| (planned.wanted.registry.clone(), Ok(()))).collect();
+        let views = registries.iter().map(|registry| ((*registry).to_owned(), view(Standing::In, None))).collect();
+        Self { plan, placed, views, listening: Ok(()), trust: Ok(()) }
+    }
+
+    fn findings(&self) -> Findings {
+        let Self { plan, placed, views, listening, trust } = self;
+        let runtime =
+            Some(Runtime { version: "containerd://2.4.2".into(), config_path: "/etc/containerd/certs.d".into() });
+        findings(Seen { plan, placed, views, listening, trust, runtime })
+    }
+
+    fn status(&self) -> MirrorNodeStatus {
+        stamp(&self.findings(), &MirrorNodeStatus::default(), &time(0))
+    }
+
+    #[track_caller]
+    fn check(&self, state: MirrorState, reason: &str, message: &str) {
+        let status = self.status();
+        let one = &status.inactive[0];
+        assert_eq!((one.state, one.reason.as_str()), (state, reason));
+        assert!(one.message.contains(message), "{}", one.message);
+        assert_eq!(status.summary, "0/1");
+    }
+}
+
+fn time(second: i64) -> Time {
+    Time(jiff::Timestamp::from_second(second).unwrap())
+}
+
+#[test]
+fn an_active_node() {
+    let status = Case::well(&["quay.io", "docker.io"]).status();
+    assert_eq!(status.active, ["docker.io", "quay.io"]);
+    assert_eq!(status.summary, "2/2");
+    assert_eq!(status.runtime.unwrap().version, "containerd://2.4.2");
+    let ready = &status.conditions[0];
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("True", reason::ALL_ACTIVE));
+    assert_eq!(ready.message, "pulls from docker.io, quay.io go through their caches");
+    assert_eq!(Case::well(&[]).status().conditions[0].reason, reason::NO_MIRRORS);
+}
+
+#[test]
+fn each_way_of_not_being_active() {
+    let with = |change: &dyn Fn(&mut Case)| {
+        let mut case = Case::well(&["docker.io"]);
+        change(&mut case);
+        case
+    };
+    let stands =
+        |standing, trouble| with(&move |case| drop(case.views.insert("docker.io".into(), view(standing, trouble))));
+    stands(Standing::Out, Some("10.0.0.1:5000: connect: refused")).check(
+        MirrorState::Bypassed,
+        reason::CACHE_UNREACHABLE,
+        "10.0.0.1:5000: connect: refused",
+    );
+    stands(Standing::Unproven, Some("refused")).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "refused");
+    stands(Standing::Unknown, None).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "not asked yet");
+    with(&|case| {
+        let view = case.views.get_mut("docker.io").unwrap();
+        view.has_address = false;
+        view.standing = Standing::Out;
+    })
+    .check(MirrorState::Bypassed, reason::NO_CACHE_ADDRESS, "has no Pod");
+    with(&|case| {
+        case.trust = Err("Secret breakwater-relay is missing".into());
+        case.views.clear();
+    })
+    .check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "breakwater-relay");
+    with(&|case| case.placed.values_mut().for_each(|placed| *placed = Err(Fault::NotText))).check(
+        MirrorState::Failed,
+        reason::FOREIGN_FILE_INVALID,
+        "UTF-8",
+    );
+    let taken = with(&|case| case.listening = Err("127.0.0.1:429 is in use".into()));
+    taken.check(MirrorState::Failed, reason::RELAY_PORT_TAKEN, "in use");
+    assert_eq!(taken.status().conditions[0].reason, reason::RELAY_PORT_TAKEN);
+    let mut refused = Case::well(&[]);
+    refused.plan.refused.push(("../etc".into(), "spec.registry is wrong"));
+    refused.check(MirrorState::Failed, reason::INVALID_SPEC, "spec.registry");
+}
+
+#[test]
+fn names_are_counted_beyond_three_and_lists_are_bounded() {
+    let mut case = Case::well(&["ok.example"]);
+    for i in 0..60 {
+        let registry = format!("r{i:02}.example");
+        case.plan.mirrors.push(planned(&registry));
+        case.placed.insert(RegistryHost::parse(&registry).unwrap(), Ok(()));
+    }
+    let status = case.status();
+    assert_eq!((status.inactive.len(), status.summary.as_str()), (50, "1/61"));
+    assert!(
+        status.conditions[0]
+            .message
+            .starts_with("r00.example, r01.example, r02.example and 57 more not active; r00.example: ")
+    );
+}
+
+#[test]
+fn times_move_only_with_what_they_date() {
+    let mut case = Case::well(&["docker.io"]);
+    case.views.insert("docker.io".into(), view(Standing::Out, Some("refused")));
+    let first = case.status();
+    case.views.insert("docker.io".into(), view(Standing::Out, Some("silent")));
+    let second = stamp(&case.findings(), &first, &time(10));
+    assert_eq!(
+        (second.inactive[0].since.clone(), second.conditions[0].last_transition_time.clone()),
+        (time(0), time(0))
+    );
+    assert!(second.inactive[0].message.contains("silent"));
+    case.views.get_mut("docker.io").unwrap().has_address = false;
+    let third = stamp(&case.findings(), &second, &time(20));
+    assert_eq!(third.inactive[0].since, time(20), "another reason");
+    assert_eq!(third.conditions[0].last_transition_time, time(0));
+}

@@ -1,0 +1,105 @@
+use super::*;
+use serde_json::json;
+
+fn slice(labels: &serde_json::Value, ports: &serde_json::Value) -> EndpointSlice {
+    serde_json::from_value(json!({
+        "metadata": {"name": "s", "labels": labels},
+        "addressType": "IPv4",
+        "ports": ports,
+        "endpoints": [
+            {"addresses": ["10.0.0.1"], "targetRef": {"name": "cache-docker-io-0"}, "conditions": {"ready": false}},
+            {"addresses": ["not-an-address", "10.0.0.2"], "conditions": {"terminating": true}},
+        ],
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_slice_of_a_cache_is_read_whatever_its_readiness() {
+    let labels = json!({"breakwater.dev/mirror": "hub", "kubernetes.io/service-name": "cache-docker-io"});
+    let ports = json!([{"name": "admin", "port": 5001}, {"name": "tls", "port": 5000}]);
+    let parsed = parse_slice(&slice(&labels, &ports)).unwrap();
+    assert_eq!((parsed.mirror.as_str(), parsed.service.as_str()), ("hub", "cache-docker-io"));
+    let found: Vec<_> =
+        parsed.endpoints.iter().map(|e| (e.pod.as_str(), e.address.to_string(), e.terminating)).collect();
+    assert_eq!(found, [("cache-docker-io-0", "10.0.0.1:5000".into(), false), ("", "10.0.0.2:5000".into(), true)]);
+
+    for (labels, port) in [(json!({}), json!(5000)), (labels.clone(), json!(70000)), (labels, json!(null))] {
+        assert_eq!(parse_slice(&slice(&labels, &json!([{"name": "tls", "port": port}]))), None);
+    }
+}
+
+fn secret(data: &serde_json::Value) -> Secret {
+    serde_json::from_value(json!({"metadata": {"name": "breakwater-relay"}, "data": data})).unwrap()
+}
+
+#[test]
+fn a_bad_or_vanished_secret_takes_nothing_away() {
+    let mut known = Known::default();
+    // base64 of "pem" and of sixty-four times "a".
+    let key = format!("{}YQ==", "YWFh".repeat(21));
+    take_secret(&mut known, Change::Set(secret(&json!({"ca.crt": "cGVt", "relay.key": key}))));
+    let good = known.clone();
+    assert_eq!(good.trust.as_ref().map(|trust| trust.ca.as_str()), Some("pem"));
+    take_secret(&mut known, Change::Set(secret(&json!({"ca.crt": "cGVt", "relay.key": "c2hvcnQ="}))));
+    take_secret(&mut known, Change::All(Vec::new()));
+    take_secret(&mut known, Change::Gone(secret(&json!({}))));
+    assert_eq!(known, good);
+}
+
+fn mirror(spec: &serde_json::Value) -> DeserializeGuard<RegistryMirror> {
+    let object = json!({"apiVersion": "breakwater.dev/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": "hub"}, "spec": spec});
+    serde_json::from_value(object).unwrap()
+}
+
+#[test]
+fn a_malformed_mirror_counts_as_absent() {
+    let mut known = Known::default();
+    let names = |known: &Known| known.mirrors.as_ref().map(|mirrors| mirrors.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(names(&known), None);
+    take_mirror(&mut known, Change::All(vec![mirror(&json!({"registry": "docker.io"}))]));
+    assert_eq!(names(&known), Some(vec!["hub".into()]));
+    take_mirror(&mut known, Change::Set(mirror(&json!({"registry": 7}))));
+    assert_eq!(names(&known), Some(vec![]));
+    take_mirror(&mut known, Change::Set(mirror(&json!({"registry": "docker.io"}))));
+    take_mirror(&mut known, Change::Gone(mirror(&json!({"registry": 7}))));
+    assert_eq!(names(&known), Some(vec![]));
+}
+
+fn not_found() -> watcher::Error {
+    let status = kube::core::Status { code: 404, reason: "NotFound".into(), ..Default::default() };
+    watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_counts_once_it_is_complete_and_a_kind_once_it_is_long_gone() {
+    let (to, mut from) = tokio::sync::mpsc::unbounded_channel();
+    let events = futures::stream::iter([
+        Ok(Event::Init),
+        Ok(Event::InitApply(1)),
+        Err(not_found()),
+        Ok(Event::Init),
+        Ok(Event::InitApply(2)),
+        Ok(Event::InitDone),
+        Ok(Event::Apply(3)),
+    ])
+    .chain(futures::stream::repeat_with(|| Err(not_found())).take(12));
+    let started = Instant::now();
+    follow("Numbers", events, |change| {
+        let text = match change {
+            Change::All(all) => format!("all {all:?}"),
+            Change::Set(one) => format!("set {one}"),
+            Change::Gone(one) => format!("gone {one}"),
+        };
+        to.send((text, started.elapsed())).unwrap();
+    })
+    .await;
+    drop(to);
+    let mut seen = Vec::new();
+    while let Some(change) = from.recv().await {
+        seen.push(change);
+    }
+    let texts: Vec<_> = seen.iter().map(|(text, _)| text.as_str()).collect();
+    assert_eq!(texts[..3], ["all [2]", "set 3", "all []"]);
+    assert!(seen[2].1 >= KIND_GONE, "{seen:?}");
+}
