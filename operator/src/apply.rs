@@ -1,0 +1,209 @@
+//! Step 4, client I/O: server-side apply of what was built, with one field manager.
+//!
+//! What the API server already has as we last wrote it is not sent again, so a pass without news makes no call. Whatever else wrote
+//! to a child shows in its metadata and is put right.
+
+use crate::build::{Applied, Built, Resources};
+use crate::memory::Memory;
+use crate::watches::Stores;
+use breakwater_crds::names::MANAGER;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Debug;
+use std::hash::{Hash, Hasher};
+use std::marker::PhantomData;
+use std::time::Duration;
+
+const CALL_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Why a child could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyFailed {
+    /// The API server refuses the object: quota, admission, an immutable field.
+    #[error("{kind} {name}: {message}")]
+    Refused {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What the API server says.
+        message: String,
+    },
+    /// Somebody changed it at the same time.
+    #[error("{kind} {name} was changed at the same time")]
+    Conflict {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// The call failed for now.
+    #[error("cannot apply {kind} {name}")]
+    Call {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: kube::Error,
+    },
+    /// No answer in time.
+    #[error("cannot apply {kind} {name}: no answer within {}s", CALL_DEADLINE.as_secs())]
+    Timeout {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What is known of a child's state without its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprint(u64);
+
+impl Fingerprint {
+    /// Of a child as the API server has it. A generation moves with the spec alone; kinds without one have only their version.
+    #[must_use]
+    pub fn of(metadata: &ObjectMeta) -> Self {
+        let mut hasher = DefaultHasher::new();
+        metadata.uid.hash(&mut hasher);
+        match metadata.generation {
+            Some(generation) => generation.hash(&mut hasher),
+            None => metadata.resource_version.hash(&mut hasher),
+        }
+        metadata.labels.hash(&mut hasher);
+        metadata.annotations.hash(&mut hasher);
+        for owner in metadata.owner_references.iter().flatten() {
+            (&owner.uid, owner.controller).hash(&mut hasher);
+        }
+        metadata.deletion_timestamp.is_some().hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
+/// Applies all children, Secrets before the Pod that mounts them, and returns them as the API server has them.
+///
+/// # Errors
+/// The first child that could not be applied.
+pub async fn apply(
+    resources: Resources<Built>,
+    client: &Client,
+    namespace: &str,
+    stores: &Stores,
+    memory: &Memory,
+) -> Result<Resources<Applied>, ApplyFailed> {
+    // Without `..`: a new child cannot be forgotten here.
+    let Resources { tls, tokens, service, statefulset, stage: _ } = resources;
+    let applier = Applier { client, namespace, memory };
+    let secret = |name: &str| stores.secret(name).map(|found| found.metadata.clone());
+    let seen = [
+        secret(&tls.name_any()),
+        secret(&tokens.name_any()),
+        stores.service(&service.name_any()).map(|found| found.metadata.clone()),
+    ];
+    let [seen_tls, seen_tokens, seen_service] = seen;
+    let tls = applier.one(tls, seen_tls.as_ref()).await?;
+    let tokens = applier.one(tokens, seen_tokens.as_ref()).await?;
+    let service = applier.one(service, seen_service.as_ref()).await?;
+    let found = stores.statefulset(&statefulset.name_any());
+    let mut statefulset = applier.one(statefulset, found.as_ref().map(|found| &found.metadata)).await?;
+    // What was not sent again is in the watch, with its status.
+    if let (None, Some(found)) = (&statefulset.status, found) {
+        statefulset.metadata = found.metadata.clone();
+        statefulset.status = found.status.clone();
+    }
+    Ok(Resources { tls, tokens, service, statefulset, stage: PhantomData })
+}
+
+struct Applier<'a> {
+    client: &'a Client,
+    namespace: &'a str,
+    memory: &'a Memory,
+}
+
+impl Applier<'_> {
+    /// Applies one child unless the API server has it as it was last applied; `seen` is its metadata in the watch.
+    async fn one<K>(&self, object: K, seen: Option<&ObjectMeta>) -> Result<K, ApplyFailed>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+    {
+        let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+        let key = format!("{kind}/{name}");
+        let wanted = hash_of(&object);
+        let seen = seen.map(Fingerprint::of);
+        if seen.is_some() && self.memory.applied(&key) == seen.map(|seen| (wanted, seen)) {
+            return Ok(object);
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
+        let params = PatchParams::apply(MANAGER).force();
+        let patch = Patch::Apply(&object);
+        let applied = match tokio::time::timeout(CALL_DEADLINE, api.patch(&name, &params, &patch)).await {
+            Err(_) => return Err(ApplyFailed::Timeout { kind, name }),
+            Ok(Err(error)) => return Err(classified(kind, name, error)),
+            Ok(Ok(applied)) => applied,
+        };
+        tracing::debug!(%kind, %name, "applied");
+        self.memory.set_applied(key, (wanted, Fingerprint::of(applied.meta())));
+        Ok(applied)
+    }
+}
+
+/// Whether a person must act, or time will do.
+fn classified(kind: String, name: String, error: kube::Error) -> ApplyFailed {
+    match error {
+        kube::Error::Api(status) if status.is_conflict() => ApplyFailed::Conflict { kind, name },
+        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
+            ApplyFailed::Refused { kind, name, message: status.message.clone() }
+        }
+        source => ApplyFailed::Call { kind, name, source },
+    }
+}
+
+/// Of the object as it is sent. Serialisation is deterministic: all maps are sorted.
+fn hash_of(object: &impl Serialize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_vec(object).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn refusals_need_a_person_and_the_rest_needs_time() {
+        let classify = |code: u16, reason: &str| {
+            let status = Status::failure("exceeded quota", reason).with_code(code);
+            classified("Pod".to_owned(), "p".to_owned(), kube::Error::Api(status.boxed()))
+        };
+        assert!(matches!(classify(403, "Forbidden"), ApplyFailed::Refused { .. }));
+        assert!(matches!(classify(422, "Invalid"), ApplyFailed::Refused { .. }));
+        assert!(matches!(classify(409, "Conflict"), ApplyFailed::Conflict { .. }));
+        assert!(matches!(classify(500, "InternalError"), ApplyFailed::Call { .. }));
+        assert!(matches!(classify(429, "TooManyRequests"), ApplyFailed::Call { .. }));
+    }
+
+    #[test]
+    fn a_child_changed_by_others_has_another_fingerprint() {
+        let metadata = |text: &str| -> ObjectMeta { serde_saphyr::from_str(text).unwrap() };
+        let base = metadata("{uid: u, generation: 1, resourceVersion: '1', labels: {a: b}}");
+        let of = |text: &str| Fingerprint::of(&metadata(text));
+        assert_eq!(of("{uid: u, generation: 1, resourceVersion: '2', labels: {a: b}}"), Fingerprint::of(&base));
+        for other in [
+            "{uid: v, generation: 1, labels: {a: b}}",
+            "{uid: u, generation: 2, labels: {a: b}}",
+            "{uid: u, generation: 1, labels: {a: c}}",
+            "{uid: u, generation: 1, labels: {a: b}, ownerReferences: [{apiVersion: v1, kind: K, name: n, uid: o}]}",
+        ] {
+            assert_ne!(of(other), Fingerprint::of(&base), "{other}");
+        }
+        assert_ne!(of("{uid: u, resourceVersion: '1'}"), of("{uid: u, resourceVersion: '2'}"));
+    }
+}

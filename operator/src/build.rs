@@ -1,0 +1,275 @@
+//! Step 3, pure: from a valid mirror to the objects that make its cache. The same input gives the same objects.
+
+mod pod;
+
+pub(crate) use pod::duration_text;
+
+use crate::pki::{Authority, IssueFailed, Leaf, SecretData, Tokens};
+use crate::validate::Valid;
+use breakwater_crds::names::{
+    ADMIN_PORT, ADMIN_PORT_NAME, ANNOTATION_REGISTRY, CACHE, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_MIRROR,
+    LABEL_NAME, MANAGER, TLS_PORT, TLS_PORT_NAME, cache_server_name, tls_secret, tokens_secret,
+};
+use breakwater_crds::{RegistryMirror, StorageSpec, WhenDeleted};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{
+    StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
+};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret, Service, ServicePort, ServiceSpec,
+    VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::{Resource, ResourceExt};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+
+/// What is the same for every cache.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespace of the caches.
+    pub namespace: String,
+    /// Image that they run.
+    pub image: String,
+}
+
+/// Secrets of one cache. Made apart from [`build`], because making keys takes random numbers.
+#[derive(Clone, Debug)]
+pub struct Material {
+    /// The certificate.
+    pub leaf: Leaf,
+    /// The tokens.
+    pub tokens: Tokens,
+}
+
+impl Material {
+    /// What is stored, completed and renewed where that is due.
+    ///
+    /// # Errors
+    /// A key could not be made.
+    pub fn complete(
+        valid: &Valid,
+        authority: &Authority,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Result<Self, IssueFailed> {
+        let mut names = vec![cache_server_name(&valid.name), valid.name.clone()];
+        let here = format!("{}.{}.svc", valid.name, settings.namespace);
+        if !names.contains(&here) {
+            names.push(here);
+        }
+        Ok(Self {
+            leaf: Leaf::renewed(valid.leaf.as_ref(), authority, &names, now)?,
+            tokens: Tokens::completed(valid.tokens.as_ref(), authority, &valid.name)?,
+        })
+    }
+}
+
+/// Resources that were built.
+#[derive(Debug)]
+pub struct Built;
+/// Resources as the API server has them.
+#[derive(Debug)]
+pub struct Applied;
+
+/// The children of one mirror. `Stage` says whether the API server has them, so that no status is computed from a wish.
+#[derive(Debug)]
+pub struct Resources<Stage> {
+    /// The certificate.
+    pub tls: Secret,
+    /// The tokens.
+    pub tokens: Secret,
+    /// The headless Service.
+    pub service: Service,
+    /// The cache.
+    pub statefulset: StatefulSet,
+    /// Built or applied.
+    pub stage: PhantomData<Stage>,
+}
+
+/// Builds all children of a mirror.
+#[must_use]
+pub fn build(valid: &Valid, material: &Material, settings: &Settings) -> Resources<Built> {
+    Resources {
+        tls: secret(valid, tls_secret(&valid.name), "kubernetes.io/tls", material.leaf.data()),
+        tokens: secret(valid, tokens_secret(&valid.name), "Opaque", material.tokens.data()),
+        service: service(valid),
+        statefulset: statefulset(valid, settings),
+        stage: PhantomData,
+    }
+}
+
+fn secret(valid: &Valid, name: String, kind: &str, data: SecretData) -> Secret {
+    Secret { metadata: metadata(valid, name), type_: Some(kind.to_owned()), data: Some(data), ..Secret::default() }
+}
+
+fn service(valid: &Valid) -> Service {
+    let port = |name: &str, number: u16| ServicePort {
+        name: Some(name.to_owned()),
+        port: number.into(),
+        target_port: Some(IntOrString::String(name.to_owned())),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    };
+    let spec = ServiceSpec {
+        cluster_ip: Some("None".to_owned()),
+        // Relays judge a cache by its answers, never by readiness in the API, which lags and stands still in an outage of it.
+        publish_not_ready_addresses: Some(true),
+        selector: Some(selector_labels(valid)),
+        ports: Some(vec![port(TLS_PORT_NAME, TLS_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
+        ..ServiceSpec::default()
+    };
+    Service { metadata: metadata(valid, valid.name.clone()), spec: Some(spec), ..Service::default() }
+}
+
+fn statefulset(valid: &Valid, settings: &Settings) -> StatefulSet {
+    let storage = &valid.mirror.spec.cache.storage;
+    let when_deleted = match storage.when_deleted {
+        WhenDeleted::Retain => "Retain",
+        WhenDeleted::Delete => "Delete",
+    };
+    let spec = StatefulSetSpec {
+        service_name: Some(valid.name.clone()),
+        replicas: Some(1),
+        // With OrderedReady a Pod that never gets ready blocks the roll-out of its own mend.
+        pod_management_policy: Some("Parallel".to_owned()),
+        update_strategy: Some(StatefulSetUpdateStrategy {
+            type_: Some("RollingUpdate".to_owned()),
+            rolling_update: None,
+        }),
+        persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
+            when_deleted: Some(when_deleted.to_owned()),
+            when_scaled: Some("Retain".to_owned()),
+        }),
+        selector: LabelSelector { match_labels: Some(selector_labels(valid)), match_expressions: None },
+        template: pod::template(valid, settings),
+        volume_claim_templates: (!storage.ephemeral).then(|| vec![claim_template(valid, storage)]),
+        ..StatefulSetSpec::default()
+    };
+    StatefulSet { metadata: metadata(valid, valid.name.clone()), spec, status: None }
+}
+
+/// The claim carries the registry, so that a retained one is never given to a registry whose cache happens to have the same name.
+fn claim_template(valid: &Valid, storage: &StorageSpec) -> PersistentVolumeClaim {
+    let requests = BTreeMap::from([("storage".to_owned(), storage.size.clone())]);
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(pod::DATA.to_owned()),
+            labels: Some(labels(valid)),
+            annotations: Some(annotations(valid)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            resources: Some(VolumeResourceRequirements { requests: Some(requests), limits: None }),
+            storage_class_name: storage.storage_class_name.clone(),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn metadata(valid: &Valid, name: String) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        labels: Some(labels(valid)),
+        annotations: Some(annotations(valid)),
+        owner_references: valid.mirror.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// What never changes in the life of a cache: a StatefulSet's selector is immutable.
+fn selector_labels(valid: &Valid) -> BTreeMap<String, String> {
+    BTreeMap::from([(LABEL_NAME.to_owned(), CACHE.to_owned()), (LABEL_INSTANCE.to_owned(), valid.name.clone())])
+}
+
+fn labels(valid: &Valid) -> BTreeMap<String, String> {
+    let mut labels = selector_labels(valid);
+    labels.insert(LABEL_MANAGED_BY.to_owned(), MANAGER.to_owned());
+    labels.insert(LABEL_MIRROR.to_owned(), mirror_label(&valid.mirror));
+    labels
+}
+
+/// A label holds 63 characters. The schema bounds the name; an older object's is cut rather than refused.
+fn mirror_label(mirror: &RegistryMirror) -> String {
+    let mut name = mirror.name_any();
+    name.truncate(63);
+    name
+}
+
+fn annotations(valid: &Valid) -> BTreeMap<String, String> {
+    BTreeMap::from([(ANNOTATION_REGISTRY.to_owned(), valid.mirror.spec.registry.clone())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{authority, now, valid};
+    use expect_test::{ExpectFile, expect_file};
+    use serde::Serialize;
+
+    fn settings() -> Settings {
+        Settings { namespace: "breakwater-system".to_owned(), image: "example.test/image:1".to_owned() }
+    }
+
+    fn built(spec: &str) -> Resources<Built> {
+        let valid = valid(spec);
+        let material = Material::complete(&valid, &authority(), &settings(), now()).unwrap();
+        build(&valid, &material, &settings())
+    }
+
+    /// The whole object as the API server gets it.
+    fn check(object: &impl Serialize, expected: ExpectFile) {
+        let json = serde_json::to_value(object).unwrap();
+        expected.assert_eq(&serde_saphyr::to_string(&json).unwrap());
+    }
+
+    #[test]
+    fn the_smallest_mirror() {
+        let built = built("{registry: docker.io}");
+        check(&built.statefulset, expect_file!["../tests/snapshots/smallest-statefulset.yaml"]);
+        check(&built.service, expect_file!["../tests/snapshots/smallest-service.yaml"]);
+    }
+
+    #[test]
+    fn every_field() {
+        let built = built(
+            "{registry: 'registry.example.com:5000', url: 'http://10.0.0.1:5000/', \
+             credentials: [{secretRef: {name: login}}, {secretRef: {name: second}}, {secretRef: {name: login}}], \
+             cache: {storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}}, \
+             freshness: {tagTTL: 90s, maxStale: 24h}}",
+        );
+        check(&built.statefulset, expect_file!["../tests/snapshots/every-field-statefulset.yaml"]);
+    }
+
+    #[test]
+    fn an_ephemeral_cache_has_no_claim() {
+        let spec = built("{registry: docker.io, cache: {storage: {size: 2Gi, ephemeral: true}}}").statefulset.spec;
+        assert_eq!(spec.volume_claim_templates, None);
+        let volumes = spec.template.spec.unwrap().volumes.unwrap();
+        let data = volumes.iter().find(|volume| volume.name == "data").unwrap();
+        assert_eq!(data.empty_dir.as_ref().unwrap().size_limit.as_ref().unwrap().0, "2Gi");
+    }
+
+    #[test]
+    fn secrets_have_what_the_cache_reads() {
+        let Resources { tls, tokens, service: _, statefulset: _, stage: _ } = built("{registry: docker.io}");
+        let keys = |secret: &Secret| secret.data.as_ref().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!((tls.name_any().as_str(), keys(&tls).as_str()), ("cache-docker-io-tls", "ca.crt tls.crt tls.key"));
+        assert_eq!((tokens.name_any().as_str(), keys(&tokens).as_str()), ("cache-docker-io-tokens", "operator relay"));
+        for secret in [&tls, &tokens] {
+            assert_eq!(secret.owner_references()[0].uid, "uid-harbour");
+            assert_eq!(secret.labels()["breakwater.dev/mirror"], "harbour");
+        }
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_objects() {
+        let valid = valid("{registry: docker.io}");
+        let material = Material::complete(&valid, &authority(), &settings(), now()).unwrap();
+        let json = || serde_json::to_string(&build(&valid, &material, &settings()).statefulset).unwrap();
+        assert_eq!(json(), json());
+    }
+}

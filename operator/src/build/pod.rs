@@ -1,0 +1,233 @@
+//! The Pod template of a cache. Pure.
+
+use super::{Settings, annotations, labels};
+use crate::validate::Valid;
+use breakwater_crds::RegistryMirrorSpec;
+use breakwater_crds::names::{ADMIN_PORT, ADMIN_PORT_NAME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
+    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration,
+    Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use std::time::Duration;
+
+/// Name of the volume with the content, and of the claim template.
+pub(super) const DATA: &str = "data";
+/// Name of the only container.
+pub(crate) const CONTAINER: &str = "registry";
+const TLS: &str = "tls";
+const TOKENS: &str = "tokens";
+const USER: i64 = 65532;
+const DATA_DIR: &str = "/var/lib/breakwater";
+const TLS_DIR: &str = "/etc/breakwater/tls";
+const TOKEN_DIR: &str = "/etc/breakwater/tokens";
+const CREDENTIALS_DIR: &str = "/etc/breakwater/credentials";
+
+/// The template. Secrets are files that the cache reads again when they change, so nothing here depends on their content.
+pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
+    let spec = PodSpec {
+        containers: vec![container(&valid.mirror.spec, settings)],
+        volumes: Some(volumes(valid)),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        // Upstreams are found by the node's resolver: a cache outlives cluster DNS.
+        dns_policy: Some("Default".to_owned()),
+        termination_grace_period_seconds: Some(10),
+        tolerations: Some(["not-ready", "unreachable"].map(leaves_a_lost_node_soon).to_vec()),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            // Changing the owner of a million blobs at each start would take minutes.
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            ..PodSecurityContext::default()
+        }),
+        ..PodSpec::default()
+    };
+    let metadata =
+        ObjectMeta { labels: Some(labels(valid)), annotations: Some(annotations(valid)), ..ObjectMeta::default() };
+    PodTemplateSpec { metadata: Some(metadata), spec: Some(spec) }
+}
+
+fn leaves_a_lost_node_soon(taint: &str) -> Toleration {
+    Toleration {
+        key: Some(format!("node.kubernetes.io/{taint}")),
+        operator: Some("Exists".to_owned()),
+        effect: Some("NoExecute".to_owned()),
+        toleration_seconds: Some(30),
+        value: None,
+    }
+}
+
+fn container(spec: &RegistryMirrorSpec, settings: &Settings) -> Container {
+    let port = |name: &str, number: u16| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: number.into(),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(settings.image.clone()),
+        command: Some(vec!["/breakwater-registry".to_owned()]),
+        args: Some(arguments(spec)),
+        ports: Some(vec![port(TLS_PORT_NAME, TLS_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
+        readiness_probe: Some(Probe { period_seconds: Some(2), timeout_seconds: Some(1), ..probe("/readyz") }),
+        // Patient: restarting a cache that is merely busy would make an outage of a slow disk.
+        liveness_probe: Some(Probe {
+            period_seconds: Some(10),
+            timeout_seconds: Some(5),
+            failure_threshold: Some(12),
+            ..probe("/healthz")
+        }),
+        resources: Some(spec.cache.resources.clone().unwrap_or_else(default_resources)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        // A start that fails says why in its last line of log; the status repeats it.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(mounts(spec)),
+        ..Container::default()
+    }
+}
+
+fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
+    let mut arguments = vec!["--upstream-registry".to_owned(), spec.registry.clone()];
+    let mut flag = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    if !spec.has_default_url() {
+        flag("--upstream-url", spec.upstream_url());
+    }
+    flag("--data-dir", DATA_DIR.to_owned());
+    flag("--tls-listen", format!(":{TLS_PORT}"));
+    flag("--tls-dir", TLS_DIR.to_owned());
+    flag("--token-dir", TOKEN_DIR.to_owned());
+    flag("--admin-listen", format!(":{ADMIN_PORT}"));
+    if !spec.credentials.is_empty() {
+        flag("--credentials-dir", CREDENTIALS_DIR.to_owned());
+    }
+    flag("--tag-ttl", duration_text(spec.freshness.tag_ttl.into()));
+    flag("--max-stale", duration_text(spec.freshness.max_stale.into()));
+    flag("--log-format", "json".to_owned());
+    arguments
+}
+
+/// A duration as people write it: `1m`, `168h`, `1m30s`, `1500ms`.
+pub(crate) fn duration_text(duration: Duration) -> String {
+    if duration.subsec_nanos() != 0 {
+        return format!("{}ms", duration.as_millis());
+    }
+    let (hours, minutes, seconds) = (duration.as_secs() / 3600, duration.as_secs() / 60 % 60, duration.as_secs() % 60);
+    let mut text = String::new();
+    for (amount, unit) in [(hours, 'h'), (minutes, 'm'), (seconds, 's')] {
+        if amount > 0 {
+            text.push_str(&format!("{amount}{unit}"));
+        }
+    }
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+fn probe(path: &str) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String(ADMIN_PORT_NAME.to_owned()),
+            scheme: Some("HTTP".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        ..Probe::default()
+    }
+}
+
+/// Requests without limits: a limit on memory kills a cache in the middle of many pulls, when it is needed most.
+fn default_resources() -> ResourceRequirements {
+    let request = |name: &str, amount: &str| (name.to_owned(), Quantity(amount.to_owned()));
+    ResourceRequirements {
+        requests: Some([request("cpu", "50m"), request("memory", "64Mi")].into()),
+        ..ResourceRequirements::default()
+    }
+}
+
+fn volumes(valid: &Valid) -> Vec<Volume> {
+    let secret = |volume: String, name: String, optional: Option<bool>| Volume {
+        name: volume,
+        secret: Some(SecretVolumeSource { secret_name: Some(name), optional, ..SecretVolumeSource::default() }),
+        ..Volume::default()
+    };
+    let spec = &valid.mirror.spec;
+    let mut volumes = vec![
+        secret(TLS.to_owned(), tls_secret(&valid.name), None),
+        secret(TOKENS.to_owned(), tokens_secret(&valid.name), None),
+    ];
+    for (index, name) in credentials(spec).into_iter().enumerate() {
+        // Optional: without its Secret the cache starts all the same and pulls anonymously.
+        volumes.push(secret(credentials_volume(index), name.to_owned(), Some(true)));
+    }
+    if spec.cache.storage.ephemeral {
+        let size_limit = Some(spec.cache.storage.size.clone());
+        volumes.push(Volume {
+            name: DATA.to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }),
+            ..Volume::default()
+        });
+    }
+    volumes
+}
+
+fn mounts(spec: &RegistryMirrorSpec) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: String, read_only: Option<bool>| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path,
+        read_only,
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![
+        mount(DATA, DATA_DIR.to_owned(), None),
+        mount(TLS, TLS_DIR.to_owned(), Some(true)),
+        mount(TOKENS, TOKEN_DIR.to_owned(), Some(true)),
+    ];
+    for (index, name) in credentials(spec).into_iter().enumerate() {
+        let path = format!("{CREDENTIALS_DIR}/{name}");
+        mounts.push(mount(&credentials_volume(index), path, Some(true)));
+    }
+    mounts
+}
+
+/// The Secrets of `credentials`, each once: two mounts of one path are refused.
+fn credentials(spec: &RegistryMirrorSpec) -> Vec<&str> {
+    let mut names = Vec::new();
+    for source in &spec.credentials {
+        if !names.contains(&source.secret_ref.name.as_str()) {
+            names.push(source.secret_ref.name.as_str());
+        }
+    }
+    names
+}
+
+/// Numbered, because a Secret's name may be longer than a volume's.
+fn credentials_volume(index: usize) -> String {
+    format!("credentials-{index}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_people_do() {
+        let text = |ms: u64| duration_text(Duration::from_millis(ms));
+        assert_eq!(text(60_000), "1m");
+        assert_eq!(text(168 * 3_600_000), "168h");
+        assert_eq!(text(5_400_000), "1h30m");
+        assert_eq!(text(90_000), "1m30s");
+        assert_eq!(text(1_500), "1500ms");
+        assert_eq!(text(0), "0s");
+    }
+}

@@ -1,0 +1,254 @@
+//! START HERE. One pass over one mirror, in five steps:
+//!
+//! 1. [`observe`](crate::observe) — client: gather all that concerns the mirror, from the watches' stores and its Secrets
+//! 2. [`validate`](crate::validate) — pure: may it be built, and under which name
+//! 3. [`build`](crate::build) — pure: the children as they should be
+//! 4. [`apply`](crate::apply) — client: server-side apply of those that are not so yet
+//! 5. [`report`](crate::report) — client: the status, computed by [`status`](crate::status), if it is news, and Events
+//!
+//! A pass is idempotent and never asks why it runs. Input that only a person can mend becomes a condition and not a retry.
+//! Deleting needs nothing: owner references take the children, agents unwind a vanished mirror by themselves.
+
+use crate::apply::{ApplyFailed, apply};
+use crate::build::{Applied, Material, Resources, Settings, build};
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::observe::{ObserveFailed, observe};
+use crate::pki::IssueFailed;
+use crate::pki::keeper::{NoAuthority, Trust};
+use crate::report::{ReportFailed, Reporter, present};
+use crate::secrets::SecretReader;
+use crate::status::{self, Obstacle};
+use crate::upstream::Reports;
+use crate::validate::{Refusal, Valid, validate};
+use crate::watches::Stores;
+use breakwater_crds::conditions::reason;
+use breakwater_crds::names::{tls_secret, tokens_secret};
+use breakwater_crds::{RegistryMirror, RegistryMirrorStatus};
+use jiff::Timestamp;
+use kube::core::{DeserializeGuard, ObjectMeta};
+use kube::runtime::controller::Action;
+use kube::{Client, Resource, ResourceExt};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Nothing has to be looked at again by itself but certificates and the age of nodes; the rest comes as a change.
+const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
+/// While something is amiss, time itself may be the news: a node is no longer young, a Pod has failed for long.
+const LOOK_AGAIN_SOON: Duration = Duration::from_secs(30);
+/// A former cache is on its way out, or an elder mirror may be deleted.
+const WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
+const AFTER_CONFLICT: Duration = Duration::from_millis(500);
+
+/// What a pass works with.
+pub struct Context {
+    /// Talks to the API server.
+    pub client: Client,
+    /// What is the same for every cache.
+    pub settings: Settings,
+    /// What the watches keep.
+    pub stores: Stores,
+    /// Reads Secrets.
+    pub secrets: SecretReader,
+    /// The certificate authority.
+    pub trust: Trust,
+    /// What the caches say of their upstreams.
+    pub upstreams: Reports,
+    /// Writes statuses and Events.
+    pub reporter: Reporter,
+    /// What saves calls.
+    pub memory: Memory,
+    /// Counts passes.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A pass that failed, by its step.
+#[derive(Debug, thiserror::Error)]
+pub enum PassFailed {
+    /// Step 1.
+    #[error("cannot observe")]
+    Observe(#[source] ObserveFailed),
+    /// Step 3, where keys are made.
+    #[error("cannot build")]
+    Build(#[source] IssueFailed),
+    /// Step 4.
+    #[error("cannot apply")]
+    Apply(#[source] ApplyFailed),
+    /// Step 5.
+    #[error("cannot report")]
+    Report(#[source] ReportFailed),
+}
+
+impl PassFailed {
+    /// The steps as metrics name them.
+    pub const STEPS: [&'static str; 4] = ["observe", "build", "apply", "report"];
+
+    /// The step that failed.
+    #[must_use]
+    pub fn step(&self) -> &'static str {
+        match self {
+            Self::Observe(_) => "observe",
+            Self::Build(_) => "build",
+            Self::Apply(_) => "apply",
+            Self::Report(_) => "report",
+        }
+    }
+}
+
+/// One pass over one mirror.
+///
+/// # Errors
+/// A step failed in a way that time may mend.
+pub async fn reconcile(
+    object: Arc<DeserializeGuard<RegistryMirror>>,
+    context: Arc<Context>,
+) -> Result<Action, PassFailed> {
+    let _measured = context.metrics.pass();
+    let mirror = match &object.0 {
+        Ok(mirror) => Arc::new(mirror.clone()),
+        Err(broken) => return report_broken(&broken.metadata, &broken.error, &context).await,
+    };
+    let now = Timestamp::now();
+    let old = present(mirror.meta(), mirror.status.clone(), &context.memory);
+
+    // 1. observe (client)
+    let upstreams = context.upstreams.borrow().clone();
+    let observed =
+        observe(mirror.clone(), &context.stores, &context.secrets, upstreams).await.map_err(PassFailed::Observe)?;
+
+    // 2. validate (pure)
+    let valid = match validate(&observed) {
+        Ok(valid) => valid,
+        Err(refusal) => {
+            let new = status::refused(mirror.meta(), &old, &refusal, now);
+            let wait = report(mirror.meta(), &old, new, &context).await?;
+            return Ok(after_refusal(&refusal, wait));
+        }
+    };
+
+    // 3. build (pure) and 4. apply (client)
+    let outcome = build_and_apply(&valid, &context, now).await?;
+
+    // 5. report (client)
+    let children = outcome.as_ref().map_err(|obstacle| &obstacle.why);
+    let new = status::of_children(&valid, &observed, children, &old, now);
+    let settled = new.conditions.iter().all(|condition| condition.status == "True")
+        && new.nodes.is_some_and(|nodes| nodes.active == nodes.desired);
+    let wait = report(mirror.meta(), &old, new, &context).await?;
+    match outcome {
+        // The status says it; the failure goes on to the error policy, because a quota may be raised at any time.
+        Err(Hindered { failure: Some(failure), .. }) => Err(PassFailed::Apply(failure)),
+        _ => {
+            context.memory.succeeded(&mirror.name_any());
+            Ok(Action::requeue(wait.unwrap_or(if settled { LOOK_AGAIN } else { LOOK_AGAIN_SOON })))
+        }
+    }
+}
+
+/// A mirror that stays as it is, and why.
+struct Hindered {
+    why: Obstacle,
+    failure: Option<ApplyFailed>,
+}
+
+/// Steps 3 and 4. What a person must mend comes back as an obstacle; what time mends is a failure.
+async fn build_and_apply(
+    valid: &Valid,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Result<Resources<Applied>, Hindered>, PassFailed> {
+    let authority = match &*context.trust.borrow() {
+        Ok(authority) => authority.clone(),
+        Err(error) => return Ok(Err(Hindered { why: without_authority(error), failure: None })),
+    };
+    let material = Material::complete(valid, &authority, &context.settings, now).map_err(PassFailed::Build)?;
+    let resources = build(valid, &material, &context.settings);
+    match apply(resources, &context.client, &context.settings.namespace, &context.stores, &context.memory).await {
+        Ok(applied) => {
+            let version = |metadata: &ObjectMeta| metadata.resource_version.clone();
+            if let (Some(tls), Some(tokens)) = (version(&applied.tls.metadata), version(&applied.tokens.metadata)) {
+                context.secrets.wrote_leaf(&tls_secret(&valid.name), &tls, material.leaf);
+                context.secrets.wrote_tokens(&tokens_secret(&valid.name), &tokens, material.tokens);
+            }
+            Ok(Ok(applied))
+        }
+        Err(failure @ ApplyFailed::Refused { .. }) => {
+            let why = Obstacle { reason: reason::CHILD_REFUSED, message: failure.to_string() };
+            Ok(Err(Hindered { why, failure: Some(failure) }))
+        }
+        Err(failure) => Err(PassFailed::Apply(failure)),
+    }
+}
+
+fn without_authority(error: &NoAuthority) -> Obstacle {
+    Obstacle { reason: reason::NO_AUTHORITY, message: error.to_string() }
+}
+
+/// An object that the API server stored and we cannot read, as after a change of the API: it says so and stops no other.
+async fn report_broken(metadata: &ObjectMeta, error: &str, context: &Context) -> Result<Action, PassFailed> {
+    let problem = format!("cannot be read: {}", crate::upstream::one_line(error, 300));
+    let refusal = Refusal::InvalidSpec { field: "spec", problem };
+    let old = present(metadata, None, &context.memory);
+    let new = status::refused(metadata, &old, &refusal, Timestamp::now());
+    report(metadata, &old, new, context).await?;
+    Ok(Action::await_change())
+}
+
+async fn report(
+    metadata: &ObjectMeta,
+    old: &RegistryMirrorStatus,
+    new: RegistryMirrorStatus,
+    context: &Context,
+) -> Result<Option<Duration>, PassFailed> {
+    context.reporter.report(metadata, old, new, &context.memory).await.map_err(PassFailed::Report)
+}
+
+fn after_refusal(refusal: &Refusal, wait: Option<Duration>) -> Action {
+    match (refusal, wait) {
+        (_, Some(wait)) => Action::requeue(wait),
+        (Refusal::InvalidSpec { .. }, None) => Action::await_change(),
+        (Refusal::RegistryConflict { .. } | Refusal::Handover { .. } | Refusal::Foreign { .. }, None) => {
+            Action::requeue(WAIT_FOR_OTHERS)
+        }
+    }
+}
+
+/// When to try again after a failure: soon after a conflict, else with growing pauses.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is the Controller's")]
+pub fn error_policy(
+    object: Arc<DeserializeGuard<RegistryMirror>>,
+    error: &PassFailed,
+    context: Arc<Context>,
+) -> Action {
+    let mirror = object.name_any();
+    context.metrics.failed(error.step());
+    if matches!(error, PassFailed::Apply(ApplyFailed::Conflict { .. })) {
+        tracing::debug!(%mirror, error = %crate::error_chain(error), "trying again after a conflict");
+        return Action::requeue(AFTER_CONFLICT);
+    }
+    let pause = context.memory.failed(&mirror);
+    tracing::warn!(%mirror, step = error.step(), error = %crate::error_chain(error), retry_in = ?pause, "pass failed");
+    Action::requeue(pause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_names_one_of_the_steps() {
+        let failure = PassFailed::Report(ReportFailed::Timeout);
+        assert!(PassFailed::STEPS.contains(&failure.step()));
+    }
+
+    #[test]
+    fn input_that_a_person_must_mend_is_not_retried() {
+        let invalid = Refusal::InvalidSpec { field: "spec", problem: String::new() };
+        assert_eq!(after_refusal(&invalid, None), Action::await_change());
+        let handover = Refusal::Handover { name: String::new(), former: String::new() };
+        assert_eq!(after_refusal(&handover, None), Action::requeue(WAIT_FOR_OTHERS));
+        assert_eq!(after_refusal(&invalid, Some(PACE)), Action::requeue(PACE));
+    }
+
+    const PACE: Duration = Duration::from_millis(600);
+}

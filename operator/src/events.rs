@@ -1,0 +1,117 @@
+//! Which changes of a status are worth an Event. Pure; only changes of state are, never a pass or a retry.
+
+use breakwater_crds::RegistryMirrorStatus;
+use breakwater_crds::conditions::{
+    CACHE_READY, NODES_READY, READY, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE, reason,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+
+/// Longer notes are cut in lists of Events.
+const MAX_NOTE: usize = 200;
+
+/// The Events that lead from one status to the next.
+#[must_use]
+pub fn between(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus) -> Vec<Event> {
+    let changed = |kind: &str| {
+        let find = |status: &RegistryMirrorStatus| status.conditions.iter().find(|it| it.type_ == kind).cloned();
+        let (old, new) = (find(old), find(new)?);
+        let same = old.as_ref().is_some_and(|old| old.status == new.status && old.reason == new.reason);
+        (!same).then_some((old, new))
+    };
+    let rules: [(&str, fn(Option<&Condition>, &Condition) -> Option<Event>); 5] = [
+        (READY, refusal),
+        (CACHE_READY, cache),
+        (NODES_READY, nodes),
+        (UPSTREAM_REACHABLE, upstream),
+        (UPSTREAM_CREDENTIALS_ACCEPTED, credentials),
+    ];
+    let event = |(kind, rule): (&str, fn(Option<&Condition>, &Condition) -> Option<Event>)| {
+        changed(kind).and_then(|(old, new)| rule(old.as_ref(), &new))
+    };
+    rules.into_iter().filter_map(event).collect()
+}
+
+fn refusal(_: Option<&Condition>, new: &Condition) -> Option<Event> {
+    matches!(new.reason.as_str(), reason::REGISTRY_CONFLICT | reason::INVALID_SPEC)
+        .then(|| event(EventType::Warning, &new.reason, "Validate", &new.message))
+}
+
+fn cache(_: Option<&Condition>, new: &Condition) -> Option<Event> {
+    match (new.status.as_str(), new.reason.as_str()) {
+        ("True", _) => Some(event(EventType::Normal, CACHE_READY, "Serve", &new.message)),
+        (_, reason::CACHE_STARTING) => None,
+        (_, reason) => Some(event(EventType::Warning, reason, "Serve", &new.message)),
+    }
+}
+
+fn nodes(_: Option<&Condition>, new: &Condition) -> Option<Event> {
+    matches!(new.reason.as_str(), reason::NODES_BYPASSED | reason::NODES_FAILED)
+        .then(|| event(EventType::Warning, &new.reason, "Serve", &new.message))
+}
+
+fn upstream(old: Option<&Condition>, new: &Condition) -> Option<Event> {
+    match (old.map(|old| old.status.as_str()), new.status.as_str()) {
+        (_, "False") => Some(event(EventType::Warning, reason::UPSTREAM_UNREACHABLE, "Observe", &new.message)),
+        (Some("False"), "True") => Some(event(EventType::Normal, "UpstreamRecovered", "Observe", &new.message)),
+        _ => None,
+    }
+}
+
+fn credentials(_: Option<&Condition>, new: &Condition) -> Option<Event> {
+    (new.status == "False").then(|| event(EventType::Warning, &new.reason, "Observe", &new.message))
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(crate::upstream::one_line(note, MAX_NOTE)),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(conditions: &[(&str, &str, &str)]) -> RegistryMirrorStatus {
+        let conditions = conditions
+            .iter()
+            .map(|(kind, status, reason)| {
+                serde_json::from_value(serde_json::json!({
+                    "type": kind, "status": status, "reason": reason, "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"
+                }))
+                .unwrap()
+            })
+            .collect();
+        RegistryMirrorStatus { conditions, ..RegistryMirrorStatus::default() }
+    }
+
+    fn check(old: &[(&str, &str, &str)], new: &[(&str, &str, &str)], expected: &[&str]) {
+        let reasons: Vec<_> = between(&status(old), &status(new)).into_iter().map(|event| event.reason).collect();
+        assert_eq!(reasons, expected);
+    }
+
+    #[test]
+    fn only_changes_of_state_make_events() {
+        let up = ("UpstreamReachable", "True", "UpstreamAnswers");
+        let down = ("UpstreamReachable", "False", "UpstreamUnreachable");
+        let unknown = ("UpstreamReachable", "Unknown", "Unknown");
+        check(&[up], &[down], &["UpstreamUnreachable"]);
+        check(&[down], &[down], &[]);
+        check(&[down], &[up], &["UpstreamRecovered"]);
+        check(&[], &[up], &[]);
+        check(&[unknown], &[up], &[]);
+        check(&[], &[("CacheReady", "False", "CacheStarting")], &[]);
+        check(&[("CacheReady", "False", "CacheStarting")], &[("CacheReady", "True", "CacheServes")], &["CacheReady"]);
+        check(&[("CacheReady", "True", "CacheServes")], &[("CacheReady", "False", "PodFailing")], &["PodFailing"]);
+        check(
+            &[("NodesReady", "True", "NodesActive")],
+            &[("NodesReady", "False", "NodesBypassed")],
+            &["NodesBypassed"],
+        );
+        check(&[], &[("Ready", "False", "RegistryConflict")], &["RegistryConflict"]);
+    }
+}

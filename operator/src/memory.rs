@@ -1,0 +1,95 @@
+//! What the operator remembers between passes: only what saves calls or Events. Losing it, by a restart, costs one apply per child.
+
+use crate::apply::Fingerprint;
+use breakwater_crds::RegistryMirrorStatus;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The longest pause after failures.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Remembered facts; all locks are held for a look-up only.
+#[derive(Debug, Default)]
+pub struct Memory {
+    children: Mutex<HashMap<String, (u64, Fingerprint)>>,
+    mirrors: Mutex<HashMap<String, Remembered>>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    reported: Option<Reported>,
+    failures: u32,
+}
+
+/// The status last written.
+#[derive(Clone, Debug)]
+pub struct Reported {
+    /// Version of the mirror that the status was computed from: while the watch shows this one, it shows the status before.
+    pub from_version: Option<String>,
+    /// The status.
+    pub status: RegistryMirrorStatus,
+    /// When it was written.
+    pub at: Instant,
+}
+
+impl Memory {
+    /// What was last sent of a child, and how the API server answered.
+    pub(crate) fn applied(&self, child: &str) -> Option<(u64, Fingerprint)> {
+        lock(&self.children).get(child).cloned()
+    }
+
+    /// Remembers what was sent of a child.
+    pub(crate) fn set_applied(&self, child: String, state: (u64, Fingerprint)) {
+        lock(&self.children).insert(child, state);
+    }
+
+    /// The status last written for a mirror.
+    pub(crate) fn reported(&self, mirror: &str) -> Option<Reported> {
+        lock(&self.mirrors).get(mirror).and_then(|remembered| remembered.reported.clone())
+    }
+
+    /// Remembers a status.
+    pub(crate) fn set_reported(&self, mirror: &str, reported: Reported) {
+        lock(&self.mirrors).entry(mirror.to_owned()).or_default().reported = Some(reported);
+    }
+
+    /// A pass went well.
+    pub(crate) fn succeeded(&self, mirror: &str) {
+        if let Some(remembered) = lock(&self.mirrors).get_mut(mirror) {
+            remembered.failures = 0;
+        }
+    }
+
+    /// A pass failed; how long to wait before the next: 1 s, doubled each time, up to a minute.
+    pub(crate) fn failed(&self, mirror: &str) -> Duration {
+        let mut mirrors = lock(&self.mirrors);
+        let failures = &mut mirrors.entry(mirror.to_owned()).or_default().failures;
+        let pause = Duration::from_secs(1_u64 << (*failures).min(6)).min(MAX_BACKOFF);
+        *failures = failures.saturating_add(1);
+        pause
+    }
+
+    /// Forgets a deleted mirror.
+    pub(crate) fn forget(&self, mirror: &str) {
+        lock(&self.mirrors).remove(mirror);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_minute_and_start_again_after_success() {
+        let memory = Memory::default();
+        let pauses: Vec<_> = (0..8).map(|_| memory.failed("m").as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        memory.succeeded("m");
+        assert_eq!(memory.failed("m").as_secs(), 1);
+    }
+}

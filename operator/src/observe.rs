@@ -1,0 +1,123 @@
+//! Step 1, client I/O: gathers all that concerns one mirror. Most of it is in the watches' stores; Secrets are read by name.
+//!
+//! Judges nothing: what is found is handed on as it is.
+
+use crate::credentials::{Credential, Finding};
+use crate::fleet::Fleet;
+use crate::pki::{Leaf, Tokens};
+use crate::secrets::SecretReader;
+use crate::upstream::UpstreamReport;
+use crate::watches::Stores;
+use breakwater_crds::RegistryMirror;
+use breakwater_crds::names::{cache_name, hashed_cache_name, tls_secret, tokens_secret};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// All that is known of one mirror.
+#[derive(Debug)]
+pub struct Observed {
+    /// The mirror.
+    pub mirror: Arc<RegistryMirror>,
+    /// All mirrors that can be read, this one included.
+    pub mirrors: Vec<Arc<RegistryMirror>>,
+    /// What is there under the plain name of its cache.
+    pub plain: Candidate,
+    /// What is there under the name with a hash.
+    pub hashed: Candidate,
+    /// Its credentials, in the order of the spec.
+    pub credentials: Vec<Credential>,
+    /// All nodes.
+    pub fleet: Arc<Fleet>,
+    /// What the caches say of their upstreams, by cache.
+    pub upstreams: Arc<HashMap<String, UpstreamReport>>,
+}
+
+/// What is there under one name.
+#[derive(Debug, Default)]
+pub struct Candidate {
+    /// The name.
+    pub name: String,
+    /// The StatefulSet with that name, without its Pod template.
+    pub statefulset: Option<Arc<StatefulSet>>,
+    /// The claim of its first Pod.
+    pub claim: Option<Arc<PersistentVolumeClaim>>,
+    /// Its Pods.
+    pub pods: Vec<Arc<Pod>>,
+    /// The certificate stored for it.
+    pub leaf: Option<Leaf>,
+    /// The tokens stored for it.
+    pub tokens: Option<Tokens>,
+}
+
+impl Observed {
+    /// What is there under this one of the two names.
+    #[must_use]
+    pub fn candidate(&self, name: &str) -> &Candidate {
+        if self.hashed.name == name { &self.hashed } else { &self.plain }
+    }
+}
+
+/// Why a mirror could not be observed.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveFailed {
+    /// A Secret could not be read.
+    #[error("cannot read Secret {name}")]
+    Secret {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Gathers all that concerns `mirror`.
+///
+/// # Errors
+/// A Secret could not be read.
+pub async fn observe(
+    mirror: Arc<RegistryMirror>,
+    stores: &Stores,
+    secrets: &SecretReader,
+    upstreams: Arc<HashMap<String, UpstreamReport>>,
+) -> Result<Observed, ObserveFailed> {
+    let plain = cache_name(&mirror.spec.registry);
+    let hashed = hashed_cache_name(&mirror.spec.registry);
+    let mut credentials = Vec::new();
+    for source in &mirror.spec.credentials {
+        let name = source.secret_ref.name.clone();
+        let finding = match stores.secret_version(&name) {
+            None => Finding::NotFound,
+            Some(version) => secrets.credential(&name, &version).await.map_err(failed(&name))?,
+        };
+        credentials.push(Credential { name, finding });
+    }
+    Ok(Observed {
+        mirrors: stores.mirrors(),
+        plain: candidate(plain, stores, secrets).await?,
+        hashed: candidate(hashed, stores, secrets).await?,
+        credentials,
+        fleet: stores.fleet(),
+        upstreams,
+        mirror,
+    })
+}
+
+async fn candidate(name: String, stores: &Stores, secrets: &SecretReader) -> Result<Candidate, ObserveFailed> {
+    let (tls, tokens) = (tls_secret(&name), tokens_secret(&name));
+    Ok(Candidate {
+        statefulset: stores.statefulset(&name),
+        claim: stores.claim(&format!("data-{name}-0")),
+        pods: stores.cache_pods(&name),
+        leaf: secrets.leaf(&tls, stores.secret_version(&tls).as_deref()).await.map_err(failed(&tls))?,
+        tokens: secrets.tokens(&tokens, stores.secret_version(&tokens).as_deref()).await.map_err(failed(&tokens))?,
+        name,
+    })
+}
+
+fn failed(name: &str) -> impl FnOnce(kube::Error) -> ObserveFailed + use<> {
+    let name = name.to_owned();
+    |source| ObserveFailed::Secret { name, source }
+}

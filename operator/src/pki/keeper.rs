@@ -1,0 +1,172 @@
+//! Keeps the authority's Secret and the agents' copy of its public part. Client I/O; the only writer of both.
+//!
+//! The authority is only ever created, never overwritten: not on a read error, not on a conflict, not when it is damaged. If the
+//! Secret vanishes while we know it, the same authority is put back, so that no cache and no agent notices.
+
+use super::{Authority, AuthorityInvalid, IssueFailed, SecretData, text, value};
+use breakwater_crds::names::{
+    CA_CERTIFICATE_KEY, CA_SECRET, LABEL_MANAGED_BY, LABEL_NAME, MANAGER, RELAY_KEY, RELAY_SECRET,
+};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// Also how soon a deleted copy of the agents is put back: the operator may not watch their namespace's Secrets.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why there is no authority right now.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAuthority {
+    /// The Secret is damaged; a person must mend it.
+    #[error("Secret {CA_SECRET} {0}; restore it from a backup, or delete it so that a new one is made")]
+    Damaged(#[source] AuthorityInvalid),
+    /// The Secret could not be read or created.
+    #[error("Secret {CA_SECRET} cannot be read or created")]
+    Api(#[source] kube::Error),
+    /// The API server did not answer in time.
+    #[error("Secret {CA_SECRET} cannot be read: the API server does not answer")]
+    Timeout,
+    /// No authority could be made.
+    #[error("no certificate authority can be made")]
+    Issue(#[source] IssueFailed),
+    /// Nobody has looked yet.
+    #[error("Secret {CA_SECRET} has not been read yet")]
+    NotYet,
+}
+
+/// The authority as everybody but the keeper sees it.
+pub type Trust = watch::Receiver<Result<Arc<Authority>, Arc<NoAuthority>>>;
+
+/// The task's state.
+pub struct Keeper {
+    secrets: Api<Secret>,
+    relay: Api<Secret>,
+    known: Option<SecretData>,
+    publish: watch::Sender<Result<Arc<Authority>, Arc<NoAuthority>>>,
+}
+
+impl Keeper {
+    /// A keeper and the place where it publishes.
+    #[must_use]
+    pub fn new(client: &Client, namespace: &str, nodes_namespace: &str) -> (Self, Trust) {
+        let (publish, trust) = watch::channel(Err(Arc::new(NoAuthority::NotYet)));
+        let secrets = Api::namespaced(client.clone(), namespace);
+        let relay = Api::namespaced(client.clone(), nodes_namespace);
+        (Self { secrets, relay, known: None, publish }, trust)
+    }
+
+    /// Looks after both Secrets until it is dropped; `touched` says that the authority's Secret changed.
+    pub async fn run(mut self, touched: Arc<Notify>) {
+        loop {
+            let pause = match self.look().await {
+                Ok(data) => {
+                    let copied = self.copy_for_agents(&data).await;
+                    self.known = Some(data);
+                    if copied { LOOK_EVERY } else { RETRY_AFTER }
+                }
+                Err(error) => {
+                    let error = Arc::new(error);
+                    tracing::error!(error = %crate::error_chain(&*error), "no certificate authority; caches that run go on");
+                    let pause = if matches!(*error, NoAuthority::Damaged(_)) { LOOK_EVERY } else { RETRY_AFTER };
+                    let _ = self.publish.send_replace(Err(error));
+                    pause
+                }
+            };
+            let _ = tokio::time::timeout(pause, touched.notified()).await;
+        }
+    }
+
+    /// Reads or creates the authority and publishes it.
+    async fn look(&mut self) -> Result<SecretData, NoAuthority> {
+        let data = match call(self.secrets.get_opt(CA_SECRET)).await? {
+            Some(secret) => secret.data.unwrap_or_default(),
+            None => self.create().await?,
+        };
+        let authority = Authority::parse(&data, jiff::Timestamp::now()).map_err(NoAuthority::Damaged)?;
+        self.publish.send_if_modified(|current| match current {
+            Ok(current) if same(current, &authority) => false,
+            _ => {
+                *current = Ok(Arc::new(authority));
+                true
+            }
+        });
+        Ok(data)
+    }
+
+    async fn create(&self) -> Result<SecretData, NoAuthority> {
+        let data = match &self.known {
+            Some(known) => known.clone(),
+            None => Authority::create(jiff::Timestamp::now()).map_err(NoAuthority::Issue)?,
+        };
+        let secret = Secret { data: Some(data), ..named(CA_SECRET) };
+        match call(self.secrets.create(&PostParams::default(), &secret)).await {
+            Ok(created) => {
+                tracing::info!(secret = CA_SECRET, "certificate authority stored");
+                Ok(created.data.unwrap_or_default())
+            }
+            // Somebody was faster: theirs is the authority.
+            Err(NoAuthority::Api(kube::Error::Api(status))) if status.is_already_exists() => {
+                Ok(call(self.secrets.get(CA_SECRET)).await?.data.unwrap_or_default())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the agents what they need to trust a cache and to be trusted by it; says whether that worked.
+    async fn copy_for_agents(&self, authority: &SecretData) -> bool {
+        let part = |key: &str| text(authority, key).map(|text| (key.to_owned(), value(text)));
+        let wanted: SecretData = [CA_CERTIFICATE_KEY, RELAY_KEY].into_iter().filter_map(part).collect();
+        match call(self.relay.get_opt(RELAY_SECRET)).await {
+            Ok(Some(secret)) if holds(&secret, &wanted) => return true,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(secret = RELAY_SECRET, error = %crate::error_chain(&error), "cannot read the agents' Secret");
+                return false;
+            }
+        }
+        let secret = Secret { data: Some(wanted), ..named(RELAY_SECRET) };
+        match call(self.relay.patch(RELAY_SECRET, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&secret))).await {
+            Ok(_) => {
+                tracing::info!(secret = RELAY_SECRET, "agents' Secret written");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(secret = RELAY_SECRET, error = %crate::error_chain(&error), "cannot write the agents' Secret");
+                false
+            }
+        }
+    }
+}
+
+fn same(a: &Authority, b: &Authority) -> bool {
+    a.bundle() == b.bundle() && a.relay_key() == b.relay_key() && a.certificate() == b.certificate()
+}
+
+/// Whether the Secret has these values; what others added to it is theirs.
+fn holds(secret: &Secret, wanted: &SecretData) -> bool {
+    let data = secret.data.as_ref();
+    wanted.iter().all(|(key, value)| data.and_then(|data| data.get(key)) == Some(value))
+}
+
+fn named(name: &str) -> Secret {
+    let labels = BTreeMap::from([
+        (LABEL_NAME.to_owned(), "breakwater".to_owned()),
+        (LABEL_MANAGED_BY.to_owned(), MANAGER.to_owned()),
+    ]);
+    let metadata = ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() };
+    Secret { metadata, ..Secret::default() }
+}
+
+async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, NoAuthority> {
+    match tokio::time::timeout(CALL_DEADLINE, request).await {
+        Ok(answer) => answer.map_err(NoAuthority::Api),
+        Err(_) => Err(NoAuthority::Timeout),
+    }
+}

@@ -1,0 +1,174 @@
+//! The server certificate of one cache. No I/O.
+
+use super::{Authority, IssueFailed, SecretData, set_life, text, value};
+use breakwater_crds::names::CA_CERTIFICATE_KEY;
+use jiff::Timestamp;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PublicKeyData};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use std::fmt;
+use std::time::Duration;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+
+const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+const CERTIFICATE: &str = "tls.crt";
+const PRIVATE_KEY: &str = "tls.key";
+
+/// A certificate, its key and the bundle that verifies it, as stored. Its Debug form hides the key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Leaf {
+    certificate: String,
+    private_key: String,
+    bundle: String,
+}
+
+impl Leaf {
+    /// Reads a leaf from a Secret's data; whether it is any good, [`Self::renewed`] judges.
+    #[must_use]
+    pub fn parse(data: &SecretData) -> Option<Self> {
+        Some(Self {
+            certificate: text(data, CERTIFICATE)?.to_owned(),
+            private_key: text(data, PRIVATE_KEY)?.to_owned(),
+            bundle: text(data, CA_CERTIFICATE_KEY).unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// The Secret's data.
+    #[must_use]
+    pub fn data(&self) -> SecretData {
+        SecretData::from([
+            (CERTIFICATE.to_owned(), value(&self.certificate)),
+            (PRIVATE_KEY.to_owned(), value(&self.private_key)),
+            (CA_CERTIFICATE_KEY.to_owned(), value(&self.bundle)),
+        ])
+    }
+
+    /// The leaf to store: the one there with the authority's present bundle, or a new one when it is absent, damaged, of
+    /// another authority, for other names or past half of its life.
+    ///
+    /// # Errors
+    /// A new one was due and could not be made.
+    pub fn renewed(
+        stored: Option<&Self>,
+        authority: &Authority,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<Self, IssueFailed> {
+        match stored.filter(|leaf| leaf.is_good(authority, names, now)) {
+            Some(leaf) => Ok(Self { bundle: authority.bundle().to_owned(), ..leaf.clone() }),
+            None => Self::issue(authority, names, now),
+        }
+    }
+
+    fn issue(authority: &Authority, names: &[String], now: Timestamp) -> Result<Self, IssueFailed> {
+        let mut params = CertificateParams::new(names).map_err(IssueFailed::Certificate)?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        set_life(&mut params, now, LIFE);
+        let key = KeyPair::generate().map_err(IssueFailed::Certificate)?;
+        let certificate = params.signed_by(&key, authority.issuer()).map_err(IssueFailed::Certificate)?;
+        Ok(Self {
+            certificate: certificate.pem(),
+            private_key: key.serialize_pem(),
+            bundle: authority.bundle().to_owned(),
+        })
+    }
+
+    fn is_good(&self, authority: &Authority, names: &[String], now: Timestamp) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else { return false };
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&der) else { return false };
+        let Ok((_, ca)) = x509_parser::parse_x509_certificate(authority.certificate()) else { return false };
+        let Ok(key) = KeyPair::from_pem(&self.private_key) else { return false };
+        let (begin, end) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+        key.subject_public_key_info() == parsed.public_key().raw
+            && signer(&parsed).is_some()
+            && signer(&parsed) == own_identifier(&ca)
+            && dns_names(&parsed) == names
+            && now.as_second() < begin + (end - begin) / 2
+    }
+}
+
+fn dns_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let dns = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    };
+    extension.value.general_names.iter().filter_map(dns).collect()
+}
+
+/// The identifier of the key that signed a certificate.
+fn signer(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+        _ => None,
+    })
+}
+
+/// The identifier of a certificate's own key.
+fn own_identifier(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    })
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaf").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+    const DAY: i64 = 86_400;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn authority() -> Authority {
+        Authority::parse(&Authority::create(at(NOW)).unwrap(), at(NOW)).unwrap()
+    }
+
+    #[test]
+    fn a_leaf_is_kept_until_half_of_its_life() {
+        let (authority, names) = (authority(), ["a.ns.svc".to_owned(), "a".to_owned()]);
+        let leaf = Leaf::renewed(None, &authority, &names, at(NOW)).unwrap();
+        let stored = Leaf::parse(&leaf.data()).unwrap();
+        let later = |days: i64| Leaf::renewed(Some(&stored), &authority, &names, at(NOW + days * DAY)).unwrap();
+        assert_eq!(later(0), leaf);
+        assert_eq!(later(182), leaf);
+        assert_ne!(later(183), leaf);
+        assert!(!format!("{leaf:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_leaf_that_does_not_fit_is_replaced() {
+        let (authority, names) = (authority(), ["a".to_owned()]);
+        let leaf = Leaf::renewed(None, &authority, &names, at(NOW)).unwrap();
+        let other = Leaf::renewed(None, &authority, &names, at(NOW)).unwrap();
+        let replaced = |stored: &Leaf, authority: &Authority, names: &[String]| {
+            Leaf::renewed(Some(stored), authority, names, at(NOW)).unwrap().certificate != stored.certificate
+        };
+        assert!(!replaced(&leaf, &authority, &names));
+        assert!(replaced(&leaf, &authority, &["b".to_owned()]));
+        assert!(replaced(&leaf, &self::authority(), &names));
+        assert!(replaced(&Leaf { private_key: other.private_key, ..leaf.clone() }, &authority, &names));
+        assert!(replaced(&Leaf { certificate: "x".to_owned(), ..leaf.clone() }, &authority, &names));
+    }
+
+    #[test]
+    fn a_new_bundle_reaches_the_leaf_without_a_new_key() {
+        let (authority, names) = (authority(), ["a".to_owned()]);
+        let leaf = Leaf::renewed(None, &authority, &names, at(NOW)).unwrap();
+        let stale = Leaf { bundle: "old".to_owned(), ..leaf.clone() };
+        assert_eq!(Leaf::renewed(Some(&stale), &authority, &names, at(NOW)).unwrap(), leaf);
+    }
+}

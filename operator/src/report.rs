@@ -1,0 +1,178 @@
+//! Step 5, client I/O: writes a status that is news, and the Events that go with it. What the status says is [`crate::status`]'s.
+
+use crate::events;
+use crate::memory::{Memory, Reported};
+use breakwater_crds::names::MANAGER;
+use breakwater_crds::{RegistryMirror, RegistryMirrorStatus};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Patch, PatchParams};
+use kube::core::ObjectMeta;
+use kube::runtime::events::Recorder;
+use kube::{Api, Client, Resource};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Statuses of one mirror are at least so far apart, unless the spec changed.
+const PACE: Duration = Duration::from_secs(1);
+/// Figures that move with every pull do not need to be fresher.
+const FIGURES_PACE: Duration = Duration::from_secs(30);
+
+/// Why a status could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportFailed {
+    /// The API server did not take it.
+    #[error("cannot write the status")]
+    Patch(#[source] kube::Error),
+    /// No answer in time.
+    #[error("cannot write the status: no answer within {}s", CALL_DEADLINE.as_secs())]
+    Timeout,
+}
+
+/// Writes statuses.
+#[derive(Clone)]
+pub struct Reporter {
+    api: Api<RegistryMirror>,
+    recorder: Recorder,
+}
+
+impl Reporter {
+    /// A reporter that shares one recorder, so that repeated Events are counted and not repeated.
+    #[must_use]
+    pub fn new(client: Client, recorder: Recorder) -> Self {
+        Self { api: Api::all(client), recorder }
+    }
+
+    /// Writes `new` if it differs from what is there. Returns how long to wait where it is too early for that.
+    ///
+    /// # Errors
+    /// The API server did not take it; nothing is remembered then.
+    pub async fn report(
+        &self,
+        metadata: &ObjectMeta,
+        old: &RegistryMirrorStatus,
+        new: RegistryMirrorStatus,
+        memory: &Memory,
+    ) -> Result<Option<Duration>, ReportFailed> {
+        let name = metadata.name.as_deref().unwrap_or_default();
+        if *old == new {
+            return Ok(None);
+        }
+        let since_last = memory.reported(name).map(|reported| reported.at.elapsed());
+        if let Some(wait) = too_early(old, &new, since_last) {
+            return Ok(Some(wait));
+        }
+        let body = json!({
+            "apiVersion": RegistryMirror::api_version(&()),
+            "kind": RegistryMirror::kind(&()),
+            "metadata": {"name": name},
+            "status": new,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        let patch = Patch::Apply(&body);
+        match tokio::time::timeout(CALL_DEADLINE, self.api.patch_status(name, &params, &patch)).await {
+            Err(_) => return Err(ReportFailed::Timeout),
+            // Deleted meanwhile: nobody is left to tell.
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => return Ok(None),
+            Ok(Err(error)) => return Err(ReportFailed::Patch(error)),
+            Ok(Ok(_)) => {}
+        }
+        let events = events::between(old, &new);
+        let from_version = metadata.resource_version.clone();
+        memory.set_reported(name, Reported { from_version, status: new, at: Instant::now() });
+        self.publish(metadata, events).await;
+        Ok(None)
+    }
+
+    /// Events are a courtesy: one that cannot be written is logged and not tried again.
+    async fn publish(&self, metadata: &ObjectMeta, events: Vec<kube::runtime::events::Event>) {
+        let reference = ObjectReference {
+            api_version: Some(RegistryMirror::api_version(&()).into_owned()),
+            kind: Some(RegistryMirror::kind(&()).into_owned()),
+            name: metadata.name.clone(),
+            uid: metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        for event in events {
+            let note = event.note.as_deref().unwrap_or_default();
+            let mirror = metadata.name.as_deref().unwrap_or_default();
+            tracing::info!(%mirror, reason = %event.reason, "{note}");
+            let published = tokio::time::timeout(CALL_DEADLINE, self.recorder.publish(&event, &reference)).await;
+            if let Ok(Err(error)) = published {
+                tracing::warn!(%mirror, error = %crate::error_chain(&error), "cannot write an Event");
+            }
+        }
+    }
+}
+
+/// The status that the API server has: the one in the watch, unless the watch does not show our last write yet.
+#[must_use]
+pub fn present(metadata: &ObjectMeta, watched: Option<RegistryMirrorStatus>, memory: &Memory) -> RegistryMirrorStatus {
+    let reported = memory.reported(metadata.name.as_deref().unwrap_or_default());
+    match reported {
+        Some(reported) if reported.from_version == metadata.resource_version => reported.status,
+        _ => watched.unwrap_or_default(),
+    }
+}
+
+/// How long to wait before `new` may be written. A new generation is never kept waiting.
+fn too_early(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus, since_last: Option<Duration>) -> Option<Duration> {
+    if old.observed_generation != new.observed_generation {
+        return None;
+    }
+    let pace = if without_figures(old) == without_figures(new) { FIGURES_PACE } else { PACE };
+    pace.checked_sub(since_last?).filter(|wait| !wait.is_zero())
+}
+
+fn without_figures(status: &RegistryMirrorStatus) -> RegistryMirrorStatus {
+    let mut status = status.clone();
+    if let Some(cache) = &mut status.cache {
+        cache.bytes = None;
+    }
+    if let Some(upstream) = &mut status.upstream {
+        upstream.rate_limit_remaining = None;
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use breakwater_crds::CacheStatus;
+
+    fn status(generation: i64, ready: i32, bytes: &str) -> RegistryMirrorStatus {
+        let cache = CacheStatus { service: "c".to_owned(), ready_replicas: ready, bytes: Some(bytes.to_owned()) };
+        RegistryMirrorStatus {
+            observed_generation: Some(generation),
+            cache: Some(cache),
+            ..RegistryMirrorStatus::default()
+        }
+    }
+
+    #[test]
+    fn statuses_keep_their_pace() {
+        let check = |new: RegistryMirrorStatus, since_ms: Option<u64>, expected: Option<u64>| {
+            let wait = too_early(&status(1, 0, "1Gi"), &new, since_ms.map(Duration::from_millis));
+            assert_eq!(wait, expected.map(Duration::from_millis));
+        };
+        check(status(1, 1, "1Gi"), None, None);
+        check(status(1, 1, "1Gi"), Some(400), Some(600));
+        check(status(1, 1, "1Gi"), Some(1000), None);
+        check(status(1, 0, "2Gi"), Some(1000), Some(29_000));
+        check(status(2, 1, "1Gi"), Some(0), None);
+    }
+
+    #[test]
+    fn our_last_write_counts_until_the_watch_shows_it() {
+        let memory = Memory::default();
+        let reported = Reported { from_version: Some("7".to_owned()), status: status(2, 1, "1Gi"), at: Instant::now() };
+        memory.set_reported("m", reported);
+        let at = |version: &str| {
+            let metadata =
+                ObjectMeta { name: Some("m".into()), resource_version: Some(version.into()), ..ObjectMeta::default() };
+            present(&metadata, Some(status(1, 0, "")), &memory).observed_generation
+        };
+        assert_eq!(at("7"), Some(2));
+        assert_eq!(at("8"), Some(1));
+    }
+}

@@ -1,0 +1,232 @@
+//! The life of the process: listen, find the API, become the leader, watch and reconcile, stop. Holds no rule about mirrors.
+//!
+//! Fail-stop on purpose: a lost lease or an essential task that ends is the end of the process, and its Pod starts it anew.
+
+use crate::args::Args;
+use crate::build::Settings;
+use crate::controller::{Context, PassFailed, error_policy, reconcile};
+use crate::health::{self, Readiness};
+use crate::lease::{Candidate, Lost};
+use crate::memory::Memory;
+use crate::metrics::{Metrics, MirrorConditions};
+use crate::pki::keeper::Keeper;
+use crate::report::Reporter;
+use crate::secrets::SecretReader;
+use crate::startup::{NotReady, definitions_established};
+use crate::upstream::keep_reports;
+use crate::watches::{self, Mirrors, Namespaces, NotFilled, Stores, Trigger};
+use breakwater_crds::RegistryMirror;
+use futures::{Stream, StreamExt};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Config, Controller, Error as ControllerError};
+use kube::runtime::events::{Recorder, Reporter as EventReporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Name under which Events are reported.
+const CONTROLLER: &str = "breakwater-operator";
+/// Mirrors that are reconciled at the same time.
+const CONCURRENCY: u16 = 8;
+/// Changes come in bursts, one pass per burst is enough; short, because a mirror should be Ready soon after its Pod is.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// Passes under way get so long to end before the lease is given back.
+const DRAIN: Duration = Duration::from_secs(10);
+const FIRST_LOOK: Duration = Duration::from_secs(30);
+
+/// Why the operator could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// The listener could not be bound.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The API is not there.
+    #[error(transparent)]
+    NotReady(NotReady),
+    /// A watch cannot be filled.
+    #[error(transparent)]
+    NotFilled(NotFilled),
+    /// Somebody else may lead now.
+    #[error("no longer the leader")]
+    Lost(#[source] Lost),
+    /// A task without which nothing works ended.
+    #[error("an essential task ended")]
+    TaskEnded,
+}
+
+/// Runs until `stop` is cancelled.
+///
+/// # Errors
+/// It could not start or go on.
+pub async fn run(args: Args, client: Client, stop: CancellationToken) -> Result<(), Stopped> {
+    // Without `..`: a flag that nothing reads does not compile.
+    let Args { namespace, nodes_namespace, image, pod_name, listen, log_format: _ } = args;
+    let conditions = MirrorConditions::default();
+    let metrics = Arc::new(Metrics::new(&PassFailed::STEPS, conditions.clone()));
+    let readiness = Readiness::default();
+    let failed = |source| Stopped::Listen { address: listen, source };
+    let listener = health::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %address, %image, %namespace, "starting");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(health::serve(listener, readiness.clone(), metrics.clone()));
+
+    let mut candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        established = definitions_established(&client) => established.map_err(Stopped::NotReady)?,
+    }
+    readiness.set();
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = candidate.acquire() => tracing::info!(identity = %pod_name, "leading"),
+    }
+    let leader = Leader { client, namespace, nodes_namespace, image, pod_name, metrics, conditions };
+    let led = tokio::select! {
+        led = leader.lead(stop, tasks) => led,
+        lost = candidate.hold() => return Err(Stopped::Lost(lost)),
+    };
+    candidate.release().await;
+    led
+}
+
+/// What the leader works with.
+struct Leader {
+    client: Client,
+    namespace: String,
+    nodes_namespace: String,
+    image: String,
+    pod_name: String,
+    metrics: Arc<Metrics>,
+    conditions: MirrorConditions,
+}
+
+impl Leader {
+    /// Reconciles until `stop` is cancelled and what is under way has ended.
+    async fn lead(self, stop: CancellationToken, mut tasks: JoinSet<()>) -> Result<(), Stopped> {
+        let Self { client, namespace, nodes_namespace, image, pod_name, metrics, conditions } = self;
+        let controller =
+            Controller::new(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), watcher::Config::default());
+        let mirrors = controller.store();
+        conditions.watch(mirrors.clone());
+        let (trigger, triggered) = mpsc::unbounded_channel();
+        let authority_changed = Arc::new(Notify::new());
+        let namespaces = Namespaces { system: &namespace, nodes: &nodes_namespace };
+        let filling = watches::start(
+            &client,
+            namespaces,
+            mirrors.clone(),
+            trigger.clone(),
+            authority_changed.clone(),
+            &mut tasks,
+        );
+        let stores = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            stores = filling => stores.map_err(Stopped::NotFilled)?,
+        };
+        let (keeper, trust) = Keeper::new(&client, &namespace, &nodes_namespace);
+        tasks.spawn(keeper.run(authority_changed));
+        // A first pass without the authority would report its absence; if it takes longer, that is the truth.
+        let _ = tokio::time::timeout(FIRST_LOOK, trust.clone().changed()).await;
+        tasks.spawn(trigger_all(trust.clone(), mirrors.clone(), trigger.clone()));
+        let (publish, upstreams) = watch::channel(Arc::new(HashMap::new()));
+        tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger)));
+
+        let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(pod_name) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        let context = Arc::new(Context {
+            settings: Settings { namespace: namespace.clone(), image },
+            stores,
+            secrets: SecretReader::new(client.clone(), &namespace),
+            trust,
+            upstreams,
+            reporter: Reporter::new(client.clone(), recorder),
+            memory: Memory::default(),
+            metrics,
+            client,
+        });
+        drive(controller, triggered, context, stop, tasks).await
+    }
+}
+
+type MirrorRef = ObjectRef<DeserializeGuard<RegistryMirror>>;
+
+/// Runs the controller; an essential task that ends ends it too.
+async fn drive(
+    controller: Controller<DeserializeGuard<RegistryMirror>>,
+    mut triggered: mpsc::UnboundedReceiver<MirrorRef>,
+    context: Arc<Context>,
+    stop: CancellationToken,
+    mut tasks: JoinSet<()>,
+) -> Result<(), Stopped> {
+    let triggers = futures::stream::poll_fn(move |cx| triggered.poll_recv(cx));
+    let passes = controller
+        .with_config(Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
+        .reconcile_on(triggers)
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(reconcile, error_policy, context.clone());
+    let all = follow(passes, &context);
+    tokio::pin!(all);
+    tokio::select! {
+        () = &mut all => {}
+        _ = tasks.join_next() => return Err(Stopped::TaskEnded),
+        () = stop.cancelled() => {
+            tracing::info!("stopping");
+            if tokio::time::timeout(DRAIN, all).await.is_err() {
+                tracing::warn!("passes under way were cut off");
+            }
+            return Ok(());
+        }
+    }
+    if stop.is_cancelled() { Ok(()) } else { Err(Stopped::TaskEnded) }
+}
+
+/// Takes note of how passes ended; what failed is already logged by the error policy.
+async fn follow<T, E>(passes: impl Stream<Item = Result<T, ControllerError<PassFailed, E>>>, context: &Context)
+where
+    E: std::error::Error + 'static,
+{
+    let mut passes = std::pin::pin!(passes);
+    while let Some(pass) = passes.next().await {
+        match pass {
+            Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
+            Err(ControllerError::ObjectNotFound(mirror)) => context.memory.forget(&mirror.name),
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "watch of mirrors interrupted, beginning again")
+            }
+        }
+    }
+}
+
+/// Asks for a pass over every mirror whenever the authority is another one.
+async fn trigger_all(mut trust: crate::pki::keeper::Trust, mirrors: Mirrors, trigger: Trigger) {
+    while trust.changed().await.is_ok() {
+        for mirror in mirrors.state() {
+            let _ = trigger.send(ObjectRef::new(&mirror.name_any()));
+        }
+    }
+}
+
+/// Asks for a pass over the mirror of a cache.
+fn mirror_of_cache(stores: Stores, trigger: Trigger) -> impl Fn(&str) + Send + 'static {
+    move |cache| {
+        let pods = stores.cache_pods(cache);
+        let mirrors = pods.iter().filter_map(|pod| pod.labels().get(breakwater_crds::names::LABEL_MIRROR));
+        for mirror in mirrors {
+            let _ = trigger.send(ObjectRef::new(mirror));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Reads Secrets by name, once per version. Client I/O; Secrets are watched by metadata alone, so that foreign ones stay unread.
+
+use crate::credentials::{Finding, judge};
+use crate::pki::{Leaf, SecretData, Tokens};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// What was read, by name and version.
+#[derive(Debug)]
+pub struct SecretReader {
+    api: Api<Secret>,
+    leaves: Versions<Option<Leaf>>,
+    tokens: Versions<Option<Tokens>>,
+    credentials: Versions<Finding>,
+}
+
+impl SecretReader {
+    /// A reader of the Secrets of one namespace.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            leaves: Versions::default(),
+            tokens: Versions::default(),
+            credentials: Versions::default(),
+        }
+    }
+
+    /// The certificate in a Secret. A Secret that the watch does not show may still be on its way there: what was last read or
+    /// written stands for it, or a second one would be made.
+    pub(crate) async fn leaf(&self, name: &str, version: Option<&str>) -> Result<Option<Leaf>, kube::Error> {
+        self.read(&self.leaves, name, version, |data| data.and_then(Leaf::parse)).await
+    }
+
+    /// The tokens in a Secret; as [`Self::leaf`].
+    pub(crate) async fn tokens(&self, name: &str, version: Option<&str>) -> Result<Option<Tokens>, kube::Error> {
+        self.read(&self.tokens, name, version, |data| data.and_then(Tokens::parse)).await
+    }
+
+    /// Whether a Secret of credentials can be used.
+    pub(crate) async fn credential(&self, name: &str, version: &str) -> Result<Finding, kube::Error> {
+        self.read(&self.credentials, name, Some(version), |data| data.map_or(Finding::NotFound, judge)).await
+    }
+
+    async fn read<T: Clone>(
+        &self,
+        known: &Versions<T>,
+        name: &str,
+        version: Option<&str>,
+        parse: impl FnOnce(Option<&SecretData>) -> T,
+    ) -> Result<T, kube::Error> {
+        if let Some(value) = known.get(name, version) {
+            return Ok(value);
+        }
+        let Some(version) = version else { return Ok(parse(None)) };
+        let secret = self.api.get_opt(name).await?;
+        let data = secret.map(|secret| secret.data.unwrap_or_default());
+        let value = parse(data.as_ref());
+        known.put(name, version, value.clone());
+        Ok(value)
+    }
+
+    /// Remembers a certificate that was just written.
+    pub(crate) fn wrote_leaf(&self, name: &str, version: &str, leaf: Leaf) {
+        self.leaves.put(name, version, Some(leaf));
+    }
+
+    /// Remembers tokens that were just written.
+    pub(crate) fn wrote_tokens(&self, name: &str, version: &str, tokens: Tokens) {
+        self.tokens.put(name, version, Some(tokens));
+    }
+}
+
+#[derive(Debug)]
+struct Versions<T>(Mutex<HashMap<String, (String, T)>>);
+
+impl<T> Default for Versions<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Versions<T> {
+    /// The value of this version; of any version when none is given.
+    fn get(&self, name: &str, version: Option<&str>) -> Option<T> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(name).filter(|(of, _)| version.is_none_or(|version| of == version)).map(|(_, value)| value.clone())
+    }
+
+    fn put(&self, name: &str, version: &str, value: T) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), (version.to_owned(), value));
+    }
+}

@@ -1,0 +1,317 @@
+//! The pure half of step 5: from what was observed and applied to the status of a mirror.
+//!
+//! Ready is CacheReady and NodesReady. The upstream's state never touches it: in an outage Breakwater does what it is for, and a
+//! mirror that is not Ready would stop roll-outs just then. `UpstreamCredentialsAccepted` is there only with credentials; missing or
+//! malformed Secrets show in it and not in CacheReady, because the cache serves all the same.
+
+mod cache;
+mod nodes;
+mod upstream;
+
+use crate::build::{Applied, Resources};
+use crate::observe::Observed;
+use crate::validate::{Refusal, Valid};
+use breakwater_crds::conditions::{
+    CACHE_READY, NODES_READY, READY, RECONCILING, STALLED, Status, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE,
+    Verdict, reason, set,
+};
+use breakwater_crds::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::ObjectMeta;
+
+/// The order in which conditions are listed.
+const ORDER: [&str; 7] =
+    [READY, RECONCILING, STALLED, CACHE_READY, NODES_READY, UPSTREAM_REACHABLE, UPSTREAM_CREDENTIALS_ACCEPTED];
+
+/// A failing Pod is given so long to mend itself before the mirror counts as stalled.
+const FAILING_UNTIL_STALLED: SignedDuration = SignedDuration::from_mins(10);
+
+/// Why the children are not as they should be, although the mirror is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// One of the reasons.
+    pub reason: &'static str,
+    /// What and the mend.
+    pub message: String,
+}
+
+/// The status of a mirror that is not built.
+#[must_use]
+pub fn refused(
+    metadata: &ObjectMeta,
+    old: &RegistryMirrorStatus,
+    refusal: &Refusal,
+    now: Timestamp,
+) -> RegistryMirrorStatus {
+    let (reason, kind) = match refusal {
+        Refusal::RegistryConflict { .. } => (reason::REGISTRY_CONFLICT, STALLED),
+        Refusal::Handover { .. } => (reason::HANDOVER, RECONCILING),
+        Refusal::Foreign { .. } => (reason::CHILD_REFUSED, STALLED),
+        Refusal::InvalidSpec { .. } => (reason::INVALID_SPEC, STALLED),
+    };
+    let verdicts = vec![
+        Verdict { kind: READY, status: Status::False, reason, message: refusal.to_string() },
+        Verdict { kind, status: Status::True, reason, message: refusal.to_string() },
+    ];
+    RegistryMirrorStatus {
+        observed_generation: metadata.generation,
+        conditions: stamped(&old.conditions, verdicts, metadata.generation, now),
+        ..RegistryMirrorStatus::default()
+    }
+}
+
+/// The status of a mirror whose children were applied, or met an obstacle.
+#[must_use]
+pub fn of_children(
+    valid: &Valid,
+    observed: &Observed,
+    children: Result<&Resources<Applied>, &Obstacle>,
+    old: &RegistryMirrorStatus,
+    now: Timestamp,
+) -> RegistryMirrorStatus {
+    let spec = &valid.mirror.spec;
+    let there = observed.candidate(&valid.name);
+    let report = observed.upstreams.get(&valid.name);
+    let cache = cache::verdict(&cache::Facts {
+        name: &valid.name,
+        statefulset: children.map(|children| &children.statefulset).ok().or(there.statefulset.as_deref()),
+        pods: &there.pods,
+        claim: there.claim.as_deref(),
+        fleet: &observed.fleet,
+        obstacle: children.err(),
+    });
+    let settled = old.conditions.iter().any(|old| old.type_ == NODES_READY && old.status == Status::True.as_str());
+    let (nodes, counts) =
+        nodes::verdict(&nodes::Facts { spec, nodes: &valid.nodes, fleet: &observed.fleet, settled, now });
+    let mut verdicts = vec![ready(&cache, &nodes, counts, &valid.name)];
+    verdicts.extend(reconciling(&cache, &nodes));
+    verdicts.extend(stalled(&cache, children.err(), old, now));
+    verdicts.extend(upstream::credentials(spec, &observed.credentials, report));
+    verdicts.extend([cache, nodes, upstream::reachable(spec, report, now)]);
+    let generation = valid.mirror.metadata.generation;
+    RegistryMirrorStatus {
+        observed_generation: generation,
+        conditions: stamped(&old.conditions, verdicts, generation, now),
+        cache: Some(CacheStatus {
+            service: valid.name.clone(),
+            ready_replicas: i32::try_from(there.pods.iter().filter(|pod| crate::fleet::pod_is_ready(pod)).count())
+                .unwrap_or(0),
+            bytes: report.and_then(|report| report.cached_bytes).map(quantity),
+        }),
+        upstream: report.map(upstream::status),
+        summary: Some(Summary { nodes: format!("{}/{}", counts.active, counts.desired) }),
+        nodes: Some(counts),
+    }
+}
+
+fn ready(cache: &Verdict, nodes: &Verdict, counts: NodeCounts, name: &str) -> Verdict {
+    let worst = [cache, nodes]
+        .into_iter()
+        .find(|verdict| verdict.status == Status::False)
+        .or_else(|| [cache, nodes].into_iter().find(|verdict| verdict.status == Status::Unknown));
+    match worst {
+        Some(verdict) => Verdict { kind: READY, ..verdict.clone() },
+        None => {
+            let plural = if counts.active == 1 { "" } else { "s" };
+            let message = format!("{name} serves {} node{plural}", counts.active);
+            Verdict { kind: READY, status: Status::True, reason: reason::SERVING, message }
+        }
+    }
+}
+
+fn reconciling(cache: &Verdict, nodes: &Verdict) -> Option<Verdict> {
+    let under_way = |verdict: &&Verdict| matches!(verdict.reason, reason::CACHE_STARTING | reason::NODES_PENDING);
+    let verdict = [cache, nodes].into_iter().find(under_way)?;
+    Some(Verdict { kind: RECONCILING, status: Status::True, ..verdict.clone() })
+}
+
+fn stalled(
+    cache: &Verdict,
+    obstacle: Option<&Obstacle>,
+    old: &RegistryMirrorStatus,
+    now: Timestamp,
+) -> Option<Verdict> {
+    let failing_for_long = cache.reason == reason::POD_FAILING
+        && old.conditions.iter().any(|old| {
+            let is_false = old.type_ == CACHE_READY && old.status == Status::False.as_str();
+            is_false && now.duration_since(old.last_transition_time.0) > FAILING_UNTIL_STALLED
+        });
+    (obstacle.is_some() || failing_for_long).then(|| Verdict { kind: STALLED, status: Status::True, ..cache.clone() })
+}
+
+/// Conditions with their times; those that no verdict speaks of are gone.
+fn stamped(old: &[Condition], verdicts: Vec<Verdict>, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
+    let mut conditions: Vec<_> =
+        old.iter().filter(|old| verdicts.iter().any(|verdict| verdict.kind == old.type_)).cloned().collect();
+    for verdict in verdicts {
+        set(&mut conditions, verdict, generation, &Time(whole_seconds(now)));
+    }
+    conditions.sort_by_key(|condition| ORDER.iter().position(|kind| *kind == condition.type_));
+    conditions
+}
+
+/// The API keeps whole seconds; a fraction would make what we wrote differ from what we read.
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// A point in time for people: `09:02Z`, with the date once it is a day old.
+fn clock(time: Timestamp, now: Timestamp) -> String {
+    let format = if now.duration_since(time) < SignedDuration::from_hours(24) { "%H:%MZ" } else { "%Y-%m-%d %H:%MZ" };
+    time.strftime(format).to_string()
+}
+
+/// Bytes as a quantity of two digits or so: one that moved with every pull would rewrite the status all day.
+fn quantity(bytes: u64) -> String {
+    let units = ["", "Ki", "Mi", "Gi", "Ti", "Pi"];
+    let mut amount = bytes as f64;
+    let mut unit = 0;
+    while amount >= 1024.0 && unit + 1 < units.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(amount < 10.0 && unit > 0);
+    format!("{amount:.digits$}{}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{mirror, now, observed, parse};
+    use crate::fleet::{Fleet, NodeView, Report};
+    use crate::upstream::UpstreamReport;
+    use crate::validate::validate;
+    use expect_test::expect;
+    use std::marker::PhantomData;
+    use std::sync::Arc;
+
+    fn find<'a>(status: &'a RegistryMirrorStatus, kind: &str) -> &'a Condition {
+        status.conditions.iter().find(|condition| condition.type_ == kind).unwrap()
+    }
+
+    fn shown(status: &RegistryMirrorStatus) -> String {
+        let line = |condition: &Condition| {
+            assert_eq!(condition.observed_generation, Some(3));
+            let Condition { type_, status, reason, message, .. } = condition;
+            format!("{type_}={status} {reason}: {message}\n")
+        };
+        status.conditions.iter().map(line).collect()
+    }
+
+    /// A cluster with one node, where the cache's Pod is `ready` and the agent says `report`.
+    fn cluster(ready: &str, report: Report) -> (Valid, Observed) {
+        let mut seen = observed(mirror("harbour", 1, "{registry: docker.io}"), &[]);
+        let valid = validate(&seen).unwrap();
+        seen.plain.pods = vec![Arc::new(parse(&format!(
+            "{{metadata: {{name: cache-docker-io-0}}, status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
+        )))];
+        let node = NodeView {
+            name: "n1".to_owned(),
+            labels: Default::default(),
+            created: Some(now()),
+            ready: true,
+            report: Some(report),
+        };
+        seen.fleet = Arc::new(Fleet { nodes: vec![node] });
+        (valid, seen)
+    }
+
+    fn applied(observed_generation: i64) -> Resources<Applied> {
+        Resources {
+            tls: Default::default(),
+            tokens: Default::default(),
+            service: Default::default(),
+            statefulset: parse(&format!(
+                "{{metadata: {{generation: 1}}, status: {{replicas: 1, observedGeneration: {observed_generation}}}}}"
+            )),
+            stage: PhantomData,
+        }
+    }
+
+    #[test]
+    fn a_mirror_becomes_ready_and_its_upstream_does_not_matter() {
+        let active = Report { active: ["docker.io".to_owned()].into(), inactive: vec![] };
+        let old = RegistryMirrorStatus::default();
+        let (valid, seen) = cluster("False", Report::default());
+        let starting = of_children(&valid, &seen, Ok(&applied(1)), &old, now());
+        expect![[r#"
+            Ready=False CacheStarting: waiting for cache-docker-io-0 to be ready
+            Reconciling=True CacheStarting: waiting for cache-docker-io-0 to be ready
+            CacheReady=False CacheStarting: waiting for cache-docker-io-0 to be ready
+            NodesReady=False NodesPending: waiting for n1 to pull through the cache
+            UpstreamReachable=Unknown Unknown: the cache does not say
+        "#]]
+        .assert_eq(&shown(&starting));
+        let (valid, mut seen) = cluster("True", active);
+        let down = UpstreamReport { reachable: Some(false), cached_bytes: Some(5 << 30), ..UpstreamReport::default() };
+        seen.upstreams = Arc::new([("cache-docker-io".to_owned(), down)].into());
+        let ready = of_children(&valid, &seen, Ok(&applied(1)), &starting, now());
+        expect![[r#"
+            Ready=True Serving: cache-docker-io serves 1 node
+            CacheReady=True CacheServes: cache-docker-io-0 serves
+            NodesReady=True NodesActive: 1 of 1 nodes pull through the cache
+            UpstreamReachable=False UpstreamUnreachable: docker.io: no answer; cached tags are served up to 168h past their TTL (freshness.maxStale)
+        "#]]
+        .assert_eq(&shown(&ready));
+        assert_eq!(ready.summary.as_ref().unwrap().nodes, "1/1");
+        assert_eq!(ready.cache.as_ref().unwrap().bytes.as_deref(), Some("5.0Gi"));
+        assert_eq!(of_children(&valid, &seen, Ok(&applied(1)), &ready, now()), ready, "a second look is no news");
+        let changed = of_children(&valid, &seen, Ok(&applied(0)), &ready, now());
+        assert_eq!(find(&changed, READY).reason, reason::CACHE_STARTING, "a change of the spec is rolled out first");
+    }
+
+    #[test]
+    fn an_obstacle_stalls_and_a_pod_that_fails_for_long_does_too() {
+        let (valid, mut seen) = cluster("False", Report::default());
+        let old = RegistryMirrorStatus::default();
+        let obstacle = Obstacle { reason: reason::CHILD_REFUSED, message: "exceeded quota".to_owned() };
+        let status = of_children(&valid, &seen, Err(&obstacle), &old, now());
+        assert_eq!(find(&status, STALLED).message, "exceeded quota");
+        assert_eq!(find(&status, READY).reason, reason::CHILD_REFUSED);
+
+        seen.plain.pods = vec![Arc::new(parse(
+            "{metadata: {name: cache-docker-io-0}, status: {containerStatuses: [{name: c, image: i, imageID: '', ready: false, \
+             restartCount: 9, lastState: {terminated: {exitCode: 1}}}]}}",
+        ))];
+        let failing = of_children(&valid, &seen, Ok(&applied(1)), &old, now());
+        assert!(failing.conditions.iter().all(|condition| condition.type_ != STALLED));
+        let later = of_children(&valid, &seen, Ok(&applied(1)), &failing, now() + SignedDuration::from_mins(11));
+        assert_eq!(find(&later, STALLED).reason, reason::POD_FAILING);
+    }
+
+    #[test]
+    fn a_refused_mirror_says_only_that() {
+        let elder = mirror("elder", 1, "{registry: docker.io}");
+        let younger = mirror("younger", 2, "{registry: docker.io}");
+        let refusal = validate(&observed(younger.clone(), &[elder])).unwrap_err();
+        let status = refused(&younger.metadata, &RegistryMirrorStatus::default(), &refusal, now());
+        expect![[r#"
+            Ready=False RegistryConflict: docker.io belongs to RegistryMirror/elder, which is older; delete one of the two
+            Stalled=True RegistryConflict: docker.io belongs to RegistryMirror/elder, which is older; delete one of the two
+        "#]]
+        .assert_eq(&shown(&status));
+        let refusal = Refusal::Handover { name: "s".to_owned(), former: "m".to_owned() };
+        let status = refused(&younger.metadata, &status, &refusal, now());
+        assert_eq!(find(&status, RECONCILING).reason, reason::HANDOVER);
+        assert!(status.conditions.iter().all(|condition| condition.type_ != STALLED));
+    }
+
+    #[test]
+    fn bytes_are_rounded_quantities() {
+        let check = |bytes: u64, expected: &str| assert_eq!(quantity(bytes), expected);
+        check(0, "0");
+        check(1023, "1023");
+        check(1536, "1.5Ki");
+        check(31 << 30, "31Gi");
+        check((31 << 30) + 5_000_000, "31Gi");
+        check(9_800_000_000, "9.1Gi");
+    }
+
+    #[test]
+    fn times_carry_their_date_once_they_are_old() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert_eq!(clock(at("2026-11-21T09:02:08Z"), at("2026-11-21T10:00:00Z")), "09:02Z");
+        assert_eq!(clock(at("2026-11-19T09:02:08Z"), at("2026-11-21T10:00:00Z")), "2026-11-19 09:02Z");
+    }
+}

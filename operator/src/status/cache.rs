@@ -1,0 +1,280 @@
+//! Whether the cache's Pod serves, and if not, why. Pure.
+
+use super::Obstacle;
+use crate::fleet::{Fleet, pod_is_ready};
+use crate::upstream::one_line;
+use breakwater_crds::conditions::{CACHE_READY, Status, Verdict, reason};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodCondition};
+use kube::ResourceExt;
+use std::sync::Arc;
+
+const MAX_DETAIL: usize = 200;
+
+/// What the verdict rests on.
+pub(super) struct Facts<'a> {
+    pub(super) name: &'a str,
+    pub(super) statefulset: Option<&'a StatefulSet>,
+    pub(super) pods: &'a [Arc<Pod>],
+    pub(super) claim: Option<&'a PersistentVolumeClaim>,
+    pub(super) fleet: &'a Fleet,
+    pub(super) obstacle: Option<&'a Obstacle>,
+}
+
+/// CacheReady. Causes are tried from the one that explains most to the one that explains least.
+pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
+    let not = |reason, message| Verdict { kind: CACHE_READY, status: Status::False, reason, message };
+    if let Some(Obstacle { reason, message }) = facts.obstacle {
+        return not(*reason, message.clone());
+    }
+    let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == format!("{}-0", facts.name)) else {
+        return not(reason::CACHE_STARTING, format!("waiting for {}-0 to be created", facts.name));
+    };
+    let name = pod.name_any();
+    if let Some(node) = lost_node(facts.fleet, pod) {
+        let message = format!(
+            "{name} is on node {node}, which is lost; bring the node back, or delete its Node object if it is gone for good"
+        );
+        return not(reason::NODE_LOST, message);
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return not(reason::CACHE_STARTING, format!("{name} is being replaced"));
+    }
+    if !rolled_out(facts.statefulset, pod) {
+        // A Pod of the former template that fails is replaced at once, so its faults do not matter any more.
+        return not(reason::CACHE_STARTING, format!("{name} is about to be replaced, because the spec changed"));
+    }
+    if pod_is_ready(pod) {
+        let message = format!("{name} serves");
+        return Verdict { kind: CACHE_READY, status: Status::True, reason: reason::CACHE_SERVES, message };
+    }
+    if let Some((reason, message)) = unscheduled(&name, pod, facts.claim) {
+        return not(reason, message);
+    }
+    if let Some(message) = failing(&name, pod) {
+        return not(reason::POD_FAILING, message);
+    }
+    not(reason::CACHE_STARTING, format!("waiting for {name} to be ready"))
+}
+
+/// The Pod's node if it does not answer any more. A Pod on it stays until its Node object goes.
+fn lost_node<'a>(fleet: &'a Fleet, pod: &'a Pod) -> Option<&'a str> {
+    let node = pod.spec.as_ref()?.node_name.as_deref()?;
+    match fleet.node(node) {
+        Some(view) if view.ready => None,
+        Some(_) => Some(node),
+        // A node may be in the Pod's watch before it is in the nodes': only an unready Pod makes it a lost one.
+        None => (!pod_is_ready(pod)).then_some(node),
+    }
+}
+
+/// Whether the Pod is of the StatefulSet's present template.
+fn rolled_out(statefulset: Option<&StatefulSet>, pod: &Pod) -> bool {
+    let Some(statefulset) = statefulset else { return true };
+    let Some(status) = &statefulset.status else { return false };
+    let current = status.observed_generation >= statefulset.metadata.generation;
+    let revision = pod.labels().get("controller-revision-hash");
+    current && (status.update_revision.is_none() || revision.is_none() || revision == status.update_revision.as_ref())
+}
+
+fn unscheduled(name: &str, pod: &Pod, claim: Option<&PersistentVolumeClaim>) -> Option<(&'static str, String)> {
+    let scheduled = condition(pod, "PodScheduled")?;
+    if scheduled.status == "True" {
+        return None;
+    }
+    let detail = one_line(scheduled.message.as_deref().unwrap_or("the scheduler gives no cause"), MAX_DETAIL);
+    let bound = |claim: &PersistentVolumeClaim| {
+        claim.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Bound")
+    };
+    match claim.filter(|claim| !bound(claim)) {
+        // The default class is written into a claim when it is made or once there is one: none there means none in the cluster.
+        Some(claim) if claim.spec.as_ref().is_some_and(|spec| spec.storage_class_name.is_none()) => Some((
+            reason::VOLUME_PENDING,
+            format!("{name} has no volume: no StorageClass is the default; set cache.storage.storageClassName"),
+        )),
+        Some(_) if detail.to_lowercase().contains("persistentvolumeclaim") => {
+            Some((reason::VOLUME_PENDING, format!("{name} has no volume: {detail}; look at its claim")))
+        }
+        _ => Some((reason::UNSCHEDULABLE, format!("{name} finds no node: {detail}"))),
+    }
+}
+
+fn failing(name: &str, pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    status.container_statuses.iter().flatten().find_map(|container| container_failure(name, container))
+}
+
+fn container_failure(name: &str, container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref();
+    let waiting = state.and_then(|state| state.waiting.as_ref());
+    if let Some(waiting) = waiting {
+        let why = waiting.reason.as_deref().unwrap_or_default();
+        let harmless = ["", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"];
+        if !harmless.contains(&why) {
+            let detail = one_line(waiting.message.as_deref().unwrap_or_default(), MAX_DETAIL);
+            return Some(format!("{name} cannot start ({why}): {detail}"));
+        }
+    }
+    let ended = state
+        .and_then(|state| state.terminated.as_ref())
+        .or_else(|| container.last_state.as_ref().and_then(|state| state.terminated.as_ref()));
+    let ended = ended.filter(|ended| ended.exit_code != 0)?;
+    // Of a log's end the last line says why.
+    let said = ended.message.as_deref().and_then(|text| text.trim().lines().last()).unwrap_or_default();
+    let detail = match (said, ended.reason.as_deref()) {
+        ("", Some("Error") | None) => String::new(),
+        ("", Some(reason)) => format!(": {reason}"),
+        (said, _) => format!(": {}", one_line(said, MAX_DETAIL)),
+    };
+    Some(format!("{name} restarts (exit {}{detail}); see kubectl logs -p of it", ended.exit_code))
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    const LIVE_NODE: &str = "{metadata: {name: n1}, status: {conditions: [{type: Ready, status: 'True'}]}}";
+    const LOST_NODE: &str = "{metadata: {name: n1}, status: {conditions: [{type: Ready, status: Unknown}]}}";
+    const CURRENT: &str =
+        "{metadata: {generation: 2}, status: {replicas: 1, observedGeneration: 2, updateRevision: r2}}";
+
+    /// `cache-a-0` of revision r2 with this status.
+    fn check_on(node: &str, status: &str, claim: Option<&str>, expected: &str) {
+        let pod: Pod = parse(&format!(
+            "{{metadata: {{name: cache-a-0, labels: {{controller-revision-hash: r2}}}}, \
+              spec: {{nodeName: n1, containers: []}}, status: {status}}}"
+        ));
+        let fleet = Fleet::of(
+            &[parse::<k8s_openapi::api::core::v1::Node>(node)],
+            &[] as &[breakwater_crds::MirrorNode],
+            &[] as &[Pod],
+        );
+        let claim: Option<PersistentVolumeClaim> = claim.map(parse);
+        let statefulset: StatefulSet = parse(CURRENT);
+        let verdict = verdict(&Facts {
+            name: "cache-a",
+            statefulset: Some(&statefulset),
+            pods: &[Arc::new(pod)],
+            claim: claim.as_ref(),
+            fleet: &fleet,
+            obstacle: None,
+        });
+        assert_eq!(format!("{} {}: {}", verdict.status.as_str(), verdict.reason, verdict.message), expected);
+    }
+
+    fn check(status: &str, expected: &str) {
+        check_on(LIVE_NODE, status, None, expected);
+    }
+
+    #[test]
+    fn a_ready_pod_serves() {
+        check("{conditions: [{type: Ready, status: 'True'}]}", "True CacheServes: cache-a-0 serves");
+        check(
+            "{conditions: [{type: Ready, status: 'False'}]}",
+            "False CacheStarting: waiting for cache-a-0 to be ready",
+        );
+    }
+
+    #[test]
+    fn a_lost_node_comes_first() {
+        let lost = "False NodeLost: cache-a-0 is on node n1, which is lost; bring the node back, or delete its Node object if \
+                    it is gone for good";
+        check_on(LOST_NODE, "{conditions: [{type: Ready, status: 'True'}]}", None, lost);
+    }
+
+    #[test]
+    fn a_pod_without_a_node_says_whether_it_lacks_a_volume() {
+        let waiting =
+            |message: &str| format!("{{conditions: [{{type: PodScheduled, status: 'False', message: '{message}'}}]}}");
+        let unbound = waiting("0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims");
+        check_on(
+            LIVE_NODE,
+            &unbound,
+            Some("{spec: {}, status: {phase: Pending}}"),
+            "False VolumePending: cache-a-0 has no volume: no StorageClass is the default; set cache.storage.storageClassName",
+        );
+        check_on(
+            LIVE_NODE,
+            &unbound,
+            Some("{spec: {storageClassName: fast}, status: {phase: Pending}}"),
+            "False VolumePending: cache-a-0 has no volume: 0/3 nodes are available: pod has unbound immediate \
+             PersistentVolumeClaims; look at its claim",
+        );
+        check_on(
+            LIVE_NODE,
+            &waiting("0/3 nodes are available: 3 Insufficient cpu"),
+            Some("{spec: {storageClassName: fast}, status: {phase: Pending}}"),
+            "False Unschedulable: cache-a-0 finds no node: 0/3 nodes are available: 3 Insufficient cpu",
+        );
+        check(&waiting("no"), "False Unschedulable: cache-a-0 finds no node: no");
+    }
+
+    #[test]
+    fn a_failing_pod_says_what_it_said() {
+        let container = |state: &str| {
+            format!(
+                "{{containerStatuses: [{{name: c, image: i, imageID: '', ready: false, restartCount: 1, {state}}}]}}"
+            )
+        };
+        check(
+            &container(
+                r#"state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 1, reason: Error, message: "x\nerror: held by another process\n"}}"#,
+            ),
+            "False PodFailing: cache-a-0 restarts (exit 1: error: held by another process); see kubectl logs -p of it",
+        );
+        check(
+            &container("state: {running: {}}, lastState: {terminated: {exitCode: 137, reason: OOMKilled}}"),
+            "False PodFailing: cache-a-0 restarts (exit 137: OOMKilled); see kubectl logs -p of it",
+        );
+        check(
+            &container("state: {waiting: {reason: ImagePullBackOff, message: back-off}}"),
+            "False PodFailing: cache-a-0 cannot start (ImagePullBackOff): back-off",
+        );
+        check(
+            &container("state: {waiting: {reason: ContainerCreating}}"),
+            "False CacheStarting: waiting for cache-a-0 to be ready",
+        );
+    }
+
+    #[test]
+    fn a_pod_of_the_former_template_is_not_ready_for_the_present_one() {
+        let pod: Pod = parse(
+            "{metadata: {name: cache-a-0, labels: {controller-revision-hash: r1}}, \
+              status: {conditions: [{type: Ready, status: 'True'}]}}",
+        );
+        let facts = |statefulset: Option<&str>| {
+            let statefulset: Option<StatefulSet> = statefulset.map(parse);
+            let pods = [Arc::new(pod.clone())];
+            let facts = Facts {
+                name: "cache-a",
+                statefulset: statefulset.as_ref(),
+                pods: &pods,
+                claim: None,
+                fleet: &Fleet::default(),
+                obstacle: None,
+            };
+            verdict(&facts).reason
+        };
+        assert_eq!(facts(Some(CURRENT)), reason::CACHE_STARTING);
+        assert_eq!(
+            facts(Some(
+                "{metadata: {generation: 3}, status: {replicas: 1, observedGeneration: 2, updateRevision: r1}}"
+            )),
+            reason::CACHE_STARTING
+        );
+        assert_eq!(
+            facts(Some(
+                "{metadata: {generation: 2}, status: {replicas: 1, observedGeneration: 2, updateRevision: r1}}"
+            )),
+            reason::CACHE_SERVES
+        );
+    }
+}

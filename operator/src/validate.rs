@@ -1,0 +1,262 @@
+//! Step 2, pure: from what was observed to what shall be built, or the reason why nothing shall.
+//!
+//! The API server has checked each object by itself. What is left is what concerns several objects: who holds the registry, whose
+//! name it is, whether the former cache is gone. Bounds are checked again, because an object may be older than its rules.
+
+use crate::observe::{Candidate, Observed};
+use crate::pki::{Leaf, Tokens};
+use crate::selector::{Selector, SelectorInvalid};
+use breakwater_crds::names::{ANNOTATION_REGISTRY, LABEL_MANAGED_BY, MANAGER};
+use breakwater_crds::{RegistryMirror, holder};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::{Resource, ResourceExt};
+use std::sync::Arc;
+
+/// A mirror that can be built.
+#[derive(Debug)]
+pub struct Valid {
+    /// The object; its spec is sound.
+    pub mirror: Arc<RegistryMirror>,
+    /// Name of its cache: StatefulSet, Service and the prefix of its Secrets.
+    pub name: String,
+    /// The nodes that pull through it.
+    pub nodes: Selector,
+    /// The certificate as stored.
+    pub leaf: Option<Leaf>,
+    /// The tokens as stored.
+    pub tokens: Option<Tokens>,
+}
+
+/// Why nothing is built. All but [`Self::Handover`] wait for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// An older mirror has the registry.
+    #[error("{registry} belongs to RegistryMirror/{holder}, which is older; delete one of the two")]
+    RegistryConflict {
+        /// The registry.
+        registry: String,
+        /// The elder.
+        holder: String,
+    },
+    /// The cache of a deleted mirror still has the name.
+    #[error("waiting until StatefulSet {name} of the deleted RegistryMirror/{former} is gone")]
+    Handover {
+        /// The StatefulSet.
+        name: String,
+        /// The mirror it was made for.
+        former: String,
+    },
+    /// Somebody else's object has the name.
+    #[error("StatefulSet {name} exists and is not Breakwater's; delete or rename it")]
+    Foreign {
+        /// The StatefulSet.
+        name: String,
+    },
+    /// A field is not valid.
+    #[error("{field} {problem}")]
+    InvalidSpec {
+        /// Its path.
+        field: &'static str,
+        /// What is wrong, and the mend.
+        problem: String,
+    },
+}
+
+/// Judges one mirror.
+///
+/// # Errors
+/// The reason why nothing is built.
+pub fn validate(observed: &Observed) -> Result<Valid, Refusal> {
+    let mirror = &observed.mirror;
+    check_spec(mirror)?;
+    let nodes = Selector::parse(&mirror.spec.nodes.selector).map_err(|error: SelectorInvalid| {
+        Refusal::InvalidSpec { field: "spec.nodes.selector", problem: error.to_string() }
+    })?;
+    let mirrors = || observed.mirrors.iter().map(AsRef::as_ref);
+    if let Some(elder) = holder(mirrors(), &mirror.spec.registry).filter(|elder| elder.uid() != mirror.uid()) {
+        let registry = mirror.spec.registry.clone();
+        return Err(Refusal::RegistryConflict { registry, holder: elder.name_any() });
+    }
+    let candidate = choose(observed)?;
+    Ok(Valid {
+        mirror: mirror.clone(),
+        name: candidate.name.clone(),
+        nodes,
+        leaf: candidate.leaf.clone(),
+        tokens: candidate.tokens.clone(),
+    })
+}
+
+fn check_spec(mirror: &RegistryMirror) -> Result<(), Refusal> {
+    let invalid = |field, problem: &str| Err(Refusal::InvalidSpec { field, problem: problem.to_owned() });
+    let host = |text: &str| {
+        let (name, port) = text.rsplit_once(':').unwrap_or((text, "1"));
+        let edges = [name.chars().next(), name.chars().last()];
+        edges.iter().all(|c| c.is_some_and(|c| c.is_ascii_alphanumeric()))
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
+            && port.parse::<u16>().is_ok()
+    };
+    if !host(&mirror.spec.registry) {
+        return invalid("spec.registry", "must be a host name with an optional port, such as docker.io");
+    }
+    let url = mirror.spec.upstream_url();
+    if !url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).is_some_and(host) {
+        return invalid("spec.url", "must be http:// or https:// and a host with an optional port");
+    }
+    let freshness = &mirror.spec.freshness;
+    if freshness.tag_ttl.is_negative() || freshness.max_stale.is_negative() {
+        return invalid("spec.freshness", "must have durations that are not negative");
+    }
+    Ok(())
+}
+
+/// Which of the two possible names the cache has: the one it already has, else the plain one unless that is another registry's.
+fn choose(observed: &Observed) -> Result<&Candidate, Refusal> {
+    let mirror = &observed.mirror;
+    let owned = |candidate: &&Candidate| candidate.statefulset.as_deref().is_some_and(|it| is_owner(mirror, it));
+    let candidates = [&observed.plain, &observed.hashed];
+    if let Some(own) = candidates.into_iter().find(owned) {
+        return Ok(own);
+    }
+    let candidate = if plain_is_taken(observed) { &observed.hashed } else { &observed.plain };
+    if let Some(found) = candidate.statefulset.as_deref() {
+        let name = candidate.name.clone();
+        if found.labels().get(LABEL_MANAGED_BY).map(String::as_str) != Some(MANAGER) {
+            return Err(Refusal::Foreign { name });
+        }
+        if let Some(former) = found.owner_references().iter().find(|owner| owner.controller == Some(true)) {
+            return Err(Refusal::Handover { name, former: former.name.clone() });
+        }
+    }
+    Ok(candidate)
+}
+
+/// Whether another registry has the plain name: by its StatefulSet, by a retained claim with its content, or by an older mirror that
+/// is about to take it. Two registries such as `a.b` and `a-b` share one.
+fn plain_is_taken(observed: &Observed) -> bool {
+    let (mirror, plain) = (&observed.mirror, &observed.plain);
+    let of_other = |registry: Option<&String>| registry.is_some_and(|registry| *registry != mirror.spec.registry);
+    let claimed = plain.claim.as_deref().is_some_and(|claim| of_other(claim.annotations().get(ANNOTATION_REGISTRY)));
+    match plain.statefulset.as_deref() {
+        Some(found) => claimed || of_other(found.annotations().get(ANNOTATION_REGISTRY)),
+        None => {
+            claimed || observed.mirrors.iter().any(|other| wants_name(other, &plain.name) && is_elder(other, mirror))
+        }
+    }
+}
+
+fn wants_name(mirror: &RegistryMirror, name: &str) -> bool {
+    breakwater_crds::names::cache_name(&mirror.spec.registry) == name
+}
+
+fn is_elder(other: &RegistryMirror, mirror: &RegistryMirror) -> bool {
+    let age =
+        |mirror: &RegistryMirror| (mirror.metadata.creation_timestamp.as_ref().map(|time| time.0), mirror.name_any());
+    other.spec.registry != mirror.spec.registry && age(other) < age(mirror)
+}
+
+fn is_owner(mirror: &RegistryMirror, child: &StatefulSet) -> bool {
+    let uid = mirror.meta().uid.as_deref();
+    child.owner_references().iter().any(|owner| owner.controller == Some(true) && Some(owner.uid.as_str()) == uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{mirror, observed, parse};
+
+    /// A StatefulSet for a registry, owned by a mirror unless that is empty.
+    fn statefulset(registry: &str, owner: &str) -> Option<Arc<StatefulSet>> {
+        let owners = match owner {
+            "" => "[]".to_owned(),
+            name => {
+                format!("[{{apiVersion: v1, kind: RegistryMirror, name: {name}, uid: uid-{name}, controller: true}}]")
+            }
+        };
+        Some(Arc::new(parse(&format!(
+            "{{metadata: {{name: x, labels: {{app.kubernetes.io/managed-by: breakwater}}, \
+             annotations: {{breakwater.dev/registry: '{registry}'}}, ownerReferences: {owners}}}}}"
+        ))))
+    }
+
+    fn outcome(observed: &Observed) -> String {
+        validate(observed).map_or_else(|refusal| refusal.to_string(), |valid| valid.name)
+    }
+
+    #[test]
+    fn the_elder_of_two_holds_the_registry() {
+        let (elder, younger) = (mirror("old", 1, "{registry: docker.io}"), mirror("new", 2, "{registry: docker.io}"));
+        assert_eq!(outcome(&observed(elder.clone(), &[younger.clone()])), "cache-docker-io");
+        assert_eq!(
+            outcome(&observed(younger, &[elder])),
+            "docker.io belongs to RegistryMirror/old, which is older; delete one of the two"
+        );
+    }
+
+    #[test]
+    fn a_successor_waits_for_the_former_cache_to_go() {
+        let mut observed = observed(mirror("new", 2, "{registry: docker.io}"), &[]);
+        observed.plain.statefulset = statefulset("docker.io", "old");
+        assert_eq!(
+            outcome(&observed),
+            "waiting until StatefulSet cache-docker-io of the deleted RegistryMirror/old is gone"
+        );
+        observed.plain.statefulset = statefulset("docker.io", "");
+        assert_eq!(outcome(&observed), "cache-docker-io", "an orphaned one is adopted");
+        observed.plain.statefulset = statefulset("docker.io", "new");
+        assert_eq!(outcome(&observed), "cache-docker-io");
+        observed.plain.statefulset = Some(Arc::new(parse("{metadata: {name: cache-docker-io}}")));
+        assert_eq!(
+            outcome(&observed),
+            "StatefulSet cache-docker-io exists and is not Breakwater's; delete or rename it"
+        );
+    }
+
+    #[test]
+    fn of_two_registries_with_one_name_the_owner_then_the_elder_has_it() {
+        let (elder, younger) = (mirror("old", 1, "{registry: a.b}"), mirror("new", 2, "{registry: a-b}"));
+        assert_eq!(outcome(&observed(elder.clone(), &[younger.clone()])), "cache-a-b");
+        let mut seen = observed(younger, &[elder.clone()]);
+        assert!(outcome(&seen).starts_with("cache-a-b-"), "{}", outcome(&seen));
+        seen.plain.statefulset = statefulset("a-b", "new");
+        assert_eq!(outcome(&seen), "cache-a-b", "who has the name keeps it");
+        let mut seen = observed(elder, &[]);
+        seen.plain.statefulset = statefulset("a-b", "new");
+        assert!(outcome(&seen).starts_with("cache-a-b-"));
+        seen.plain.statefulset = None;
+        seen.hashed.statefulset = statefulset("a.b", "old");
+        assert_eq!(outcome(&seen), seen.hashed.name, "also the one with the hash");
+    }
+
+    #[test]
+    fn a_retained_claim_is_never_given_to_another_registry() {
+        let mut seen = observed(mirror("new", 1, "{registry: a.b}"), &[]);
+        seen.plain.claim = Some(Arc::new(parse("{metadata: {annotations: {breakwater.dev/registry: a-b}}}")));
+        assert_eq!(outcome(&seen), seen.hashed.name);
+        seen.plain.claim = Some(Arc::new(parse("{metadata: {annotations: {breakwater.dev/registry: a.b}}}")));
+        assert_eq!(outcome(&seen), "cache-a-b");
+    }
+
+    #[test]
+    fn what_an_older_schema_let_through_is_refused_by_name() {
+        let check = |spec: &str, expected: &str| assert_eq!(outcome(&observed(mirror("m", 1, spec), &[])), expected);
+        check(
+            "{registry: 'https://x/y'}",
+            "spec.registry must be a host name with an optional port, such as docker.io",
+        );
+        check("{registry: 'x:99999'}", "spec.registry must be a host name with an optional port, such as docker.io");
+        check(
+            "{registry: x.y, url: 'ftp://x'}",
+            "spec.url must be http:// or https:// and a host with an optional port",
+        );
+        check(
+            "{registry: x.y, url: 'https://u@x'}",
+            "spec.url must be http:// or https:// and a host with an optional port",
+        );
+        check(
+            "{registry: x.y, nodes: {selector: {matchExpressions: [{key: a, operator: Gt}]}}}",
+            "spec.nodes.selector operator Gt must be In, NotIn, Exists or DoesNotExist",
+        );
+        check("{registry: 'x.y:5000', url: 'http://10.0.0.1:5000/'}", "cache-x-y-5000");
+    }
+}

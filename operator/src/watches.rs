@@ -1,0 +1,243 @@
+//! All watches: what they keep of the cluster for [`crate::observe`]. Client I/O.
+//!
+//! Every watch is filled before the first pass, so that a StatefulSet that is not here does not exist.
+
+mod concerns;
+mod keep;
+
+use crate::fleet::Fleet;
+use breakwater_crds::names::{CA_SECRET, CACHE, LABEL_INSTANCE, LABEL_NAME};
+use breakwater_crds::{MirrorNode, RegistryMirror};
+use concerns::Concerns;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Secret, Service};
+use keep::{Change, drop_all_but_readiness, drop_containers, drop_nothing, drop_template, keep};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Config;
+use kube::{Api, Client, Resource, ResourceExt};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Label value of the agents' Pods.
+const AGENT: &str = "breakwater-node-agent";
+const FILL_DEADLINE: Duration = Duration::from_secs(60);
+/// Nodes and agents change in bursts; one look at all of them per burst is enough.
+const FLEET_PAUSE: Duration = Duration::from_millis(200);
+
+/// The mirrors as they are watched: one that cannot be read does not stop the others.
+pub type Mirrors = Store<DeserializeGuard<RegistryMirror>>;
+/// Says that a mirror needs a pass.
+pub type Trigger = mpsc::UnboundedSender<ObjectRef<DeserializeGuard<RegistryMirror>>>;
+
+/// What is known of the cluster.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    mirrors: Mirrors,
+    statefulsets: Store<StatefulSet>,
+    services: Store<PartialObjectMeta<Service>>,
+    secrets: Store<PartialObjectMeta<Secret>>,
+    claims: Store<PersistentVolumeClaim>,
+    pods: Store<Pod>,
+    fleet: watch::Receiver<Arc<Fleet>>,
+    namespace: String,
+}
+
+/// The watches that [`Fleet`] joins.
+struct FleetStores {
+    nodes: Store<Node>,
+    mirror_nodes: Store<DeserializeGuard<MirrorNode>>,
+    agents: Store<Pod>,
+}
+
+/// Where to watch.
+#[derive(Clone, Copy, Debug)]
+pub struct Namespaces<'a> {
+    /// Of the caches.
+    pub system: &'a str,
+    /// Of the agents.
+    pub nodes: &'a str,
+}
+
+/// A watch was not filled in time; the log says why.
+#[derive(Debug, thiserror::Error)]
+#[error("the watch of {0} was not filled within {secs}s; does the operator's role allow it?", secs = FILL_DEADLINE.as_secs())]
+pub struct NotFilled(&'static str);
+
+/// Starts all watches in `tasks`, where they run until it is dropped, and waits until they are filled.
+/// `authority` is told when the authority's Secret changes.
+///
+/// # Errors
+/// A watch was not filled in time.
+pub async fn start(
+    client: &Client,
+    namespaces: Namespaces<'_>,
+    mirrors: Mirrors,
+    trigger: Trigger,
+    authority: Arc<Notify>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Stores, NotFilled> {
+    let concerns = Concerns { mirrors: mirrors.clone(), trigger };
+    let child = {
+        let concerns = concerns.clone();
+        move |change: Change<'_>| concerns.child(change)
+    };
+    let secret = {
+        let concerns = concerns.clone();
+        move |change: Change<'_>| {
+            if change.is_about(CA_SECRET) {
+                authority.notify_one();
+            }
+            concerns.secret(change);
+        }
+    };
+    let (publish, fleet) = watch::channel(Arc::default());
+    let caches = Config::default().labels(&format!("{LABEL_NAME}={CACHE}"));
+    let stores = Stores {
+        statefulsets: keep(system_api(client, namespaces), caches.clone(), drop_template, child.clone(), tasks),
+        services: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
+        secrets: keep(system_api(client, namespaces), Config::default(), drop_nothing, secret, tasks),
+        claims: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
+        pods: keep(system_api(client, namespaces), caches, drop_containers, child, tasks),
+        mirrors,
+        fleet,
+        namespace: namespaces.system.to_owned(),
+    };
+    let changed = Arc::new(Notify::new());
+    let notify = {
+        let changed = changed.clone();
+        move |_: Change<'_>| changed.notify_one()
+    };
+    let agents = Config::default().labels(&format!("{LABEL_NAME}={AGENT}"));
+    let fleet_stores = FleetStores {
+        nodes: keep(Api::all(client.clone()), Config::default(), drop_all_but_readiness, notify.clone(), tasks),
+        mirror_nodes: keep(Api::all(client.clone()), Config::default(), drop_nothing, notify.clone(), tasks),
+        agents: keep(Api::namespaced(client.clone(), namespaces.nodes), agents, drop_containers, notify, tasks),
+    };
+    stores.filled().await?;
+    fleet_stores.filled().await?;
+    publish.send_replace(Arc::new(fleet_stores.join()));
+    tasks.spawn(keep_fleet(fleet_stores, changed, publish, concerns));
+    Ok(stores)
+}
+
+fn system_api<K>(client: &Client, namespaces: Namespaces<'_>) -> Api<K>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+{
+    Api::namespaced(client.clone(), namespaces.system)
+}
+
+/// Publishes the fleet whenever it is another one, and asks for a pass over every mirror.
+async fn keep_fleet(stores: FleetStores, changed: Arc<Notify>, publish: watch::Sender<Arc<Fleet>>, concerns: Concerns) {
+    loop {
+        changed.notified().await;
+        tokio::time::sleep(FLEET_PAUSE).await;
+        let fleet = stores.join();
+        let is_news = publish.send_if_modified(|current| {
+            let is_news = **current != fleet;
+            if is_news {
+                *current = Arc::new(fleet);
+            }
+            is_news
+        });
+        if is_news {
+            concerns.all();
+        }
+    }
+}
+
+impl FleetStores {
+    fn join(&self) -> Fleet {
+        let reports: Vec<_> =
+            self.mirror_nodes.state().iter().filter_map(|report| report.0.as_ref().ok().cloned()).collect();
+        Fleet::of(&self.nodes.state(), &reports, &self.agents.state())
+    }
+
+    async fn filled(&self) -> Result<(), NotFilled> {
+        let Self { nodes, mirror_nodes, agents } = self;
+        filled(nodes, "nodes").await?;
+        filled(mirror_nodes, "mirrornodes").await?;
+        filled(agents, "the agents' pods").await
+    }
+}
+
+impl Stores {
+    async fn filled(&self) -> Result<(), NotFilled> {
+        // Mirrors are the controller's, which waits for them itself.
+        let Self { mirrors: _, statefulsets, services, secrets, claims, pods, fleet: _, namespace: _ } = self;
+        filled(statefulsets, "statefulsets").await?;
+        filled(services, "services").await?;
+        filled(secrets, "secrets").await?;
+        filled(claims, "persistentvolumeclaims").await?;
+        filled(pods, "pods").await
+    }
+
+    /// All mirrors that can be read.
+    #[must_use]
+    pub fn mirrors(&self) -> Vec<Arc<RegistryMirror>> {
+        self.mirrors.state().iter().filter_map(|mirror| mirror.0.as_ref().ok().cloned().map(Arc::new)).collect()
+    }
+
+    /// All nodes.
+    #[must_use]
+    pub fn fleet(&self) -> Arc<Fleet> {
+        self.fleet.borrow().clone()
+    }
+
+    /// A cache's StatefulSet without its Pod template.
+    #[must_use]
+    pub fn statefulset(&self, name: &str) -> Option<Arc<StatefulSet>> {
+        self.statefulsets.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    /// A cache's Service, metadata only.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Arc<PartialObjectMeta<Service>>> {
+        self.services.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    /// A Secret, metadata only.
+    #[must_use]
+    pub fn secret(&self, name: &str) -> Option<Arc<PartialObjectMeta<Secret>>> {
+        self.secrets.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    /// The version of a Secret.
+    #[must_use]
+    pub fn secret_version(&self, name: &str) -> Option<String> {
+        self.secret(name).and_then(|secret| secret.resource_version())
+    }
+
+    /// A cache's claim.
+    #[must_use]
+    pub fn claim(&self, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        self.claims.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    /// The Pods of one cache.
+    #[must_use]
+    pub fn cache_pods(&self, cache: &str) -> Vec<Arc<Pod>> {
+        self.pods.state_filter(|pod| pod.labels().get(LABEL_INSTANCE).is_some_and(|instance| instance == cache))
+    }
+
+    /// The Pods of all caches.
+    #[must_use]
+    pub fn all_cache_pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.state()
+    }
+}
+
+async fn filled<K>(store: &Store<K>, what: &'static str) -> Result<(), NotFilled>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    match tokio::time::timeout(FILL_DEADLINE, store.wait_until_ready()).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(NotFilled(what)),
+    }
+}
