@@ -221,7 +221,7 @@ mod tests {
     }
 
     /// The whole object as the API server gets it.
-    fn check(object: &impl Serialize, expected: ExpectFile) {
+    fn check(object: &impl Serialize, expected: &ExpectFile) {
         let json = serde_json::to_value(object).unwrap();
         expected.assert_eq(&serde_saphyr::to_string(&json).unwrap());
     }
@@ -229,8 +229,8 @@ mod tests {
     #[test]
     fn the_smallest_mirror() {
         let built = built("{registry: docker.io}");
-        check(&built.statefulset, expect_file!["../tests/snapshots/smallest-statefulset.yaml"]);
-        check(&built.service, expect_file!["../tests/snapshots/smallest-service.yaml"]);
+        check(&built.statefulset, &expect_file!["../tests/snapshots/smallest-statefulset.yaml"]);
+        check(&built.service, &expect_file!["../tests/snapshots/smallest-service.yaml"]);
     }
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
              cache: {storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}}, \
              freshness: {tagTTL: 90s, maxStale: 24h}}",
         );
-        check(&built.statefulset, expect_file!["../tests/snapshots/every-field-statefulset.yaml"]);
+        check(&built.statefulset, &expect_file!["../tests/snapshots/every-field-statefulset.yaml"]);
     }
 
     #[test]

@@ -10,6 +10,9 @@ use kube::runtime::events::{Event, EventType};
 /// Longer notes are cut in lists of Events.
 const MAX_NOTE: usize = 200;
 
+/// What one condition's change from the first to the second is worth.
+type Rule = fn(Option<&Condition>, &Condition) -> Option<Event>;
+
 /// The Events that lead from one status to the next.
 #[must_use]
 pub fn between(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus) -> Vec<Event> {
@@ -19,16 +22,14 @@ pub fn between(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus) -> Vec<Ev
         let same = old.as_ref().is_some_and(|old| old.status == new.status && old.reason == new.reason);
         (!same).then_some((old, new))
     };
-    let rules: [(&str, fn(Option<&Condition>, &Condition) -> Option<Event>); 5] = [
+    let rules: [(&str, Rule); 5] = [
         (READY, refusal),
         (CACHE_READY, cache),
         (NODES_READY, nodes),
         (UPSTREAM_REACHABLE, upstream),
         (UPSTREAM_CREDENTIALS_ACCEPTED, credentials),
     ];
-    let event = |(kind, rule): (&str, fn(Option<&Condition>, &Condition) -> Option<Event>)| {
-        changed(kind).and_then(|(old, new)| rule(old.as_ref(), &new))
-    };
+    let event = |(kind, rule): (&str, Rule)| changed(kind).and_then(|(old, new)| rule(old.as_ref(), &new));
     rules.into_iter().filter_map(event).collect()
 }
 

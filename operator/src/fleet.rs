@@ -118,7 +118,7 @@ mod tests {
                             status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
             ))
         };
-        let fleet = Fleet::of(&[node.clone(), lost], &[report.clone()], &[agent("True")]);
+        let fleet = Fleet::of(&[node.clone(), lost], std::slice::from_ref(&report), &[agent("True")]);
         assert_eq!(
             fleet.nodes.iter().map(|n| (n.name.as_str(), n.ready)).collect::<Vec<_>>(),
             [("n0", false), ("n1", true)]

@@ -130,7 +130,7 @@ impl Candidate {
         match released.await {
             Ok(()) => tracing::info!("lease released"),
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "lease not released; it runs out by itself")
+                tracing::warn!(error = %crate::error_chain(&error), "lease not released; it runs out by itself");
             }
         }
     }

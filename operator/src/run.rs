@@ -205,7 +205,7 @@ where
             Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
             Err(ControllerError::ObjectNotFound(mirror)) => context.memory.forget(&mirror.name),
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "watch of mirrors interrupted, beginning again")
+                tracing::warn!(error = %crate::error_chain(&error), "watch of mirrors interrupted, beginning again");
             }
         }
     }

@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn the_elder_of_two_holds_the_registry() {
         let (elder, younger) = (mirror("old", 1, "{registry: docker.io}"), mirror("new", 2, "{registry: docker.io}"));
-        assert_eq!(outcome(&observed(elder.clone(), &[younger.clone()])), "cache-docker-io");
+        assert_eq!(outcome(&observed(elder.clone(), std::slice::from_ref(&younger))), "cache-docker-io");
         assert_eq!(
             outcome(&observed(younger, &[elder])),
             "docker.io belongs to RegistryMirror/old, which is older; delete one of the two"
@@ -215,8 +215,8 @@ mod tests {
     #[test]
     fn of_two_registries_with_one_name_the_owner_then_the_elder_has_it() {
         let (elder, younger) = (mirror("old", 1, "{registry: a.b}"), mirror("new", 2, "{registry: a-b}"));
-        assert_eq!(outcome(&observed(elder.clone(), &[younger.clone()])), "cache-a-b");
-        let mut seen = observed(younger, &[elder.clone()]);
+        assert_eq!(outcome(&observed(elder.clone(), std::slice::from_ref(&younger))), "cache-a-b");
+        let mut seen = observed(younger, std::slice::from_ref(&elder));
         assert!(outcome(&seen).starts_with("cache-a-b-"), "{}", outcome(&seen));
         seen.plain.statefulset = statefulset("a-b", "new");
         assert_eq!(outcome(&seen), "cache-a-b", "who has the name keeps it");

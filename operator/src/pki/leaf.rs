@@ -161,7 +161,7 @@ mod tests {
         assert!(replaced(&leaf, &authority, &["b".to_owned()]));
         assert!(replaced(&leaf, &self::authority(), &names));
         assert!(replaced(&Leaf { private_key: other.private_key, ..leaf.clone() }, &authority, &names));
-        assert!(replaced(&Leaf { certificate: "x".to_owned(), ..leaf.clone() }, &authority, &names));
+        assert!(replaced(&Leaf { certificate: "x".to_owned(), ..leaf }, &authority, &names));
     }
 
     #[test]

@@ -62,9 +62,9 @@ fn sort<'a>(facts: &Facts<'a>) -> Sorted<'a> {
         let name = node.name.as_str();
         let Some(report) = &node.report else {
             if forgiven {
-                sorted.forgiven += 1
+                sorted.forgiven += 1;
             } else {
-                sorted.silent.push(name)
+                sorted.silent.push(name);
             }
             continue;
         };

@@ -92,7 +92,7 @@ mod tests {
         serde_saphyr::from_str("registry: docker.io").unwrap()
     }
 
-    fn said(verdict: Verdict) -> String {
+    fn said(verdict: &Verdict) -> String {
         format!("{} {}: {}", verdict.status.as_str(), verdict.reason, verdict.message)
     }
 
@@ -101,7 +101,7 @@ mod tests {
         let now = "2026-11-21T10:00:00Z".parse().unwrap();
         let check = |report: Option<&str>, expected: &str| {
             let report: Option<UpstreamReport> = report.map(|report| serde_json::from_str(report).unwrap());
-            assert_eq!(said(reachable(&spec(), report.as_ref(), now)), expected);
+            assert_eq!(said(&reachable(&spec(), report.as_ref(), now)), expected);
         };
         check(None, "Unknown Unknown: the cache does not say");
         check(Some(r#"{"reachable":null}"#), "Unknown Unknown: the cache has not spoken to docker.io yet");
@@ -118,7 +118,7 @@ mod tests {
         let credential = |finding| vec![Credential { name: "hub".to_owned(), finding }];
         let check = |credentials_: Vec<Credential>, accepted: Option<bool>, expected: Option<&str>| {
             let report = UpstreamReport { credentials_accepted: accepted, ..UpstreamReport::default() };
-            assert_eq!(credentials(&spec(), &credentials_, Some(&report)).map(said).as_deref(), expected);
+            assert_eq!(credentials(&spec(), &credentials_, Some(&report)).as_ref().map(said).as_deref(), expected);
         };
         check(vec![], None, None);
         check(

@@ -18,7 +18,7 @@ pub(super) struct Concerns {
 impl Concerns {
     /// A child, or a Pod or claim of a child: its mirror, and who waits to take over its registry.
     pub(super) fn child(&self, change: Change<'_>) {
-        self.matching(change, |mirror, child| is_child(mirror, child));
+        self.matching(change, is_child);
     }
 
     /// A Secret: of a cache, of credentials, or the authority, which concerns all.
