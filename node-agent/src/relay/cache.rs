@@ -223,7 +223,9 @@ impl Cache {
                 Err(fault) => last = fault,
             }
         }
-        self.witness(Err(&last));
+        if last.is_absence() {
+            self.witness(Err(&last));
+        }
         self.look_now.notify_one();
         Err(last)
     }

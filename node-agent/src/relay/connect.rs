@@ -25,7 +25,7 @@ const IDLE_CONNECTIONS: usize = 16;
 /// Bounds the memory of one connection, whoever is slow.
 pub(super) const BUFFER: usize = 64 * 1024;
 
-/// Why nobody answered. Only these count against a cache.
+/// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectFault {
     #[error("no address of the cache is known")]
@@ -40,6 +40,13 @@ pub(super) enum ConnectFault {
     Silent { address: SocketAddr, after: Duration },
     #[error("{address}: the cache refuses this node's token ({status})")]
     Refused { address: SocketAddr, status: http::StatusCode },
+}
+
+impl ConnectFault {
+    /// Whether it shows that nobody is there. A connection that breaks before the headers may be about that one request.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::NoAddress | Self::Connect { .. } | Self::Handshake { .. })
+    }
 }
 
 /// One connection; closed when dropped.

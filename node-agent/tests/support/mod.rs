@@ -1,0 +1,310 @@
+//! A TLS server that stands for a cache where the real one cannot show the fault, the relay before it, and a runtime that
+//! sees every byte and how the connection ends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
+
+use breakwater_crds::{RelayKey, relay_token};
+use breakwater_node_agent::known::{Endpoint, Trust};
+use breakwater_node_agent::plan::CacheAddress;
+use breakwater_node_agent::registry_host::RegistryHost;
+use breakwater_node_agent::relay::{Relay, Route, Standing, View, trust_only};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+pub(crate) const SERVICE: &str = "cache-docker-io";
+const LONG: Duration = Duration::from_secs(30);
+
+/// What the cache does with one request.
+#[derive(Clone)]
+pub(crate) struct Reply {
+    pub(crate) head: String,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// One step of an answer after its head.
+#[derive(Clone)]
+pub(crate) enum Step {
+    Send(Vec<u8>),
+    /// This many MiB, as fast as they are taken.
+    Flood(usize),
+    /// Nothing, until the test says so.
+    Wait(Arc<Notify>),
+    /// Nothing, for ever.
+    Stall,
+    /// Ends the connection, by FIN.
+    Close,
+    /// Ends the connection, by RST.
+    Reset,
+}
+
+impl Reply {
+    pub(crate) fn new(status: u16, headers: &str, body: &[u8]) -> Self {
+        let head = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n", body.len());
+        Self { head, steps: vec![Step::Send(body.to_vec())] }
+    }
+
+    pub(crate) fn steps(length: usize, steps: Vec<Step>) -> Self {
+        Self { head: format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n"), steps }
+    }
+}
+
+type Script = dyn Fn(&str) -> Reply + Send + Sync;
+
+/// The stand-in for a cache.
+pub(crate) struct Cache {
+    pub(crate) address: SocketAddr,
+    pub(crate) ca: String,
+    state: Arc<State>,
+    task: Option<AbortOnDropHandle<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    requests: Mutex<Vec<String>>,
+    connections: AtomicUsize,
+    sent: AtomicU64,
+    /// As a stopped process: connections are taken from the backlog and nothing else happens.
+    frozen: AtomicBool,
+}
+
+impl Cache {
+    /// Serves by script; `/v2/` is answered with 200 unless `base` says otherwise.
+    pub(crate) async fn start(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
+        let (acceptor, ca) = tls();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State::default());
+        let task = tokio::spawn(serve(listener, acceptor, Arc::new(script), state.clone()));
+        Self { address, ca, state, task: Some(AbortOnDropHandle::new(task)) }
+    }
+
+    /// Every request but the probes: the head as it came.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        let all = self.state.requests.lock().unwrap();
+        all.iter().filter(|head| !head.starts_with("GET /v2/ ")).cloned().collect()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.state.frozen.store(frozen, Ordering::SeqCst);
+    }
+
+    /// Closes the port and every connection.
+    pub(crate) fn die(&mut self) {
+        self.task = None;
+    }
+}
+
+fn tls() -> (TlsAcceptor, String) {
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().unwrap();
+    let ca = authority.self_signed(&authority_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec![format!("{SERVICE}.breakwater-system.svc")]).unwrap();
+    let leaf = leaf.signed_by(&key, &Issuer::new(authority, authority_key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), ca.pem())
+}
+
+async fn serve(listener: TcpListener, acceptor: TlsAcceptor, script: Arc<Script>, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (acceptor, script, state) = (acceptor.clone(), script.clone(), state.clone());
+        connections.spawn(async move {
+            if state.frozen.load(Ordering::SeqCst) {
+                return std::future::pending().await;
+            }
+            if let Ok(stream) = acceptor.accept(stream).await {
+                state.connections.fetch_add(1, Ordering::SeqCst);
+                drop(converse(stream, script, &state).await);
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn converse(mut stream: TlsStream<TcpStream>, script: Arc<Script>, state: &State) -> std::io::Result<()> {
+    loop {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        if state.frozen.load(Ordering::SeqCst) {
+            return std::future::pending().await;
+        }
+        let head = String::from_utf8(head).unwrap();
+        state.requests.lock().unwrap().push(head.clone());
+        let reply = script(&head);
+        stream.write_all(reply.head.as_bytes()).await?;
+        for step in reply.steps {
+            match step {
+                Step::Send(bytes) => stream.write_all(&bytes).await?,
+                Step::Flood(mebibytes) => {
+                    let chunk = vec![7; 64 * 1024];
+                    for _ in 0..mebibytes * 16 {
+                        stream.write_all(&chunk).await?;
+                        state.sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+                    }
+                }
+                Step::Wait(until) => {
+                    stream.flush().await?;
+                    until.notified().await;
+                }
+                Step::Stall => {
+                    stream.flush().await?;
+                    std::future::pending::<()>().await;
+                }
+                Step::Close => return stream.shutdown().await,
+                Step::Reset => {
+                    stream.flush().await?;
+                    stream.get_ref().0.set_zero_linger()?;
+                    return Ok(());
+                }
+            }
+        }
+        stream.flush().await?;
+    }
+}
+
+/// A relay with one route, to `docker.io`.
+pub(crate) struct Running {
+    pub(crate) relay: Relay,
+    pub(crate) address: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts a relay with no route.
+    pub(crate) async fn bare() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (relay, stop) = (Relay::default(), CancellationToken::new());
+        let task = tokio::spawn(relay.clone().serve(listener, stop.clone()));
+        Self { relay, address, stop, task }
+    }
+
+    /// Starts a relay before this cache and waits until the cache has answered.
+    pub(crate) async fn before(cache: &Cache) -> Self {
+        let running = Self::bare().await;
+        running.route(&[cache.address], &cache.ca);
+        running.until(|view| view.standing == Standing::In).await;
+        running
+    }
+
+    pub(crate) fn route(&self, addresses: &[SocketAddr], ca: &str) {
+        let endpoints = addresses
+            .iter()
+            .enumerate()
+            .map(|(i, address)| Endpoint { terminating: false, pod: format!("{SERVICE}-{i}"), address: *address })
+            .collect();
+        let trust = Trust { ca: ca.to_owned(), key: key() };
+        let cache = CacheAddress { service: SERVICE.into(), endpoints };
+        let route = Route::new(&cache, &trust, trust_only(ca).unwrap()).unwrap();
+        let registry = RegistryHost::parse("docker.io").unwrap();
+        self.relay.set_routes([(registry, Some(Arc::new(route)))].into());
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.relay.views()["docker.io"].clone()
+    }
+
+    /// Waits for a change of what the relay tells of the cache.
+    pub(crate) async fn until(&self, holds: impl Fn(&View) -> bool) {
+        let wait = async {
+            while !holds(&self.view()) {
+                self.relay.changed().await;
+            }
+        };
+        timeout(LONG, wait).await.unwrap_or_else(|_| panic!("still {:?}", self.view()));
+    }
+
+    /// Asks as a runtime does, over a connection of its own.
+    pub(crate) async fn ask(&self, request: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read(&mut stream).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.ask(&get(path)).await
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A request that ends its connection.
+pub(crate) fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+}
+
+fn key() -> RelayKey {
+    RelayKey::parse(&"0a".repeat(32)).unwrap()
+}
+
+pub(crate) fn token() -> String {
+    relay_token(&key(), SERVICE)
+}
+
+/// An answer as it came over the wire.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    /// How the connection ended.
+    pub(crate) end: End,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Fin,
+    Reset,
+}
+
+/// Reads to the end of the connection.
+pub(crate) async fn read(stream: &mut TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    let end = match timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("the relay neither answers nor closes") {
+        Ok(_) => End::Fin,
+        Err(_) => End::Reset,
+    };
+    let split = bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
+    let head = String::from_utf8_lossy(&bytes[..split]).to_lowercase();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    Answer { status, head, body: bytes[split..].to_vec(), end }
+}
