@@ -35,7 +35,7 @@ pub fn workspace() -> &'static Path {
 
 fn build(package: &str) -> Result<PathBuf, String> {
     let profile_folder = profile_folder();
-    let target = profile_folder.parent().expect("target/<profile>");
+    let target = profile_folder.parent().ok_or("the test runs outside of target/<profile>")?;
     let profile = match profile_folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(name) => name,
@@ -48,7 +48,7 @@ fn build(package: &str) -> Result<PathBuf, String> {
         .arg("--target-dir")
         .arg(target)
         .output()
-        .expect("cargo runs");
+        .map_err(|error| error.to_string())?;
     if output.status.success() {
         Ok(profile_folder.join(package))
     } else {
