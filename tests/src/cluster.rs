@@ -322,7 +322,11 @@ impl Drop for Cluster {
     }
 }
 
+/// Only the last failure's logs are kept.
 fn copy_logs(from: &Path, to: &Path) -> Result<()> {
+    if let Some(kept) = to.parent().filter(|kept| kept.exists()) {
+        std::fs::remove_dir_all(kept).context("remove the logs of an earlier failure")?;
+    }
     std::fs::create_dir_all(to).context("make a folder for logs")?;
     for entry in std::fs::read_dir(from).context("list the logs")?.flatten() {
         std::fs::copy(entry.path(), to.join(entry.file_name())).context("copy a log")?;
