@@ -78,6 +78,7 @@ impl Part {
     /// # Errors
     /// Fails when it is not running.
     pub fn thaw(&self) -> Result<()> {
+        self.thaw_entry();
         signal(self.pid, Signal::CONT).with_context(|| format!("thaw {}", self.name))
     }
 
@@ -88,8 +89,18 @@ impl Part {
     pub async fn kill(&mut self) -> Result<()> {
         // An error means that it is gone already.
         let _ = signal(self.pid, Signal::KILL);
-        self.entry.wait().await.with_context(|| format!("wait for the end of {}", self.name))?;
-        Ok(())
+        until(Duration::from_secs(10), &format!("the end of {}", self.name), async || {
+            self.thaw_entry();
+            Ok(self.entry.try_wait()?)
+        })
+        .await
+        .map(drop)
+    }
+
+    /// `nsenter` stops itself a moment after what it started was stopped, and would then never see its end.
+    fn thaw_entry(&self) {
+        // An error means that it has ended.
+        let _ = self.entry.id().map(|entry| signal(entry, Signal::CONT));
     }
 }
 
