@@ -188,7 +188,9 @@ fn without_authority(error: &NoAuthority) -> Obstacle {
 async fn report_broken(metadata: &ObjectMeta, error: &str, context: &Context) -> Result<Action, PassFailed> {
     let problem = format!("cannot be read: {}", crate::upstream::one_line(error, 300));
     let refusal = Refusal::InvalidSpec { field: "spec", problem };
-    let old = present(metadata, None, &context.memory);
+    // Its former status cannot be read either. What we said last stands for it, or every pass would say it anew.
+    let old =
+        context.memory.reported(&metadata.name.clone().unwrap_or_default()).map(|last| last.status).unwrap_or_default();
     let new = status::refused(metadata, &old, &refusal, Timestamp::now());
     report(metadata, &old, new, context).await?;
     Ok(Action::await_change())

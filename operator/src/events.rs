@@ -2,7 +2,7 @@
 
 use breakwater_crds::RegistryMirrorStatus;
 use breakwater_crds::conditions::{
-    CACHE_READY, NODES_READY, READY, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE, reason,
+    CACHE_READY, NODES_READY, READY, STALLED, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE, reason,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -22,8 +22,9 @@ pub fn between(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus) -> Vec<Ev
         let same = old.as_ref().is_some_and(|old| old.status == new.status && old.reason == new.reason);
         (!same).then_some((old, new))
     };
-    let rules: [(&str, Rule); 5] = [
+    let rules: [(&str, Rule); 6] = [
         (READY, refusal),
+        (STALLED, lost_authority),
         (CACHE_READY, cache),
         (NODES_READY, nodes),
         (UPSTREAM_REACHABLE, upstream),
@@ -38,10 +39,15 @@ fn refusal(_: Option<&Condition>, new: &Condition) -> Option<Event> {
         .then(|| event(EventType::Warning, &new.reason, "Validate", &new.message))
 }
 
+fn lost_authority(_: Option<&Condition>, new: &Condition) -> Option<Event> {
+    (new.reason == reason::NO_AUTHORITY).then(|| event(EventType::Warning, &new.reason, "Trust", &new.message))
+}
+
 fn cache(_: Option<&Condition>, new: &Condition) -> Option<Event> {
     match (new.status.as_str(), new.reason.as_str()) {
         ("True", _) => Some(event(EventType::Normal, CACHE_READY, "Serve", &new.message)),
-        (_, reason::CACHE_STARTING) => None,
+        // The second is told once, by Stalled.
+        (_, reason::CACHE_STARTING | reason::NO_AUTHORITY) => None,
         (_, reason) => Some(event(EventType::Warning, reason, "Serve", &new.message)),
     }
 }

@@ -37,8 +37,8 @@ const CONTROLLER: &str = "breakwater-operator";
 const CONCURRENCY: u16 = 8;
 /// Changes come in bursts, one pass per burst is enough; short, because a mirror should be Ready soon after its Pod is.
 const DEBOUNCE: Duration = Duration::from_millis(200);
-/// Passes under way get so long to end before the lease is given back.
-const DRAIN: Duration = Duration::from_secs(10);
+/// Passes under way get so long to end before the lease is given back; both must fit into the 10 s that the Pod has to stop.
+const DRAIN: Duration = Duration::from_secs(5);
 const FIRST_LOOK: Duration = Duration::from_secs(30);
 
 /// Why the operator could not start or go on.

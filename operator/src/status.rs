@@ -85,8 +85,8 @@ pub fn of_children(
     let (nodes, counts) =
         nodes::verdict(&nodes::Facts { spec, nodes: &valid.nodes, fleet: &observed.fleet, settled, now });
     let mut verdicts = vec![ready(&cache, &nodes, counts, &valid.name)];
-    verdicts.extend(reconciling(&cache, &nodes));
-    verdicts.extend(stalled(&cache, children.err(), old, now));
+    // Never both: kstatus would take a stalled mirror for one that makes progress.
+    verdicts.extend(stalled(&cache, children.err(), old, now).or_else(|| reconciling(&cache, &nodes)));
     verdicts.extend(upstream::credentials(spec, &observed.credentials, report));
     verdicts.extend([cache, nodes, upstream::reachable(spec, report, now)]);
     let generation = valid.mirror.metadata.generation;
@@ -132,12 +132,15 @@ fn stalled(
     old: &RegistryMirrorStatus,
     now: Timestamp,
 ) -> Option<Verdict> {
+    if let Some(Obstacle { reason, message }) = obstacle {
+        return Some(Verdict { kind: STALLED, status: Status::True, reason, message: message.clone() });
+    }
     let failing_for_long = cache.reason == reason::POD_FAILING
         && old.conditions.iter().any(|old| {
             let is_false = old.type_ == CACHE_READY && old.status == Status::False.as_str();
             is_false && now.duration_since(old.last_transition_time.0) > FAILING_UNTIL_STALLED
         });
-    (obstacle.is_some() || failing_for_long).then(|| Verdict { kind: STALLED, status: Status::True, ..cache.clone() })
+    failing_for_long.then(|| Verdict { kind: STALLED, status: Status::True, ..cache.clone() })
 }
 
 /// Conditions with their times; those that no verdict speaks of are gone.
@@ -269,6 +272,7 @@ mod tests {
         let status = of_children(&valid, &seen, Err(&obstacle), &old, now());
         assert_eq!(find(&status, STALLED).message, "exceeded quota");
         assert_eq!(find(&status, READY).reason, reason::CHILD_REFUSED);
+        assert!(status.conditions.iter().all(|condition| condition.type_ != RECONCILING), "never beside Stalled");
 
         seen.plain.pods = vec![Arc::new(parse(
             "{metadata: {name: cache-docker-io-0}, status: {containerStatuses: [{name: c, image: i, imageID: '', ready: false, \
@@ -278,6 +282,22 @@ mod tests {
         assert!(failing.conditions.iter().all(|condition| condition.type_ != STALLED));
         let later = of_children(&valid, &seen, Ok(&applied(1)), &failing, now() + SignedDuration::from_mins(11));
         assert_eq!(find(&later, STALLED).reason, reason::POD_FAILING);
+    }
+
+    #[test]
+    fn a_lost_authority_stalls_a_mirror_that_goes_on_serving() {
+        let active = Report { active: ["docker.io".to_owned()].into(), inactive: vec![] };
+        let lost = Obstacle { reason: reason::NO_AUTHORITY, message: "damaged".to_owned() };
+        let old = RegistryMirrorStatus::default();
+        let (valid, seen) = cluster("True", active.clone());
+        let status = of_children(&valid, &seen, Err(&lost), &old, now());
+        assert_eq!(
+            (find(&status, READY).status.as_str(), find(&status, STALLED).message.as_str()),
+            ("True", "damaged")
+        );
+        let (valid, seen) = cluster("False", active);
+        let status = of_children(&valid, &seen, Err(&lost), &old, now());
+        assert_eq!(find(&status, READY).reason, reason::NO_AUTHORITY);
     }
 
     #[test]

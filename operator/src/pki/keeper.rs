@@ -72,11 +72,13 @@ impl Keeper {
                     if copied { LOOK_EVERY } else { RETRY_AFTER }
                 }
                 Err(error) => {
-                    let error = Arc::new(error);
-                    tracing::error!(error = %crate::error_chain(&*error), "no certificate authority; caches that run go on");
-                    let pause = if matches!(*error, NoAuthority::Damaged(_)) { LOOK_EVERY } else { RETRY_AFTER };
-                    let _ = self.publish.send_replace(Err(error));
-                    pause
+                    let damaged = matches!(error, NoAuthority::Damaged(_));
+                    tracing::error!(error = %crate::error_chain(&error), "no certificate authority; caches that run go on");
+                    // An API server that does not answer takes nothing away from the authority that we know.
+                    if damaged || self.publish.borrow().is_err() {
+                        let _ = self.publish.send_replace(Err(Arc::new(error)));
+                    }
+                    if damaged { LOOK_EVERY } else { RETRY_AFTER }
                 }
             };
             let _ = tokio::time::timeout(pause, touched.notified()).await;

@@ -21,12 +21,21 @@ pub(super) struct Facts<'a> {
     pub(super) obstacle: Option<&'a Obstacle>,
 }
 
-/// CacheReady. Causes are tried from the one that explains most to the one that explains least.
+/// CacheReady. An obstacle outweighs all else, but for a lost authority, which takes nothing from a cache that serves.
 pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
-    let not = |reason, message| Verdict { kind: CACHE_READY, status: Status::False, reason, message };
-    if let Some(Obstacle { reason, message }) = facts.obstacle {
-        return not(*reason, message.clone());
+    let by_pod = by_pod(facts);
+    match facts.obstacle {
+        None => by_pod,
+        Some(Obstacle { reason: reason::NO_AUTHORITY, .. }) if by_pod.status == Status::True => by_pod,
+        Some(Obstacle { reason, message }) => {
+            Verdict { kind: CACHE_READY, status: Status::False, reason, message: message.clone() }
+        }
     }
+}
+
+/// What the Pod says. Causes are tried from the one that explains most to the one that explains least.
+fn by_pod(facts: &Facts<'_>) -> Verdict {
+    let not = |reason, message| Verdict { kind: CACHE_READY, status: Status::False, reason, message };
     let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == format!("{}-0", facts.name)) else {
         return not(reason::CACHE_STARTING, format!("waiting for {}-0 to be created", facts.name));
     };
