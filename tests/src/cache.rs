@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::upstream::Upstream;
+use crate::upstream::{Blob, Upstream};
 
 pub use client::{Answer, End, Reading, Request};
 pub use identity::Identity;
@@ -140,6 +140,25 @@ impl Cache {
     /// Its data folder.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// The file of committed content, if it has been committed.
+    pub fn committed(&self, blob: &Blob) -> Option<PathBuf> {
+        let path = self.data.join("blobs/sha256").join(&blob.hex()[..2]).join(blob.hex());
+        path.exists().then_some(path)
+    }
+
+    /// Waits until content is committed and linked to a repository: a client may have its last byte a moment before that.
+    pub async fn await_kept(&self, repository: &str, blob: &Blob) -> PathBuf {
+        let link = self.data.join("repositories").join(repository).join("_links").join(blob.hex());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.committed(blob) {
+                Some(path) if link.exists() => return path,
+                _ => assert!(Instant::now() < deadline, "{} was not kept:\n{}", blob.digest, self.output()),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Its process id.

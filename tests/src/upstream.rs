@@ -179,9 +179,18 @@ impl Upstream {
     /// Waits until the record of requests satisfies the condition.
     pub async fn wait_for(&self, what: &str, condition: impl Fn(&[Recorded]) -> bool) {
         let mut log = self.shared.log.subscribe();
-        let met = log.wait_for(|requests| condition(requests));
-        let waited = tokio::time::timeout(PATIENCE, met).await.map(|met| met.is_ok());
-        assert_eq!(waited, Ok(true), "the upstream never saw: {what}");
+        let met = async {
+            loop {
+                // Judged on a copy: the condition may look at the record again, and the record's lock is not reentrant.
+                let requests = log.borrow_and_update().clone();
+                if condition(&requests) {
+                    return;
+                }
+                let _ = log.changed().await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, met).await;
+        assert!(waited.is_ok(), "the upstream never saw: {what}");
     }
 }
 

@@ -24,6 +24,7 @@ async fn pull(cache: &Cache, image: &Image) {
     assert_eq!(cache.get(BY_TAG).await.body, image.manifest.bytes);
     for blob in image.blobs() {
         assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.end, End::Complete);
+        cache.await_kept(REPOSITORY, blob).await;
     }
 }
 

@@ -1,8 +1,8 @@
 //! After a header come right bytes or a cut connection, whatever upstream, a crash or the disk does to a download.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use breakwater_tests::cache::{Answer, Cache, End, PATIENCE};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
@@ -27,24 +27,6 @@ fn assert_honest(answer: &Answer, truth: &Blob) {
     }
     assert_eq!(answer.end, End::CutByFin, "a client resumes after a FIN, not after a reset");
     assert!(answer.body.len() < truth.bytes.len());
-}
-
-/// The file that holds this digest as committed content, if there is one.
-fn committed(cache: &Cache, blob: &Blob) -> Option<PathBuf> {
-    let path = cache.data().join("blobs/sha256").join(&blob.hex()[..2]).join(blob.hex());
-    path.exists().then_some(path)
-}
-
-/// The last byte may reach the client before the file has its final name.
-async fn committed_soon(cache: &Cache, blob: &Blob) -> PathBuf {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(path) = committed(cache, blob) {
-            return path;
-        }
-        assert!(Instant::now() < deadline, "a whole blob was not kept");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Asks until the whole blob comes; refusals in between are remembered for some seconds by design.
@@ -74,7 +56,7 @@ async fn wrong_bytes_are_refused(size: usize) {
     for _ in 0..2 {
         assert_honest(&cache.get(&blob.blob_path(REPOSITORY)).await, &blob);
     }
-    assert_eq!(committed(&cache, &blob), None, "{size}");
+    assert_eq!(cache.committed(&blob), None, "{size}");
     upstream.heal().await;
     eventually_whole(&cache, &blob).await;
 }
@@ -185,7 +167,7 @@ async fn a_cache_killed_in_mid_download_serves_the_right_bytes_afterwards() {
     let mut reading = cache.request("GET", &blob.blob_path(REPOSITORY)).send().await;
     reading.read(2 * MIB).await;
     cache.kill9().await;
-    assert_eq!(committed(&cache, &blob), None, "half a blob is not a blob");
+    assert_eq!(cache.committed(&blob), None, "half a blob is not a blob");
     upstream.heal().await;
     cache.restart().await;
     let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
@@ -215,7 +197,7 @@ async fn a_truncated_or_emptied_blob_on_disk_is_fetched_anew() {
     for left in [0, 1000] {
         let (_upstream, cache, blob) = cold(MIB).await;
         eventually_whole(&cache, &blob).await;
-        let path = committed_soon(&cache, &blob).await;
+        let path = cache.await_kept(REPOSITORY, &blob).await;
         let file = std::fs::OpenOptions::new().write(true).open(path).expect("the blob's file");
         file.set_len(left).expect("a shorter file");
         let answer = cache.get(&blob.blob_path(REPOSITORY)).await;

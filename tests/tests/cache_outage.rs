@@ -50,6 +50,7 @@ impl Scene {
         assert_eq!(cache.get(BY_TAG).await.status, 200);
         for blob in warm.blobs() {
             assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.end, End::Complete);
+            cache.await_kept(REPOSITORY, blob).await;
         }
         Self { upstream, cache, warm, unseen }
     }
