@@ -1,5 +1,7 @@
 //! `make demo` and `make playground`.
 
+use std::process::ExitCode;
+
 use breakwater_tests::demo;
 use clap::Parser;
 
@@ -12,12 +14,19 @@ struct Args {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let Args { playground } = Args::parse();
     let run = async { if playground { demo::playground().await } else { demo::show().await } };
     // Dropping what runs removes the cluster, so Ctrl-C leaves nothing behind.
-    tokio::select! {
+    let outcome = tokio::select! {
         outcome = run => outcome,
-        _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped by Ctrl-C; the cluster is removed"),
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("stopped by Ctrl-C; the cluster is removed")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,10 +1,19 @@
 //! `make images`: builds the OCI image archive and prints its path as the last line.
 
-fn main() -> anyhow::Result<()> {
-    let archive = breakwater_tests::release::image_archive()?;
-    eprintln!(
-        "load it on each node: ctr -n k8s.io images import <archive>; or push it: skopeo copy oci-archive:<archive> docker://..."
-    );
-    println!("{}", archive.display());
-    Ok(())
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match breakwater_tests::release::image_archive() {
+        Ok(archive) => {
+            let archive = archive.display();
+            eprintln!("load it on each node: ctr -n k8s.io images import {archive}");
+            eprintln!("or push it: skopeo copy oci-archive:{archive} docker://...");
+            println!("{archive}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
