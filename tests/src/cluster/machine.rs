@@ -135,6 +135,9 @@ impl Machine {
             .args(namespaces)
             .arg("--")
             .arg(program)
+            // Proxies and trust settings of the harness's own environment lead nowhere in there.
+            .env_clear()
+            .env("HOME", "/root")
             .env("PATH", &self.search_path)
             // Ctrl-C is the harness's to handle.
             .process_group(0)

@@ -50,7 +50,7 @@ impl Pki {
     pub(super) fn server(&self, file: &str, names: &[String]) -> Result<Identity> {
         let mut params = CertificateParams::new(names).context("take the names of a certificate")?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.issue(file, params)
+        self.issue(file, &params)
     }
 
     /// A client certificate for a Kubernetes user.
@@ -59,7 +59,7 @@ impl Pki {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, user);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(file, params)
+        self.issue(file, &params)
     }
 
     /// A pair of keys alone, `<file>.key` and `<file>.pub`, as service account tokens are signed and checked with.
@@ -69,7 +69,7 @@ impl Pki {
         write(&self.folder.join(format!("{file}.pub")), &key.public_key_pem())
     }
 
-    fn issue(&self, file: &str, params: CertificateParams) -> Result<Identity> {
+    fn issue(&self, file: &str, params: &CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate().context("make a key")?;
         let certificate = params.signed_by(&key, &self.issuer).context("sign a certificate")?;
         let identity = Identity {

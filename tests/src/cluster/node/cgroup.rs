@@ -37,7 +37,8 @@ pub(super) async fn remove(path: &str) -> Result<()> {
         let roots = entries.flatten().map(|entry| entry.path()).chain([PathBuf::from(ROOT)]);
         let folders = roots.map(|root| root.join(path.trim_start_matches('/'))).filter(|folder| folder.is_dir());
         // A busy one is tried again: killed processes leave it a moment later than their PID namespace.
-        Ok(folders.fold(true, |all, folder| remove_tree(&folder).is_ok() && all).then_some(()))
+        let left = folders.filter(|folder| remove_tree(folder).is_err()).count();
+        Ok((left == 0).then_some(()))
     })
     .await
 }
