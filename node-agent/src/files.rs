@@ -170,9 +170,28 @@ impl Files {
         if current.as_ref().is_some_and(|current| current.text == text) {
             return Ok(());
         }
+        let written = Self::write(root, name, folder, original, text);
+        if written.is_err() && current.is_none() {
+            // A folder that stays empty would hide `_default`. What cannot be undone now stays owed.
+            drop(self.give_back(root, name));
+        }
+        written
+    }
+
+    fn write(
+        root: &CertsDir,
+        name: &str,
+        folder: Option<HostFolder>,
+        original: Option<Original>,
+        text: String,
+    ) -> Result<(), Fault> {
         let folder = folder.map_or_else(|| root.make_folder(name), Ok)?;
         let like = original.map_or_else(|| fresh(0o644), |original| (original.mode, original.uid, original.gid));
-        folder.replace(&file(text, like))
+        let replaced = folder.replace(&file(text, like));
+        if replaced.is_err() {
+            drop(folder.sweep());
+        }
+        replaced
     }
 
     /// What of the current file is not ours: what we found at first, unless others changed it since.

@@ -125,7 +125,8 @@ fn ready(active: &[String], inactive: &[Inactive], listening: &Result<(), String
     } else {
         let first = &inactive[0];
         let names = named(inactive.iter().map(|one| &one.registry));
-        (Status::False, reason::SOME_INACTIVE, format!("{names} not active; {}: {}", first.registry, first.message))
+        let which = if inactive.len() == 1 { String::new() } else { format!("{names} are not active; ") };
+        (Status::False, reason::SOME_INACTIVE, format!("{which}{}: {}", first.registry, first.message))
     };
     Verdict { kind: READY, status, reason, message }
 }

@@ -151,6 +151,7 @@ impl HostFolder {
 
     /// Removes what a crash left of a write.
     pub(super) fn sweep(&self) -> Result<(), Fault> {
+        super::crash_point().map_err(Fault::plain_io("remove a temporary file"))?;
         self.remove_file(TEMPORARY)
     }
 

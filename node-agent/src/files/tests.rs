@@ -10,9 +10,17 @@ const RELAY: &str = "http://127.0.0.1:429";
 thread_local! {
     /// Durable steps left before the process dies in thought; None: it lives.
     static STEPS: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The one durable step that fails, counted from 1.
+    static FAIL: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 pub(super) fn crash_point() -> io::Result<()> {
+    if let Some(left) = FAIL.get() {
+        FAIL.set(left.checked_sub(1).filter(|left| *left > 0));
+        if left == 1 {
+            return Err(io::Error::other("failed"));
+        }
+    }
     match STEPS.get() {
         None => Ok(()),
         Some(0) => Err(io::Error::other("crashed")),
@@ -282,6 +290,21 @@ fn a_missing_folder_is_a_fault_of_each_registry() {
     let outcome = node.converge(&[wanted("docker.io"), wanted("ghcr.io")]);
     assert_eq!(outcome.placed.len(), 2);
     assert!(outcome.placed.values().all(|placed| placed.as_ref().is_err_and(|f| f.reason() == reason::WRITE_FAILED)));
+}
+
+#[test]
+fn a_write_that_fails_leaves_nothing_behind() {
+    let existing = [("ghcr.io/hosts.toml", "# theirs\n")];
+    let node = Node::new(&existing);
+    // Journal, folder, then each step of the write; the cleaning up that follows is not to fail as well.
+    for failing in 1..=5 {
+        let mut files = node.files();
+        FAIL.set(Some(failing));
+        let outcome = files.converge(&[wanted("docker.io")]);
+        FAIL.set(None);
+        assert_eq!(outcome.placed.values().filter(|placed| placed.is_err()).count(), 1, "step {failing}");
+        assert_eq!(node.tree(), tree(&existing), "step {failing}");
+    }
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn names_are_counted_beyond_three_and_lists_are_bounded() {
     assert!(
         status.conditions[0]
             .message
-            .starts_with("r00.example, r01.example, r02.example and 57 more not active; r00.example: ")
+            .starts_with("r00.example, r01.example, r02.example and 57 more are not active; r00.example: ")
     );
 }
 
