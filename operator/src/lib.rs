@@ -28,8 +28,9 @@ pub mod upstream;
 pub mod validate;
 pub mod watches;
 
-/// An error and its sources in one line, for logs.
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+/// An error and its sources in one line.
+#[must_use]
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use breakwater_operator::args::Args;
-use breakwater_operator::{run, telemetry};
+use breakwater_operator::{error_chain, run, telemetry};
 use clap::Parser;
 use kube::Client;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", error_chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -6,7 +6,7 @@ use breakwater_crds::names::MANAGER;
 use breakwater_crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
-use kube::core::ObjectMeta;
+use kube::core::{DeserializeGuard, ObjectMeta};
 use kube::runtime::events::Recorder;
 use kube::{Api, Client, Resource};
 use serde_json::json;
@@ -32,7 +32,8 @@ pub enum ReportFailed {
 /// Writes statuses.
 #[derive(Clone)]
 pub struct Reporter {
-    api: Api<RegistryMirror>,
+    // Guarded: the answer to a write is the mirror itself, which may be one that cannot be read.
+    api: Api<DeserializeGuard<RegistryMirror>>,
     recorder: Recorder,
 }
 

@@ -4,8 +4,9 @@ use crate::args::LogFormat;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
-/// Without the runtime's span around each pass, whose facts our own lines carry under their usual keys.
-const DEFAULT: &str = "info,kube_runtime=warn";
+/// Without the runtime's span around each pass, whose facts our own lines carry under their usual keys, and without the client's
+/// warnings, which print whole answers and hence Secrets.
+const DEFAULT: &str = "info,kube_runtime=warn,kube_client=error";
 
 /// Starts logging to standard error; `RUST_LOG` is respected, the default is info.
 pub fn init(format: LogFormat) {

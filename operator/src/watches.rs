@@ -107,21 +107,28 @@ pub async fn start(
         namespace: namespaces.system.to_owned(),
     };
     let changed = Arc::new(Notify::new());
-    let notify = {
-        let changed = changed.clone();
-        move |_: Change<'_>| changed.notify_one()
-    };
-    let agents = Config::default().labels(&format!("{LABEL_NAME}={AGENT}"));
-    let fleet_stores = FleetStores {
-        nodes: keep(Api::all(client.clone()), Config::default(), drop_all_but_readiness, notify.clone(), tasks),
-        mirror_nodes: keep(Api::all(client.clone()), Config::default(), drop_nothing, notify.clone(), tasks),
-        agents: keep(Api::namespaced(client.clone(), namespaces.nodes), agents, drop_containers, notify, tasks),
-    };
+    let fleet_stores = watch_fleet(client, namespaces, &changed, tasks);
     stores.filled().await?;
     fleet_stores.filled().await?;
     publish.send_replace(Arc::new(fleet_stores.join()));
     tasks.spawn(keep_fleet(fleet_stores, changed, publish, concerns));
     Ok(stores)
+}
+
+fn watch_fleet(
+    client: &Client,
+    namespaces: Namespaces<'_>,
+    changed: &Arc<Notify>,
+    tasks: &mut JoinSet<()>,
+) -> FleetStores {
+    let changed = changed.clone();
+    let notify = move |_: Change<'_>| changed.notify_one();
+    let agents = Config::default().labels(&format!("{LABEL_NAME}={AGENT}"));
+    FleetStores {
+        nodes: keep(Api::all(client.clone()), Config::default(), drop_all_but_readiness, notify.clone(), tasks),
+        mirror_nodes: keep(Api::all(client.clone()), Config::default(), drop_nothing, notify.clone(), tasks),
+        agents: keep(Api::namespaced(client.clone(), namespaces.nodes), agents, drop_containers, notify, tasks),
+    }
 }
 
 fn system_api<K>(client: &Client, namespaces: Namespaces<'_>) -> Api<K>

@@ -58,3 +58,15 @@ async fn a_write_that_failed_is_tried_again_and_a_deleted_mirror_is_not() {
     assert_eq!(reporter.report(&metadata(), &old, status("1/1"), &memory).await.unwrap(), None);
     assert_eq!(calls.all().len(), 2);
 }
+
+#[tokio::test]
+async fn a_mirror_that_cannot_be_read_still_gets_its_status() {
+    let unreadable = json!({"apiVersion": "breakwater.dev/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": "m"},
+                            "spec": {"registry": ["docker.io"]}});
+    let (client, calls) = client(vec![(200, unreadable)]);
+    let (reporter, memory) = (reporter(client), Memory::default());
+    let old = RegistryMirrorStatus::default();
+    assert_eq!(reporter.report(&metadata(), &old, status("1/1"), &memory).await.unwrap(), None);
+    assert_eq!(present(&metadata(), None, &memory), status("1/1"));
+    assert_eq!(calls.all().len(), 1);
+}
