@@ -190,6 +190,22 @@ fn hosts_of_the_default_folder_are_carried_over_and_follow_it() {
 }
 
 #[test]
+fn a_crash_while_following_the_default_folder_leaves_no_copy_of_it() {
+    for steps in 0..8 {
+        let node = Node::new(&[("_default/hosts.toml", "[host.\"https://m.corp\"]\n")]);
+        node.converge(&[wanted("docker.io")]);
+        let changed = "[host.\"https://n.corp\"]\n";
+        node.put("_default/hosts.toml", changed);
+        let mut files = node.files();
+        STEPS.set(Some(steps));
+        files.converge(&[wanted("docker.io")]);
+        STEPS.set(None);
+        node.converge(&[]);
+        assert_eq!(node.tree(), tree(&[("_default/hosts.toml", changed)]), "after {steps} steps");
+    }
+}
+
+#[test]
 fn certificates_that_containerd_would_ignore_keep_us_away() {
     for existing in [
         [("docker.io/ca.crt", "pem")].as_slice(),
