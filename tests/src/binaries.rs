@@ -43,7 +43,7 @@ fn build(package: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace())
-        .args(["build", "--quiet", "--locked", "--package", package, "--bin", package])
+        .args(["build", "--quiet", "--package", package, "--bin", package])
         .args(["--profile", profile])
         .arg("--target-dir")
         .arg(target)

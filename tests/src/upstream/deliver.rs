@@ -49,15 +49,15 @@ pub(super) async fn deliver(
     shared: &Shared,
     request: &Recorded,
     place: usize,
+    fault: Option<&Fault>,
 ) -> io::Result<After> {
-    let fault = shared.rules().take(request);
     if matches!(fault, Some(Fault::Silence)) {
         // Swallowed: only the peer ends this, by closing.
         swallow(stream).await?;
         return Ok(After::Close);
     }
-    let answer = compose(shared, request, fault.as_ref());
-    let plan = plan(fault.as_ref());
+    let answer = compose(shared, request, fault);
+    let plan = plan(fault);
     let head = response_head(&answer, plan.chunked);
     match plan.head_pause {
         Some(pause) => {
@@ -210,6 +210,8 @@ async fn send_slices(
     let slice = share.map_or(SLICE, |share| usize::try_from(share).unwrap_or(SLICE));
     while !body.is_empty() {
         let part = body.split_to(slice.min(body.len()));
+        // Counted first: who has received it all finds it all counted.
+        shared.count(place, part.len() as u64);
         if plan.chunked {
             stream.write_all(format!("{:x}\r\n", part.len()).as_bytes()).await?;
         }
@@ -217,7 +219,6 @@ async fn send_slices(
         if plan.chunked {
             stream.write_all(b"\r\n").await?;
         }
-        shared.count(place, part.len() as u64);
         if share.is_some() {
             tokio::time::sleep(DRIP).await;
         }

@@ -17,7 +17,7 @@ pub struct Recorded {
     pub query: String,
     /// Header names in lower case, with values.
     pub headers: Vec<(String, String)>,
-    /// Bytes of a body that were written to the socket so far.
+    /// Bytes of a body that were handed to the socket so far.
     pub bytes_sent: u64,
 }
 
