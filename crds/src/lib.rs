@@ -17,6 +17,7 @@ pub mod names;
 pub mod node;
 pub mod relay_token;
 mod schema;
+pub mod selector;
 pub mod yaml;
 
 pub use claims::{claims, holder};
@@ -27,3 +28,4 @@ pub use mirror::{
 pub use mirror_status::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus};
 pub use node::{InactiveMirror, MirrorNode, MirrorNodeSpec, MirrorNodeStatus, MirrorState, Observed, Runtime};
 pub use relay_token::{MalformedRelayKey, RelayKey, relay_token};
+pub use selector::{Selector, SelectorInvalid};

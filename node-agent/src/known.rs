@@ -2,7 +2,6 @@
 //! away too. Knows no client.
 
 use crate::durable;
-use crate::selector::Labels;
 use breakwater_crds::{RegistryMirror, RelayKey};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -64,7 +63,7 @@ pub struct Node {
     /// Its uid, for the owner reference of what we report.
     pub uid: String,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: BTreeMap<String, String>,
 }
 
 fn reveal<S: Serializer>(key: &RelayKey, to: S) -> Result<S::Ok, S::Error> {
@@ -133,7 +132,7 @@ mod tests {
         let known = Known {
             mirrors: Some([("hub".to_owned(), slim(mirror))].into()),
             trust: Some(Trust { ca: "pem".into(), key: RelayKey::parse(&key).unwrap() }),
-            node: Some(Node { uid: "u".into(), labels: Labels::new() }),
+            node: Some(Node { uid: "u".into(), labels: BTreeMap::new() }),
             ..Known::default()
         };
         assert_eq!(Known::load(&state), Known::default());

@@ -11,6 +11,5 @@ pub mod plan;
 pub mod registry_host;
 pub mod relay;
 pub mod report;
-pub mod selector;
 pub mod status;
 pub mod watch;

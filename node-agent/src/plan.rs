@@ -4,8 +4,7 @@ use crate::files::Wanted;
 use crate::hosts_toml::{Entry, Server};
 use crate::known::{Endpoint, Known};
 use crate::registry_host::RegistryHost;
-use crate::selector;
-use breakwater_crds::{Fallback, RegistryMirror, RegistryMirrorSpec, claims};
+use breakwater_crds::{Fallback, RegistryMirror, RegistryMirrorSpec, Selector, claims};
 use kube::ResourceExt;
 use std::net::SocketAddr;
 
@@ -43,7 +42,10 @@ pub fn plan(known: &Known, relay: SocketAddr) -> Option<Plan> {
     let mut plan = Plan::default();
     for (registry, mirror) in claims(mirrors.values()) {
         let going = mirror.metadata.deletion_timestamp.is_some();
-        if going || !selector::selects(&mirror.spec.nodes.selector, &node.labels) {
+        // A selector that makes no sense selects nothing; the operator says so on the mirror.
+        let selected =
+            Selector::parse(&mirror.spec.nodes.selector).is_ok_and(|selector| selector.matches(&node.labels));
+        if going || !selected {
             continue;
         }
         match wanted(mirror, relay) {

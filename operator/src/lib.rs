@@ -20,7 +20,7 @@ pub mod pki;
 pub mod report;
 pub mod run;
 pub mod secrets;
-pub mod selector;
+
 pub mod startup;
 pub mod status;
 pub mod telemetry;

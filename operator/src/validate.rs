@@ -5,9 +5,8 @@
 
 use crate::observe::{Candidate, Observed};
 use crate::pki::{Leaf, Tokens};
-use crate::selector::{Selector, SelectorInvalid};
 use breakwater_crds::names::{ANNOTATION_REGISTRY, LABEL_MANAGED_BY, MANAGER};
-use breakwater_crds::{RegistryMirror, holder};
+use breakwater_crds::{RegistryMirror, Selector, SelectorInvalid, holder};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::{Resource, ResourceExt};
 use std::sync::Arc;

@@ -78,7 +78,15 @@ impl Reader {
         self.adapt();
         let (file, available) = match &mut self.source {
             Source::Stored(file) => (Arc::clone(file), self.end.unwrap_or(self.offset)),
-            Source::Flight(progress) => beyond(progress, self.offset).await.map_err(BodyBroken::Download)?,
+            Source::Flight(progress) => match beyond(progress, self.offset).await {
+                Ok(at_hand) => at_hand,
+                Err(failure) => {
+                    // hyper drops what it has not flushed when a body fails, the header included, and flushes when a
+                    // body lets it wait: the client gets all that was right before the cut.
+                    tokio::task::yield_now().await;
+                    return Err(BodyBroken::Download(failure));
+                }
+            },
         };
         let available = available.min(self.end.unwrap_or(u64::MAX));
         if available <= self.offset {

@@ -40,7 +40,7 @@ const AGENT_MAY: &[Attempt] = &[
     ("watch", "registrymirrors.breakwater.dev", ""),
     ("watch", "nodes", ""),
     ("watch", "endpointslices.discovery.k8s.io", "breakwater-system"),
-    ("get", "secrets/breakwater-relay", "breakwater-nodes"),
+    ("watch", "secrets/breakwater-relay", "breakwater-nodes"),
     ("get", "daemonsets.apps/breakwater-node-agent", "breakwater-nodes"),
     ("patch", "mirrornodes.breakwater.dev/status", ""),
 ];

@@ -1,3 +1,5 @@
+//! Files in real folders: path to text, before and after, and a crash after every step.
+
 use super::*;
 use crate::hosts_toml::Server;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Foreign files in, merged files out, and every byte back.
+
 use super::*;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! What is seen of relay and files, and what the MirrorNode says of it.
+
 use super::*;
 use crate::files::Wanted;
 use crate::hosts_toml::{Entry, Server};

@@ -1,3 +1,5 @@
+//! Objects of the API server, and what the agent keeps of them.
+
 use super::*;
 use serde_json::json;
 

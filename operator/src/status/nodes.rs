@@ -9,9 +9,8 @@
 
 use super::clock;
 use crate::fleet::{Fleet, NodeView};
-use crate::selector::Selector;
 use breakwater_crds::conditions::{NODES_READY, Status, Verdict, reason};
-use breakwater_crds::{Fallback, InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpec};
+use breakwater_crds::{Fallback, InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpec, Selector};
 use jiff::{SignedDuration, Timestamp};
 
 const YOUNG: SignedDuration = SignedDuration::from_mins(5);
