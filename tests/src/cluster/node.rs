@@ -173,12 +173,19 @@ impl Node {
         self.ctr(&["images", "import", path]).await.map(drop)
     }
 
-    /// Takes an image out of the node's store, so that the next pod has to pull it.
+    /// Takes an image with all its names out of the node's store, so that the next pod has to pull it.
     ///
     /// # Errors
-    /// Fails when containerd does.
+    /// Fails when the node has no such image, or containerd does.
     pub async fn remove_image(&self, reference: &str) -> Result<()> {
-        self.ctr(&["images", "rm", "--sync", reference]).await.map(drop)
+        let listing = self.ctr(&["images", "ls"]).await?;
+        let images: Vec<(&str, &str)> = listing.lines().skip(1).filter_map(name_and_digest).collect();
+        let digest = images.iter().find(|(name, _)| *name == reference).map(|(_, digest)| *digest);
+        let digest = digest.with_context(|| format!("{} has no image {reference}", self.name))?;
+        // The CRI also names an image by its digest and by its config's: as long as one name is left its layers stay.
+        let names = images.iter().filter(|(_, of)| *of == digest).map(|(name, _)| *name);
+        let arguments: Vec<&str> = ["images", "rm", "--sync"].into_iter().chain(names).collect();
+        self.ctr(&arguments).await.map(drop)
     }
 
     /// The containers there are, sandboxes included.
@@ -273,6 +280,12 @@ impl Node {
 /// The name of node number `number`, counted from 1.
 pub(super) fn node_name(number: u8) -> String {
     format!("node-{number}")
+}
+
+/// `REF TYPE DIGEST ...`, as `ctr images ls` prints it.
+fn name_and_digest(line: &str) -> Option<(&str, &str)> {
+    let mut fields = line.split_whitespace();
+    Some((fields.next()?, fields.nth(1)?))
 }
 
 fn node_address(number: u8) -> Ipv4Addr {
