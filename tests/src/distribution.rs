@@ -31,7 +31,14 @@ pub struct DistributionConfig {
     pub name: String,
     /// The port of its TLS listener; part of image names unless it is 443.
     pub port: u16,
+    /// Whether it answers nobody without [`LOGIN`].
+    pub private: bool,
 }
+
+/// User and password of a private registry.
+pub const LOGIN: (&str, &str) = ("breakwater", "let-me-in");
+/// The same as htpasswd writes it.
+const HTPASSWD: &str = "breakwater:$2y$05$Ti/Ypr7KKst3O9JGOyivKeRW4x9SACgbbHobrE5pVHLBDvP6qKLPu\n";
 
 impl DistributionConfig {
     /// A registry at `name` or `name:port`; without a port at 443.
@@ -39,7 +46,13 @@ impl DistributionConfig {
     pub fn at(registry: &str) -> Self {
         let with_port = registry.split_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?)));
         let (name, port) = with_port.unwrap_or((registry, HTTPS_PORT));
-        Self { name: name.to_owned(), port }
+        Self { name: name.to_owned(), port, private: false }
+    }
+
+    /// The same, for those with [`LOGIN`] only.
+    #[must_use]
+    pub fn private(self) -> Self {
+        Self { private: true, ..self }
     }
 }
 
@@ -67,13 +80,18 @@ impl Distribution {
             ("plain.json", json!({"addr": format!(":{PLAIN_PORT}"), "secret": "test"})),
         ];
         let files = listeners.each_ref().map(|(file, _)| host.folder().join(file));
+        let logins = host.folder().join("htpasswd");
+        std::fs::write(&logins, HTPASSWD).with_context(|| format!("write {}", logins.display()))?;
         for (path, (_, http)) in files.iter().zip(listeners) {
-            let text = json!({
+            let mut text = json!({
                 "version": "0.1",
                 "log": {"level": "warn"},
                 "storage": {"filesystem": {"rootdirectory": storage}, "delete": {"enabled": true}},
                 "http": http,
             });
+            if config.private {
+                text["auth"] = json!({"htpasswd": {"realm": "test", "path": logins}});
+            }
             std::fs::write(path, text.to_string()).with_context(|| format!("write {}", path.display()))?;
         }
         let registry = Self { config, host, files, listeners: Mutex::default() };
@@ -129,8 +147,12 @@ impl Distribution {
         image.write_layout(layout.path())?;
         let from = format!("oci:{}:{}", layout.path().display(), image.tag());
         let to = format!("docker://127.0.0.1:{PLAIN_PORT}/{}", image.reference());
-        let skopeo =
-            ["skopeo", "copy", "--insecure-policy", "--preserve-digests", "--dest-tls-verify=false", &from, &to];
+        let login = format!("--dest-creds={}:{}", LOGIN.0, LOGIN.1);
+        let mut skopeo =
+            vec!["skopeo", "copy", "--insecure-policy", "--preserve-digests", "--dest-tls-verify=false", &from, &to];
+        if self.config.private {
+            skopeo.push(&login);
+        }
         self.host.machine().exec(&skopeo).await?;
         Ok(format!("{}/{}", self.registry(), image.reference()))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use breakwater_tests::binaries::workspace;
 use breakwater_tests::cluster::{Cluster, ClusterConfig, until};
-use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::distribution::{Distribution, DistributionConfig, LOGIN, PLAIN_PORT};
 use breakwater_tests::images::Image;
 use breakwater_tests::product::{Product, snapshot};
 
@@ -32,6 +32,8 @@ async fn mirrors_come_change_collide_and_go() -> Result<()> {
     a_broken_mirror_leaves_the_others_working(&cluster, product, &a).await?;
     a_change_rolls_out(&cluster, product).await?;
     a_deselected_node_gives_its_file_back(&cluster, product).await?;
+    a_private_registry_opens_to_the_mirrors_credentials(&cluster, product).await?;
+    a_registry_without_a_name_works_from_memory(&cluster, product, &a).await?;
 
     // Everything at once: the roles go too, and the agent still gives every file back.
     let config = workspace().join("config/default");
@@ -92,4 +94,44 @@ async fn a_deselected_node_gives_its_file_back(cluster: &Cluster, product: Produ
     cluster.kubectl(&["patch", "rmir", "registry-a", "--type=merge", "-p", patch]).await?;
     until(LIMIT, "its file to come back", async || Ok(file.exists().then_some(()))).await?;
     product.ready(LIMIT).await
+}
+
+/// The Secret comes after the mirror, as a GitOps tool may apply them.
+async fn a_private_registry_opens_to_the_mirrors_credentials(cluster: &Cluster, product: Product<'_>) -> Result<()> {
+    let upstream = Distribution::start(cluster, DistributionConfig::at("registry-c.test").private()).await?;
+    let image = upstream.push(&Image::busybox_app("team/secret", 11, &[1000])?).await?;
+    let mirror = format!(
+        "{{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirror, metadata: {{name: registry-c}}, \
+          spec: {{registry: registry-c.test, url: '{}', credentials: [{{secretRef: {{name: login}}}}]}}}}",
+        upstream.plain_url()
+    );
+    cluster.apply(&mirror).await?;
+    let missing = product.condition("registry-c", "UpstreamCredentialsAccepted", "False", LIMIT).await?;
+    ensure!(missing.reason == "SecretNotFound" && missing.message.contains("login"), "{missing:?}");
+    let (user, password) = (format!("--docker-username={}", LOGIN.0), format!("--docker-password={}", LOGIN.1));
+    let secret = ["-n", "breakwater-system", "create", "secret", "docker-registry", "login"];
+    cluster.kubectl(&[&secret[..], &["--docker-server=registry-c.test", &user, &password]].concat()).await?;
+    // The kubelet takes up to a minute and a half to bring a Secret into a running Pod.
+    product.condition("registry-c", "UpstreamCredentialsAccepted", "True", Duration::from_secs(150)).await?;
+    product.ready(LIMIT).await?;
+    cluster.run_pod("secret", &image, None).await?.running(LIMIT).await.map(drop)
+}
+
+/// An address and a port instead of a name, an emptyDir instead of a claim, and resources.
+async fn a_registry_without_a_name_works_from_memory(
+    cluster: &Cluster,
+    product: Product<'_>,
+    a: &Distribution,
+) -> Result<()> {
+    let registry = format!("{}:{PLAIN_PORT}", a.address());
+    let mirror = format!(
+        "{{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirror, metadata: {{name: by-address}}, \
+          spec: {{registry: '{registry}', url: 'http://{registry}', cache: {{storage: {{ephemeral: true, size: 1Gi}}, \
+                  resources: {{requests: {{cpu: 10m}}, limits: {{memory: 256Mi}}}}}}}}}}"
+    );
+    cluster.apply(&mirror).await?;
+    product.ready(LIMIT).await?;
+    let pushed = a.push(&Image::busybox_app("team/by-address", 12, &[1000])?).await?;
+    let image = pushed.replace("registry-a.test", &registry);
+    cluster.run_pod("by-address", &image, None).await?.running(LIMIT).await.map(drop)
 }
