@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a harness fails its test by panicking")]
 
 pub mod client;
+pub mod cold;
 mod identity;
 mod process;
 

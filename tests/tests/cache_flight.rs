@@ -4,19 +4,15 @@
 
 use std::time::Duration;
 
-use breakwater_tests::cache::{Cache, End};
-use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
+use breakwater_tests::cache::{Cache, End, cold};
+use breakwater_tests::upstream::{Blob, Fault, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
 
 /// A blob of this size behind a cache that has not seen it.
 async fn cold(size: usize) -> (Upstream, Cache, Blob) {
-    let upstream = Upstream::start().await;
-    let blob = Content::blob(1, size);
-    upstream.put_blob(REPOSITORY, &blob);
-    let cache = Cache::start(&upstream).await;
-    (upstream, cache, blob)
+    cold::blob(REPOSITORY, size).await
 }
 
 /// How often the blob itself was asked for, by GET.

@@ -4,18 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use breakwater_tests::cache::{Answer, Cache, End, PATIENCE};
+use breakwater_tests::cache::{Answer, Cache, End, PATIENCE, cold};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
 
 async fn cold(size: usize) -> (Upstream, Cache, Blob) {
-    let upstream = Upstream::start().await;
-    let blob = Content::blob(1, size);
-    upstream.put_blob(REPOSITORY, &blob);
-    let cache = Cache::start(&upstream).await;
-    (upstream, cache, blob)
+    cold::blob(REPOSITORY, size).await
 }
 
 /// Never a whole body of wrong bytes, never a foreign byte: an error before the header or a prefix and a FIN.

@@ -2,6 +2,7 @@
 //! upstream and from then on from disk.
 
 use breakwater_tests::cache::client::exchange_raw;
+use breakwater_tests::cache::cold;
 use breakwater_tests::cache::{Cache, End};
 use breakwater_tests::upstream::{Blob, Content, Image, Recorded, Upstream};
 
@@ -10,11 +11,7 @@ const BY_TAG: &str = "/v2/library/app/manifests/v1";
 
 /// An image with one layer behind a cache that has not seen it.
 async fn cold() -> (Upstream, Cache, Image) {
-    let upstream = Upstream::start().await;
-    let image = Content::image(1, &[300_000]);
-    upstream.push(REPOSITORY, "v1", &image);
-    let cache = Cache::start(&upstream).await;
-    (upstream, cache, image)
+    cold::image(REPOSITORY, &[300_000]).await
 }
 
 /// The same image, pulled once as a runtime does it.

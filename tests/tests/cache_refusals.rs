@@ -2,6 +2,7 @@
 //! asked of upstream for it.
 
 use breakwater_tests::cache::client::exchange_raw;
+use breakwater_tests::cache::cold;
 use breakwater_tests::cache::{Cache, End};
 use breakwater_tests::upstream::{Content, Image, Upstream};
 
@@ -9,11 +10,7 @@ const REPOSITORY: &str = "library/app";
 const BY_TAG: &str = "/v2/library/app/manifests/v1";
 
 async fn cold() -> (Upstream, Cache, Image) {
-    let upstream = Upstream::start().await;
-    let image = Content::image(1, &[1000]);
-    upstream.push(REPOSITORY, "v1", &image);
-    let cache = Cache::start(&upstream).await;
-    (upstream, cache, image)
+    cold::image(REPOSITORY, &[1000]).await
 }
 
 #[tokio::test]

@@ -21,6 +21,11 @@ const PACKAGES: &[&str] = &[
 
 /// Installs the packages that are missing, through apt.
 pub(super) fn install_missing() -> Result<()> {
+    if missing()?.is_empty() {
+        return Ok(());
+    }
+    // apt refuses to run twice at a time, and whoever waited finds nothing left to do.
+    let _lock = super::folder::lock("debian-packages", "Debian packages")?;
     let missing = missing()?;
     if missing.is_empty() {
         return Ok(());

@@ -27,8 +27,7 @@ pub(super) fn make_once(name: &str, title: &str, make: impl FnOnce(&Path) -> Res
     if result.exists() {
         return Ok(result);
     }
-    fs::create_dir_all(&cache).with_context(|| format!("make the cache folder {}", cache.display()))?;
-    let _lock = lock(&cache.join(format!("{name}.lock")), title)?;
+    let _lock = lock(name, title)?;
     if result.exists() {
         return Ok(result);
     }
@@ -42,12 +41,16 @@ pub(super) fn make_once(name: &str, title: &str, make: impl FnOnce(&Path) -> Res
     Ok(result)
 }
 
-fn lock(path: &Path, title: &str) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("open {}", path.display()))?;
+/// Waits until no other process of the harness makes `name`; the lock ends with the file.
+pub(super) fn lock(name: &str, title: &str) -> Result<File> {
+    let cache = cache_folder()?;
+    fs::create_dir_all(&cache).with_context(|| format!("make the cache folder {}", cache.display()))?;
+    let path = cache.join(format!("{name}.lock"));
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            eprintln!("waiting for another process that is building {title}");
+            eprintln!("waiting for another process that is making {title}");
             file.lock().with_context(|| format!("lock {}", path.display()))?;
         }
         Err(TryLockError::Error(error)) => {
