@@ -16,7 +16,8 @@ use tracing::debug;
 use super::{Upstream, breaker::HostKey, challenge, transport::HEADERS};
 
 const TICK: Duration = Duration::from_secs(2);
-const IDLE: Duration = Duration::from_secs(30);
+/// How long an outage may go unseen while nobody pulls.
+const IDLE: Duration = Duration::from_secs(15);
 
 /// What the probe saw last, beyond what the breakers know.
 #[derive(Default)]

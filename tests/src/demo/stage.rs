@@ -25,11 +25,13 @@ server = \"http://registry-b.test:5001\"\n\n\
 
 /// A cluster, two registries, and what the nodes looked like before Breakwater.
 pub(super) struct Stage {
-    pub(super) cluster: Cluster,
+    // The registries before the cluster, because fields are dropped in order: the parent of a process that somebody stopped
+    // is stopped as well, and would hold up the cluster's end.
     /// `registry-a.test`.
     pub(super) a: Distribution,
     /// `registry-b.test:5000`, a name with a port.
     pub(super) b: Distribution,
+    pub(super) cluster: Cluster,
     /// Images by what the story uses them for.
     images: BTreeMap<&'static str, String>,
     /// certs.d of each node before Breakwater, by the node's name.
@@ -57,7 +59,7 @@ impl Stage {
             std::fs::write(folder.join("hosts.toml"), FOREIGN).context("write a hosts.toml by hand")?;
             before.insert(node.name().to_owned(), snapshot(&node.certs_d())?);
         }
-        Ok(Self { cluster, a, b, images, before })
+        Ok(Self { a, b, cluster, images, before })
     }
 
     /// Installs Breakwater as the README says, and applies a mirror for each registry.
@@ -113,6 +115,8 @@ impl Stage {
 
     /// Removes everything.
     pub(super) async fn strike(self) -> Result<()> {
-        self.cluster.remove().await
+        let Self { a, b, cluster, images: _, before: _ } = self;
+        drop((a, b));
+        cluster.remove().await
     }
 }
