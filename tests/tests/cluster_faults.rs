@@ -75,5 +75,16 @@ async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     loses.power_on().await?;
     let start = cluster.run_pod("after-power-cut", &image, Some(loses.name())).await?.running(LIMIT).await?;
     ensure!(start.pull.is_some(), "{} had the image already", loses.name());
+
+    // The same for the node of the cache itself: its Pod comes back over its volume, still without a registry.
+    keeps.power_off().await?;
+    keeps.power_on().await?;
+    cluster.kubectl(&["delete", "pod", "seen", "after-power-cut", "--force", "--grace-period=0"]).await?;
+    for node in [keeps, loses] {
+        until(LIMIT, "the image to leave a node", async || Ok(node.remove_image(&image).await.ok())).await?;
+        let name = format!("after-{}", node.name());
+        let start = cluster.run_pod(&name, &image, Some(node.name())).await?.running(LIMIT).await?;
+        ensure!(start.pull.is_some(), "{} had the image already", node.name());
+    }
     cluster.remove().await
 }

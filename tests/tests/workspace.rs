@@ -124,3 +124,30 @@ fn the_image_has_one_name_and_version() -> Result<()> {
     assert!(kustomization.contains(&format!("newTag: {version}")), "config/default: newTag must be {version}");
     Ok(())
 }
+
+/// Dotted paths of every field below a schema.
+fn fields(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+    for (name, below) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        fields(below, &path, found);
+        fields(&below["items"], &path, found);
+        found.push(path);
+    }
+}
+
+#[test]
+fn every_field_of_a_mirror_is_documented() -> Result<()> {
+    let [mirror, _] = breakwater_crds::yaml::definitions();
+    let schema = serde_json::to_value(&mirror.spec.versions[0].schema)?;
+    let mut found = Vec::new();
+    fields(&schema["openAPIV3Schema"]["properties"]["spec"], "spec", &mut found);
+    ensure!(found.len() > 15, "found only {found:?}");
+    let docs = read(&root().join("docs/mirrors.md"))?;
+    // Below these, fields are Kubernetes' own.
+    let foreign = ["spec.nodes.selector.", "spec.cache.resources."];
+    for field in found.iter().filter(|field| !foreign.iter().any(|prefix| field.starts_with(prefix))) {
+        let name = field.rsplit('.').next().unwrap_or(field);
+        assert!(docs.contains(&format!("{name}:")), "docs/mirrors.md: must explain {field}");
+    }
+    Ok(())
+}
