@@ -151,3 +151,23 @@ fn every_field_of_a_mirror_is_documented() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn every_shared_dependency_is_used_by_a_crate() -> Result<()> {
+    let workspace = read(&root().join("Cargo.toml"))?;
+    let (_, shared) = workspace.split_once("[workspace.dependencies]").context("has no shared dependencies")?;
+    let (shared, _) = shared.split_once("[workspace.lints").context("has no lints")?;
+    let crates: Vec<String> = ["crds", "registry", "operator", "node-agent", "tests"]
+        .iter()
+        .map(|folder| read(&root().join(folder).join("Cargo.toml")))
+        .collect::<Result<_>>()?;
+    for line in shared.lines().filter(|line| !line.starts_with('#')) {
+        if let Some((name, _)) = line.split_once(" = ") {
+            let used = |manifest: &String| {
+                manifest.lines().any(|l| l.starts_with(&format!("{name}.")) || l.starts_with(&format!("{name} =")))
+            };
+            assert!(crates.iter().any(used), "Cargo.toml: no crate uses {name}: remove it");
+        }
+    }
+    Ok(())
+}
