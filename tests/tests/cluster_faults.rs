@@ -49,6 +49,16 @@ impl Scene<'_> {
     }
 }
 
+/// The registry's packets vanish without a word, which is the slowest way to fail.
+async fn swallowed_packets_cost_no_pull(scene: &Scene<'_>, image: &str, node: &Node) -> Result<()> {
+    scene.cluster.machine().drop_packets_to(scene.upstream.address()).await?;
+    let start = scene.cluster.run_pod("swallowed", image, Some(node.name())).await?.running(LIMIT).await?;
+    ensure!(start.pull.is_some_and(|pull| pull < Duration::from_secs(5)), "a cached image took {start:?}");
+    scene.cluster.machine().heal_network().await?;
+    scene.cluster.kubectl(&["delete", "pod", "swallowed", "--force", "--grace-period=0"]).await?;
+    until(LIMIT, "the image to leave the node", async || Ok(node.remove_image(image).await.ok())).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     let cluster = Cluster::start(ClusterConfig { nodes: 2, ..ClusterConfig::default() }).await?;
@@ -68,6 +78,7 @@ async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     let (keeps, loses) = if cache_node == one.name() { (one, two) } else { (two, one) };
     let image = scene.push("team/seen", 10, 1 << 20).await?;
     cluster.run_pod("seen", &image, Some(keeps.name())).await?.running(LIMIT).await?;
+    swallowed_packets_cost_no_pull(&scene, &image, loses).await?;
     upstream.stop().await?;
     let unreachable = product.condition("registry-a", "UpstreamReachable", "False", LIMIT).await?;
     ensure!(unreachable.message.contains("registry-a.test"), "{}", unreachable.message);
