@@ -59,6 +59,24 @@ async fn swallowed_packets_cost_no_pull(scene: &Scene<'_>, image: &str, node: &N
     until(LIMIT, "the image to leave the node", async || Ok(node.remove_image(image).await.ok())).await
 }
 
+/// The nodes lose the machine with API server and name server, and their agents are killed on top; the registry is down.
+async fn neither_api_server_nor_dns_is_needed(scene: &Scene<'_>, image: &str, node: &Node) -> Result<()> {
+    let lost = scene.cluster.machine().address();
+    for node in scene.cluster.nodes() {
+        node.machine()?.drop_packets_to(lost).await?;
+    }
+    let dial = format!("timeout 1 bash -c 'echo >/dev/tcp/{lost}/6443'");
+    ensure!(node.machine()?.sh(&dial).await.is_err(), "the API server is still in reach");
+    scene.product.signal(AGENT_PROGRAM, "KILL").await?;
+    // As the kubelet would have containerd do it, had it been told of a Pod.
+    let pull = ["images", "pull", "--hosts-dir", "/etc/containerd/certs.d", image];
+    until(LIMIT, "a pull through a new agent", async || Ok(node.ctr(&pull).await.ok())).await?;
+    for node in scene.cluster.nodes() {
+        node.machine()?.heal_network().await?;
+    }
+    node.remove_image(image).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     let cluster = Cluster::start(ClusterConfig { nodes: 2, ..ClusterConfig::default() }).await?;
@@ -82,6 +100,7 @@ async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     upstream.stop().await?;
     let unreachable = product.condition("registry-a", "UpstreamReachable", "False", LIMIT).await?;
     ensure!(unreachable.message.contains("registry-a.test"), "{}", unreachable.message);
+    neither_api_server_nor_dns_is_needed(&scene, &image, loses).await?;
     loses.power_off().await?;
     loses.power_on().await?;
     let start = cluster.run_pod("after-power-cut", &image, Some(loses.name())).await?.running(LIMIT).await?;
