@@ -62,14 +62,15 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         daemon_set,
         log_format: _, // used before anything is logged
     } = args;
-    let (known, mut news) = tokio::sync::watch::channel(Known::load(&state_dir));
+    let stored = Known::load(&state_dir);
+    let (known, mut news) = tokio::sync::watch::channel(stored.clone());
     let sources = Sources { node_name: node_name.clone(), namespace, agent_namespace: agent_namespace.clone() };
     let mut watches = watch::start(&client, &sources, &known);
     let (reports, to_report) = tokio::sync::watch::channel(None);
     let mut reporter = JoinSet::new();
     reporter.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
 
-    let mut agent = Agent::start(certs_dir, config_path, state_dir, relay_listen, reports).await?;
+    let mut agent = Agent::start(certs_dir, config_path, state_dir, stored, relay_listen, reports).await?;
     while !stop.is_cancelled() {
         agent.turn(&mut news).await?;
         tokio::select! {
@@ -120,6 +121,7 @@ impl Agent {
         certs_dir: PathBuf,
         config_path: String,
         state_dir: PathBuf,
+        stored: Known,
         relay_listen: SocketAddr,
         reports: Sender<Option<Report>>,
     ) -> Result<Self, AgentFault> {
@@ -133,7 +135,7 @@ impl Agent {
             trust: Ok(()),
             files: None,
             config_path,
-            stored: Known::load(&state_dir),
+            stored,
             state_dir,
             reports,
         };

@@ -35,14 +35,22 @@ pub struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
+    /// Builds the image and installs it.
+    ///
+    /// # Errors
+    /// Fails when cargo does, and as [`Product::install_archive`].
+    pub async fn install(cluster: &'a Cluster) -> Result<Self> {
+        let archive = tokio::task::spawn_blocking(release::image_archive).await.context("build the image")??;
+        Self::install_archive(cluster, &archive).await
+    }
+
     /// Imports the image on every node, applies config/default and waits until operator and agents are ready.
     ///
     /// # Errors
     /// Fails when a part does not become ready, with what its Pods say.
-    pub async fn install(cluster: &'a Cluster) -> Result<Self> {
-        let archive = tokio::task::spawn_blocking(release::image_archive).await.context("build the image")??;
+    pub async fn install_archive(cluster: &'a Cluster, archive: &Path) -> Result<Self> {
         for node in cluster.nodes() {
-            node.import_image(&archive).await?;
+            node.import_image(archive).await?;
         }
         let product = Self { cluster };
         let config = workspace().join("config/default");

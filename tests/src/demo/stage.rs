@@ -1,6 +1,7 @@
 //! The demo's stage: two nodes, two registries with images, a foreign mirror file, and Breakwater installed.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cluster::{Cluster, ClusterConfig, Node, PodStart};
@@ -32,6 +33,8 @@ pub(super) struct Stage {
     /// `registry-b.test:5000`, a name with a port.
     pub(super) b: Distribution,
     pub(super) cluster: Cluster,
+    /// Breakwater's image.
+    archive: PathBuf,
     /// Images by what the story uses them for.
     images: BTreeMap<&'static str, String>,
     /// certs.d of each node before Breakwater, by the node's name.
@@ -43,7 +46,7 @@ impl Stage {
     pub(super) async fn set() -> Result<Self> {
         Report::chapter("Setting the stage: a two-node cluster and two registries");
         // First, so that a compiler's error comes before minutes of other work.
-        tokio::task::spawn_blocking(release::image_archive).await.context("build the image")??;
+        let archive = tokio::task::spawn_blocking(release::image_archive).await.context("build the image")??;
         let cluster = Cluster::start(ClusterConfig { nodes: 2, ..ClusterConfig::default() }).await?;
         let a = Distribution::start(&cluster, DistributionConfig::at("registry-a.test")).await?;
         let b = Distribution::start(&cluster, DistributionConfig::at("registry-b.test:5000")).await?;
@@ -59,12 +62,12 @@ impl Stage {
             std::fs::write(folder.join("hosts.toml"), FOREIGN).context("write a hosts.toml by hand")?;
             before.insert(node.name().to_owned(), snapshot(&node.certs_d())?);
         }
-        Ok(Self { a, b, cluster, images, before })
+        Ok(Self { a, b, cluster, archive, images, before })
     }
 
     /// Installs Breakwater as the README says, and applies a mirror for each registry.
     pub(super) async fn install(&self) -> Result<Product<'_>> {
-        let product = Product::install(&self.cluster).await?;
+        let product = Product::install_archive(&self.cluster, &self.archive).await?;
         product.mirror("registry-a", &self.a).await?;
         product.mirror("registry-b", &self.b).await?;
         product.ready(READY_LIMIT).await?;
@@ -115,7 +118,7 @@ impl Stage {
 
     /// Removes everything.
     pub(super) async fn strike(self) -> Result<()> {
-        let Self { a, b, cluster, images: _, before: _ } = self;
+        let Self { a, b, cluster, archive: _, images: _, before: _ } = self;
         drop((a, b));
         cluster.remove().await
     }
