@@ -6,13 +6,15 @@ pub mod contact;
 pub mod links;
 pub mod lock;
 pub mod partial;
+pub mod pinned;
 pub mod tags;
 mod write;
 
 use std::{io, path::PathBuf, sync::Arc};
 
 use self::{
-    blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, tags::Tags, write::Writer,
+    blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, pinned::Pinned, tags::Tags,
+    write::Writer,
 };
 use crate::registry_host::RegistryHost;
 
@@ -35,6 +37,8 @@ pub struct Store {
     pub blobs: Blobs,
     /// Downloads that have not ended.
     pub partials: Partials,
+    /// What eviction must leave alone.
+    pub pinned: Pinned,
     /// What tags mean.
     pub tags: Tags,
     /// Which repository has which digest.
@@ -85,6 +89,7 @@ impl Store {
         Ok(Self {
             blobs: Blobs::new(blobs, quarantine, writer.clone()),
             partials: Partials::new(partial),
+            pinned: Pinned::default(),
             tags: Tags::new(repositories.clone(), writer.clone()),
             links: Links::new(repositories, writer),
             contact: Arc::new(lock.contact()),
