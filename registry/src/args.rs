@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::Parser;
 use reqwest::Url;
 
-use crate::{duration, registry_host::RegistryHost, telemetry::LogFormat};
+use crate::{duration, registry_host::RegistryHost, store::size::CacheSize, telemetry::LogFormat};
 
 const AFTER_HELP: &str = "\
 Example:
@@ -54,6 +54,10 @@ pub struct Args {
         help_heading = "Storage"
     )]
     pub data_dir: PathBuf,
+
+    /// Keep at most this much, such as 40Gi, or this part of the volume; the least recently used goes first
+    #[arg(long, value_name = "SIZE", env = "BREAKWATER_CACHE_SIZE", default_value = "90%", help_heading = "Storage")]
+    pub cache_size: CacheSize,
 
     /// Serve pulls by plain HTTP here [default: 127.0.0.1:5000, none with --tls-listen]
     #[arg(long, value_name = "ADDR", env = "BREAKWATER_LISTEN", value_parser = parse_listen, help_heading = "Listeners")]

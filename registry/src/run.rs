@@ -151,6 +151,7 @@ impl Cache {
             tag_ttl,
             max_stale,
             data_dir,
+            cache_size,
             listen,
             tls_listen,
             tls_dir,
@@ -163,7 +164,7 @@ impl Cache {
             None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
         };
         let roots = roots(&ca_file)?;
-        let store = Arc::new(Store::open(data_dir, &registry).map_err(StartFailed::Store)?);
+        let store = Arc::new(Store::open(data_dir, &registry, cache_size).map_err(StartFailed::Store)?);
         let secure = match (tls_listen, tls_dir, token_dir) {
             (Some(listen), Some(tls_dir), Some(token_dir)) => {
                 let parts = TlsParts::open(tls_dir, token_dir).map_err(StartFailed::Tls)?;

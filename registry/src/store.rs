@@ -7,14 +7,16 @@ pub mod links;
 pub mod lock;
 pub mod partial;
 pub mod pinned;
+pub mod size;
+pub mod space;
 pub mod tags;
 mod write;
 
 use std::{io, path::PathBuf, sync::Arc};
 
 use self::{
-    blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, pinned::Pinned, tags::Tags,
-    write::Writer,
+    blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, pinned::Pinned, size::CacheSize,
+    space::Space, tags::Tags, write::Writer,
 };
 use crate::registry_host::RegistryHost;
 
@@ -39,6 +41,8 @@ pub struct Store {
     pub partials: Partials,
     /// What eviction must leave alone.
     pub pinned: Pinned,
+    /// How much may be kept.
+    pub space: Space,
     /// What tags mean.
     pub tags: Tags,
     /// Which repository has which digest.
@@ -75,7 +79,7 @@ pub enum Unusable {
 
 impl Store {
     /// Takes the folder for `registry`, making it if needed. Looks at none of its content, however much there is.
-    pub fn open(dir: PathBuf, registry: &RegistryHost) -> Result<Self, Unusable> {
+    pub fn open(dir: PathBuf, registry: &RegistryHost, size: CacheSize) -> Result<Self, Unusable> {
         let make = |path: PathBuf| match std::fs::create_dir_all(&path) {
             Ok(()) => Ok(path),
             Err(source) => Err(Unusable::Create { path, source }),
@@ -90,6 +94,7 @@ impl Store {
             blobs: Blobs::new(blobs, quarantine, writer.clone()),
             partials: Partials::new(partial),
             pinned: Pinned::default(),
+            space: Space::new(dir, size),
             tags: Tags::new(repositories.clone(), writer.clone()),
             links: Links::new(repositories, writer),
             contact: Arc::new(lock.contact()),
