@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use crate::{
     body::{self, Body},
-    metrics::Metrics,
+    metrics::{Metrics, Now},
     registry_host::RegistryHost,
     store::Store,
+    telemetry,
     upstream::{Upstream, UpstreamState},
 };
 
@@ -54,8 +55,13 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Body> {
-        let is_reachable = self.upstream.state().reachable == Some(true);
-        match self.metrics.text(self.store.blobs.used(), is_reachable) {
+        let now = Now {
+            used: self.store.blobs.used(),
+            is_reachable: self.upstream.state().reachable == Some(true),
+            open_breakers: self.upstream.open_breakers(),
+            log_lines_lost: telemetry::lines_lost(),
+        };
+        match self.metrics.text(&now) {
             Ok(metrics) => {
                 typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.into())
             }

@@ -17,7 +17,12 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use rustix::{buffer::spare_capacity, io::pread};
 use tokio::sync::watch;
 
-use crate::{failure::Failure, flight::Progress, metrics::Metrics, store::blocking};
+use crate::{
+    failure::Failure,
+    flight::Progress,
+    metrics::{Held, Metrics},
+    store::blocking,
+};
 
 const SMALLEST_FRAME: u64 = 16 * 1024;
 const LARGEST_FRAME: u64 = 256 * 1024;
@@ -58,11 +63,13 @@ struct Reader {
     frame: u64,
     handed_out: Option<(Instant, u64)>,
     metrics: Arc<Metrics>,
+    _held: Held,
 }
 
 /// The bytes from `start` to `end`; without `end`, to wherever the flight ends.
 pub fn part(source: Source, start: u64, end: Option<u64>, metrics: Arc<Metrics>) -> Body {
-    let reader = Reader { source, offset: start, end, frame: SMALLEST_FRAME, handed_out: None, metrics };
+    let held = metrics.reader();
+    let reader = Reader { source, offset: start, end, frame: SMALLEST_FRAME, handed_out: None, metrics, _held: held };
     let frames = stream::try_unfold(reader, |mut reader| async move {
         let frame = reader.next().await?;
         Ok(frame.map(|bytes| (Frame::data(bytes), reader)))

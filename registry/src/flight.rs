@@ -23,8 +23,14 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::{
-    background::Background, digest::Digest, download::Download, failure::Failure, metrics::Metrics,
-    reference::RepositoryName, store::Store, upstream::Upstream,
+    background::Background,
+    digest::Digest,
+    download::Download,
+    failure::Failure,
+    metrics::{Held, Metrics},
+    reference::RepositoryName,
+    store::Store,
+    upstream::Upstream,
 };
 
 /// A failure answers for this long, so that a client that comes back at once goes on to upstream.
@@ -89,7 +95,7 @@ impl Flights {
         let (sender, progress) = watch::channel(Progress::Asking);
         let seat = || Seat { progress: progress.clone(), repository: repository.clone() };
         running.insert(digest.clone(), seat());
-        let landing = Landing { flights: Arc::clone(self), digest: digest.clone() };
+        let landing = Landing { flights: Arc::clone(self), digest: digest.clone(), _held: self.metrics.flight() };
         let download = Download {
             store: Arc::clone(&self.store),
             upstream: Arc::clone(&self.upstream),
@@ -131,6 +137,7 @@ impl Flights {
 struct Landing {
     flights: Arc<Flights>,
     digest: Digest,
+    _held: Held,
 }
 
 impl Drop for Landing {

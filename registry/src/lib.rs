@@ -2,6 +2,7 @@
 //!
 //! Start with `pull`: it tells the story of a pull. `run` wires the parts together.
 
+pub mod access;
 pub mod admin;
 pub mod args;
 pub mod background;

@@ -7,7 +7,6 @@ use clap::Parser;
 fn main() {
     // Wrong usage ends here with exit code 2.
     let args = Args::parse();
-    telemetry::init(args.log_format);
     if let Err(error) = start(args) {
         // One sentence, the last line, also where a Pod's termination message is read from.
         eprintln!("error: {error:#}");
@@ -16,6 +15,7 @@ fn main() {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
+    let _log = telemetry::init(args.log_format).context("cannot start a thread")?;
     // The first who asks for TLS would otherwise have to guess which provider is meant.
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.install_default().map_err(|_| anyhow::anyhow!("a crypto provider is installed already"))?;

@@ -1,31 +1,40 @@
-//! What the cache counts. Labels are enums: never a repository, a digest or a client.
+//! What the cache counts. Labels are enums: never a repository, a digest or a client. `docs/metrics.md` lists all of it.
 
 use std::{
+    future::Future,
     sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::{Response, StatusCode};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
-use tracing::debug;
 
-use crate::{body::Body, registry_host::RegistryHost, route::Route};
+use crate::registry_host::RegistryHost;
 
+/// The commit that the binary was built from, given by whoever builds the image.
+const REVISION: &str = match option_env!("BREAKWATER_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+const SECONDS: [f64; 12] = [0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0];
+
+/// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types)]
-enum Kind {
+#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
+pub enum Kind {
     manifest,
     blob,
     list,
+    other,
 }
 
+/// How it was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types)]
-enum Outcome {
+#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
+pub enum Outcome {
     hit,
     miss,
     stale,
@@ -33,10 +42,58 @@ enum Outcome {
     error,
 }
 
+/// A part of a request to upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
+pub enum Phase {
+    resolve,
+    connect,
+    header,
+    body,
+}
+
+/// The part that a host plays for upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
+pub enum HostRole {
+    registry,
+    token,
+    redirect,
+}
+
+/// Who may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
+pub enum Listener {
+    plain,
+    tls,
+    admin,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct Answered {
     kind: Kind,
     result: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Result {
+    result: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InPhase {
+    phase: Phase,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfHost {
+    host: HostRole,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct At {
+    listener: Listener,
 }
 
 /// A family without labels shows nothing until it has a value.
@@ -45,73 +102,143 @@ type NoLabels = [(&'static str, &'static str); 0];
 /// All metrics of one cache.
 pub struct Metrics {
     registry: Registry,
-    requests: Family<Labels, Counter>,
-    first_byte: Histogram,
+    requests: Family<Answered, Counter>,
+    first_byte: Family<Result, Histogram>,
     sent: Counter,
-    received: Counter,
+    readers: Gauge,
+    flights: Gauge,
+    connections: Family<At, Gauge>,
     used: Gauge,
+    log_lines_lost: Counter,
+    received: Counter,
     reachable: Gauge,
+    phases: Family<InPhase, Histogram>,
+    open_breakers: Family<OfHost, Gauge>,
     /// Exported only once upstream has named a budget.
     rate_limit: Family<NoLabels, Gauge>,
     remaining: AtomicI64,
+    /// Exported only with a TLS listener.
+    certificate_expiry: Family<NoLabels, Gauge>,
+    certificate_errors: Counter,
+}
+
+/// Counts something as there for as long as it is held.
+pub struct Held(Gauge);
+
+impl Held {
+    fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {
     /// With all counters at zero, so that the first fault shows as a rate.
     pub fn new(upstream: &RegistryHost) -> Self {
         let label = [("registry".into(), upstream.to_string().into())];
-        let mut registry = Registry::with_prefix_and_labels("breakwater", label.into_iter());
-        let (requests, sent, received) = (Family::<Labels, Counter>::default(), Counter::default(), Counter::default());
-        for kind in [Kind::manifest, Kind::blob, Kind::list] {
-            for result in [Outcome::hit, Outcome::miss, Outcome::stale, Outcome::denied, Outcome::error] {
-                drop(requests.get_or_create(&Labels { kind, result }));
-            }
-        }
-        let first_byte = Histogram::new([0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]);
-        let (used, reachable) = (Gauge::default(), Gauge::default());
-        let rate_limit = Family::<NoLabels, Gauge>::default();
-        registry.register("cache_requests", "Requests answered", requests.clone());
-        registry.register("cache_first_byte_seconds", "Time from a request to its answer's header", first_byte.clone());
-        registry.register("cache_sent_bytes", "Bytes of blobs read for clients", sent.clone());
-        registry.register("cache_used_bytes", "Bytes of committed content", used.clone());
-        registry.register("upstream_received_bytes", "Bytes of content received from upstream", received.clone());
-        registry.register("upstream_reachable", "Whether upstream answers", reachable.clone());
-        registry.register("upstream_ratelimit_remaining", "Pulls that upstream still allows", rate_limit.clone());
-        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "What is running", version);
-        Self {
-            registry,
-            requests,
-            first_byte,
-            sent,
-            received,
-            used,
-            reachable,
-            rate_limit,
+        let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
+        let mut metrics = Self {
+            registry: Registry::with_prefix_and_labels("breakwater", label.into_iter()),
+            requests: Family::default(),
+            first_byte: Family::new_with_constructor(histogram),
+            sent: Counter::default(),
+            readers: Gauge::default(),
+            flights: Gauge::default(),
+            connections: Family::default(),
+            used: Gauge::default(),
+            log_lines_lost: Counter::default(),
+            received: Counter::default(),
+            reachable: Gauge::default(),
+            phases: Family::new_with_constructor(histogram),
+            open_breakers: Family::default(),
+            rate_limit: Family::default(),
             remaining: AtomicI64::new(-1),
+            certificate_expiry: Family::default(),
+            certificate_errors: Counter::default(),
+        };
+        metrics.create_children();
+        metrics.register();
+        metrics
+    }
+
+    fn create_children(&self) {
+        for result in [Outcome::hit, Outcome::miss, Outcome::stale, Outcome::denied, Outcome::error] {
+            for kind in [Kind::manifest, Kind::blob, Kind::list] {
+                drop(self.requests.get_or_create(&Answered { kind, result }));
+            }
+            drop(self.first_byte.get_or_create(&Result { result }));
+        }
+        for result in [Outcome::hit, Outcome::denied] {
+            drop(self.requests.get_or_create(&Answered { kind: Kind::other, result }));
+        }
+        for phase in [Phase::resolve, Phase::connect, Phase::header, Phase::body] {
+            drop(self.phases.get_or_create(&InPhase { phase }));
         }
     }
 
-    /// Counts a request, and tells it to the log.
-    pub fn answered(&self, route: &Route, response: &Response<Body>, elapsed: Duration) {
-        let cache_status =
-            response.headers().get("cache-status").and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let result = match response.status() {
-            StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Outcome::denied,
-            status if !status.is_success() => Outcome::error,
-            _ if cache_status.starts_with("breakwater; hit") => Outcome::hit,
-            _ if cache_status.starts_with("breakwater; fwd=stale") => Outcome::stale,
-            _ => Outcome::miss,
-        };
-        let (kind, repository, what) = match route {
-            Route::Base => return,
-            Route::Manifest { repository, reference } => (Kind::manifest, repository, reference.to_string()),
-            Route::Blob { repository, digest } => (Kind::blob, repository, digest.short().to_owned()),
-            Route::List { repository, .. } => (Kind::list, repository, "list".to_owned()),
-        };
-        self.requests.get_or_create(&Labels { kind, result }).inc();
-        self.first_byte.observe(elapsed.as_secs_f64());
-        debug!(%repository, what, status = response.status().as_u16(), cache_status, elapsed = ?elapsed, "answered");
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "cache_requests",
+            "Requests answered; denied: upstream does not have it or refuses, or there is no such path or range",
+            self.requests.clone(),
+        );
+        registry.register(
+            "cache_first_byte_seconds",
+            "Time from a request to its answer's header and first byte",
+            self.first_byte.clone(),
+        );
+        registry.register("cache_sent_bytes", "Bytes of blobs read for clients", self.sent.clone());
+        registry.register("cache_readers", "Answers with a blob that are under way", self.readers.clone());
+        registry.register("cache_flights", "Downloads of blobs that are under way", self.flights.clone());
+        registry.register("cache_connections", "Connections that are open", self.connections.clone());
+        registry.register("cache_used_bytes", "Bytes of committed content", self.used.clone());
+        registry.register(
+            "cache_log_lines_lost",
+            "Log lines left out because nobody read them in time",
+            self.log_lines_lost.clone(),
+        );
+        registry.register(
+            "cache_tls_certificate_expiry_timestamp_seconds",
+            "When the TLS listener's certificate ends, in seconds since 1970",
+            self.certificate_expiry.clone(),
+        );
+        registry.register(
+            "cache_tls_certificate_errors",
+            "Times that tls.crt and tls.key had changed and could not be used; the old pair stays",
+            self.certificate_errors.clone(),
+        );
+        registry.register("upstream_received_bytes", "Bytes of content received from upstream", self.received.clone());
+        registry.register("upstream_reachable", "Whether upstream answers", self.reachable.clone());
+        registry.register(
+            "upstream_phase_seconds",
+            "Time that requests to upstream took, by phase; connect includes resolve and TLS, header includes connect",
+            self.phases.clone(),
+        );
+        registry.register(
+            "upstream_breakers_open",
+            "Hosts that failed, so that requests to them fail at once until they answer again",
+            self.open_breakers.clone(),
+        );
+        registry.register(
+            "upstream_ratelimit_remaining",
+            "Pulls that upstream still allows, once it has said so",
+            self.rate_limit.clone(),
+        );
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("revision", REVISION)]);
+        registry.register("build", "What is running", build);
+    }
+
+    /// Counts an answer whose header came after `elapsed`.
+    pub fn answered(&self, kind: Kind, result: Outcome, elapsed: Duration) {
+        self.requests.get_or_create(&Answered { kind, result }).inc();
+        self.first_byte.get_or_create(&Result { result }).observe(elapsed.as_secs_f64());
     }
 
     /// Bytes of a blob read for a client.
@@ -119,9 +246,35 @@ impl Metrics {
         self.sent.inc_by(bytes);
     }
 
+    /// A client reads a blob.
+    pub fn reader(&self) -> Held {
+        Held::of(&self.readers)
+    }
+
+    /// A blob is being downloaded.
+    pub fn flight(&self) -> Held {
+        Held::of(&self.flights)
+    }
+
+    /// The count of a listener's open connections.
+    pub fn connections(&self, listener: Listener) -> Connections {
+        Connections(self.connections.get_or_create(&At { listener }).clone())
+    }
+
     /// Bytes of content received from upstream.
     pub fn received(&self, bytes: u64) {
         self.received.inc_by(bytes);
+    }
+
+    /// Times a part of a request to upstream, also one that fails or is given up.
+    pub async fn time<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        let _timer = self.timer(phase);
+        work.await
+    }
+
+    /// Times the rest of what holds the timer.
+    pub fn timer(&self, phase: Phase) -> Timer {
+        Timer { histogram: self.phases.get_or_create(&InPhase { phase }).clone(), began: Instant::now() }
     }
 
     /// Upstream has said how many pulls it still allows.
@@ -135,12 +288,62 @@ impl Metrics {
         u32::try_from(self.remaining.load(Ordering::Relaxed)).ok()
     }
 
+    /// The certificate in use ends then, in seconds since 1970.
+    pub fn set_certificate_expiry(&self, at: i64) {
+        self.certificate_expiry.get_or_create(&[]).set(at);
+    }
+
+    /// A new certificate cannot be used.
+    pub fn certificate_error(&self) {
+        self.certificate_errors.inc();
+    }
+
     /// The text that Prometheus reads. Gauges are set from what is true now.
-    pub fn text(&self, used: u64, is_reachable: bool) -> Result<String, std::fmt::Error> {
-        self.used.set(i64::try_from(used).unwrap_or(i64::MAX));
-        self.reachable.set(is_reachable.into());
+    pub fn text(&self, now: &Now) -> std::result::Result<String, std::fmt::Error> {
+        let Now { used, is_reachable, open_breakers, log_lines_lost } = now;
+        self.used.set(i64::try_from(*used).unwrap_or(i64::MAX));
+        self.reachable.set((*is_reachable).into());
+        for (host, count) in open_breakers {
+            self.open_breakers.get_or_create(&OfHost { host: *host }).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+        self.log_lines_lost.inner().store(*log_lines_lost, Ordering::Relaxed);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+/// What others know best, read when the metrics are.
+pub struct Now {
+    /// Bytes of committed content.
+    pub used: u64,
+    /// Whether upstream answers.
+    pub is_reachable: bool,
+    /// How many breakers are open, by the part their hosts play.
+    pub open_breakers: [(HostRole, usize); 3],
+    /// Log lines that nobody read.
+    pub log_lines_lost: u64,
+}
+
+/// Counts connections.
+#[derive(Clone)]
+pub struct Connections(Gauge);
+
+impl Connections {
+    /// One is open for as long as this is held.
+    pub fn open(&self) -> Held {
+        Held::of(&self.0)
+    }
+}
+
+/// Measures until it is dropped.
+pub struct Timer {
+    histogram: Histogram,
+    began: Instant,
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.histogram.observe(self.began.elapsed().as_secs_f64());
     }
 }

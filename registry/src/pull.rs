@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 
 use crate::{
+    access::{self, Answered},
     background::Background,
     body::{self, Body, Source},
     coalesce::Coalesce,
@@ -27,7 +28,7 @@ use crate::{
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
     respond::{self, Described, Origin, Provenance, Sought},
-    route::{self, Route},
+    route::{self, Refused, Route},
     serve::{self, BLOB_TYPE, Wish},
     store::{
         Store, blocking,
@@ -69,24 +70,27 @@ impl Pull {
     /// Answers one request.
     pub async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let began = Instant::now();
-        let route = match route::parse(request.method(), request.uri(), &self.registry) {
-            Ok(route) => route,
-            Err(refused) => return respond::refused(refused),
-        };
+        let route = route::parse(request.method(), request.uri(), &self.registry);
+        let (response, upstream) = access::measured(self.route(request, route.as_ref(), began)).await;
+        let answered = Answered { began, upstream, route: route.as_ref().ok() };
+        access::record(&answered, request, response, &self.metrics)
+    }
+
+    async fn route<B>(&self, request: &Request<B>, route: Result<&Route, &Refused>, began: Instant) -> Response<Body> {
         let wish = Wish::of(request, began);
-        let (sought, answer) = match &route {
-            Route::Base => return respond::base(),
-            Route::Manifest { repository, reference } => {
+        let (sought, answer) = match route {
+            Err(refused) => return respond::refused(*refused),
+            Ok(Route::Base) => return respond::base(),
+            Ok(Route::Manifest { repository, reference }) => {
                 (Sought::Manifest, self.manifest(repository, reference, wish).await)
             }
-            Route::Blob { repository, digest } => (Sought::Blob, self.blob(repository, digest, wish).await),
-            Route::List { repository, list } => {
-                (Sought::List, self.upstream.get_list(repository, list).await.map(respond::list))
+            Ok(Route::Blob { repository, digest }) => (Sought::Blob, self.blob(repository, digest, wish).await),
+            Ok(Route::List { repository, list }) => {
+                let page = access::for_upstream(self.upstream.get_list(repository, list)).await;
+                (Sought::List, page.map(respond::list))
             }
         };
-        let response = answer.unwrap_or_else(|failure| respond::failure(failure, sought));
-        self.metrics.answered(&route, &response, began.elapsed());
-        response
+        answer.unwrap_or_else(|failure| respond::failure(failure, sought))
     }
 
     /// A tag is first turned into a digest; then both are the same.
@@ -122,7 +126,8 @@ impl Pull {
             _ => {}
         }
         if wish.is_head {
-            let head = self.upstream.head_manifest(repository, &Reference::Digest(digest.clone())).await?;
+            let reference = Reference::Digest(digest.clone());
+            let head = access::for_upstream(self.upstream.head_manifest(repository, &reference)).await?;
             let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
             return Ok(serve::head(&target, provenance));
         }
@@ -143,7 +148,7 @@ impl Pull {
             }
             Ok(manifest)
         });
-        waiter.result().await.unwrap_or(Err(Failure::Stopping))
+        access::for_upstream(waiter.result()).await.unwrap_or(Err(Failure::Stopping))
     }
 
     /// From disk if the repository may have it, else from a flight.
@@ -160,7 +165,7 @@ impl Pull {
             Holding::Absent { is_linked } => is_linked,
         };
         if wish.is_head {
-            let size = self.upstream.head_blob(repository, digest).await?;
+            let size = access::for_upstream(self.upstream.head_blob(repository, digest)).await?;
             let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
             let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
             return Ok(respond::content(&described, body::whole(Bytes::new())));
@@ -181,7 +186,7 @@ impl Pull {
 
     /// Private content that came by way of another repository: has upstream it in this one too?
     async fn prove(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
-        let size = self.upstream.head_blob(repository, digest).await?;
+        let size = access::for_upstream(self.upstream.head_blob(repository, digest)).await?;
         let (store, name, digest) = (Arc::clone(&self.store), repository.clone(), digest.clone());
         let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
         // A link that cannot be written is asked for again.
@@ -194,7 +199,9 @@ impl Pull {
         let had_landed = matches!(*seat.progress.borrow(), Progress::Done { .. });
         let was_underway = !matches!(*seat.progress.borrow(), Progress::Asking);
         let begun = seat.progress.wait_for(|progress| first_byte_is_here(progress, wish.range));
-        let begun = tokio::time::timeout_at(wish.deadline.into(), begun).await.map_err(|_| Failure::NotYet)?;
+        let begun = access::for_upstream(tokio::time::timeout_at(wish.deadline.into(), begun))
+            .await
+            .map_err(|_| Failure::NotYet)?;
         let size = match &*begun.map_err(|_| Failure::Stopping)? {
             Progress::Failed(failure) => return Err(*failure),
             Progress::Growing { total, .. } => *total,

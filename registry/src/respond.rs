@@ -102,7 +102,7 @@ pub fn no_such_range(size: u64, provenance: Provenance) -> Response<Body> {
 
 /// `/v2/`: yes, this is a registry.
 pub fn base() -> Response<Body> {
-    let mut headers = HeaderMap::new();
+    let mut headers = provenance_headers(Provenance { origin: Origin::Hit, age: Duration::ZERO });
     set(&mut headers, API_VERSION, "registry/2.0");
     set(&mut headers, header::CONTENT_TYPE, "application/json");
     headers.insert(header::CONTENT_LENGTH, 2.into());
@@ -136,8 +136,13 @@ pub enum Sought {
 
 /// 404 or 503: the runtime goes on to the next host at once. No other status has that effect in all of them.
 pub fn failure(failure: Failure, sought: Sought) -> Response<Body> {
-    let mut headers = HeaderMap::new();
-    set(&mut headers, CACHE_STATUS, &format!("breakwater; fwd=miss; detail={}", failure.category()));
+    let status = match failure {
+        Failure::NotFound => "; fwd-status=404",
+        Failure::TooManyRequests => "; fwd-status=429",
+        // Others are no answer, or one of several statuses.
+        _ => "",
+    };
+    let headers = own_headers(&format!("breakwater; fwd=miss{status}; detail={}", failure.category()));
     let (status, code) = match (failure.is_absence(), sought) {
         (true, Sought::Manifest) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
         (true, Sought::Blob) => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
@@ -149,7 +154,7 @@ pub fn failure(failure: Failure, sought: Sought) -> Response<Body> {
 
 /// A request that leads nowhere.
 pub fn refused(refused: Refused) -> Response<Body> {
-    let mut headers = HeaderMap::new();
+    let mut headers = own_headers(&format!("breakwater; detail={}", refused.category()));
     let (status, code) = match refused {
         Refused::Method => {
             set(&mut headers, header::ALLOW, "GET, HEAD");
@@ -166,7 +171,8 @@ pub fn refused(refused: Refused) -> Response<Body> {
 
 /// 401 without a challenge: a runtime that saw one would send its user's password.
 pub fn unauthorized() -> Response<Body> {
-    error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "a token of this cache is needed", HeaderMap::new())
+    let headers = own_headers("breakwater; detail=token_needed");
+    error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "a token of this cache is needed", headers)
 }
 
 /// The distribution spec's error envelope.
@@ -179,6 +185,14 @@ fn error(status: StatusCode, code: &'static str, message: &str, mut headers: Hea
 
 fn error_body(code: &str, message: &str) -> Bytes {
     serde_json::json!({ "errors": [{ "code": code, "message": message }] }).to_string().into()
+}
+
+/// Of an answer that is no content.
+fn own_headers(cache_status: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    set(&mut headers, CACHE_STATUS, cache_status);
+    headers.insert(header::AGE, 0.into());
+    headers
 }
 
 fn provenance_headers(provenance: Provenance) -> HeaderMap {
@@ -226,6 +240,7 @@ mod tests {
             expect![[r#"
                 404 Not Found
                 cache-status: breakwater; fwd=miss; detail=unauthorized
+                age: 0
                 content-type: application/json
                 content-length: 72
                 {"errors":[{"code":"BLOB_UNKNOWN","message":"upstream refuses access"}]}"#]],
@@ -236,6 +251,7 @@ mod tests {
             expect![[r#"
             503 Service Unavailable
             cache-status: breakwater; fwd=miss; detail=connect_timeout
+            age: 0
             content-type: application/json
             content-length: 63
             {"errors":[{"code":"UNAVAILABLE","message":"connect timeout"}]}"#]],

@@ -77,6 +77,20 @@ pub enum Refused {
     Tag,
 }
 
+impl Refused {
+    /// The name for `Cache-Status`.
+    pub fn category(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::OtherRegistry => "other_registry",
+            Self::Path => "path",
+            Self::Name => "name",
+            Self::Digest => "digest",
+            Self::Tag => "tag",
+        }
+    }
+}
+
 /// Finds the route of a request to the cache of `registry`.
 pub fn parse(method: &Method, uri: &Uri, registry: &RegistryHost) -> Result<Route, Refused> {
     if method != Method::GET && method != Method::HEAD {

@@ -27,7 +27,7 @@ use crate::{
     args::{Args, Listen},
     background::Background,
     body::Body,
-    metrics::Metrics,
+    metrics::{Listener, Metrics},
     pull::Pull,
     registry_host::RegistryHost,
     respond,
@@ -89,23 +89,26 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
     let mut terminated = signal(SignalKind::terminate()).map_err(StartFailed::Signals)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(StartFailed::Signals)?;
     let background = Background::default();
-    let Cache { registry, store, upstream, pull, admin, plain, secure, admin_socket } =
+    let Cache { registry, store, upstream, metrics, pull, admin, plain, secure, admin_socket } =
         Cache::assemble(args, &background).await?;
 
     announce(plain.as_ref(), secure.as_ref().map(|(listener, _)| listener), &admin_socket, &registry);
     let stopping = background.stopping();
     let mut servers = JoinSet::new();
     if let Some(listener) = plain {
-        servers.spawn(server::serve(listener, None, open_to_all(Arc::clone(&pull)), stopping.clone(), DRAIN));
+        let (open, handler) = (metrics.connections(Listener::plain), open_to_all(Arc::clone(&pull)));
+        servers.spawn(server::serve(listener, None, open, handler, stopping.clone(), DRAIN));
     }
     if let Some((listener, TlsParts { certificate, tokens })) = secure {
         let config = certificate.server_config().map_err(StartFailed::Tls)?;
         background.spawn(certificate.keep_fresh());
         background.spawn(Arc::clone(&tokens).keep_fresh());
-        servers.spawn(server::serve(listener, Some(config), open_to_holders(pull, tokens), stopping.clone(), DRAIN));
+        let (open, handler) = (metrics.connections(Listener::tls), open_to_holders(pull, tokens));
+        servers.spawn(server::serve(listener, Some(config), open, handler, stopping.clone(), DRAIN));
     }
     let handler = move |request: Request<Incoming>| std::future::ready(admin.answer(&request));
-    servers.spawn(server::serve(admin_socket, None, handler, stopping.clone(), DRAIN));
+    let open = metrics.connections(Listener::admin);
+    servers.spawn(server::serve(admin_socket, None, open, handler, stopping.clone(), DRAIN));
     background.spawn(upstream.keep_informed());
     let over = stopping.clone();
     let measuring = tokio::task::spawn_blocking(move || store.blobs.measure(|| over.is_cancelled()));
@@ -132,6 +135,7 @@ struct Cache {
     registry: RegistryHost,
     store: Arc<Store>,
     upstream: Arc<Upstream>,
+    metrics: Arc<Metrics>,
     pull: Arc<Pull>,
     admin: Arc<Admin>,
     plain: Option<TcpListener>,
@@ -164,10 +168,11 @@ impl Cache {
             None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
         };
         let roots = roots(&ca_file)?;
+        let metrics = Arc::new(Metrics::new(&registry));
         let store = Arc::new(Store::open(data_dir, &registry, cache_size).map_err(StartFailed::Store)?);
         let secure = match (tls_listen, tls_dir, token_dir) {
             (Some(listen), Some(tls_dir), Some(token_dir)) => {
-                let parts = TlsParts::open(tls_dir, token_dir).map_err(StartFailed::Tls)?;
+                let parts = TlsParts::open(tls_dir, token_dir, &metrics).map_err(StartFailed::Tls)?;
                 Some((bind("--tls-listen", listen).await?, parts))
             }
             _ => None,
@@ -178,7 +183,6 @@ impl Cache {
         };
         let admin_socket = bind("--admin-listen", admin_listen).await?;
 
-        let metrics = Arc::new(Metrics::new(&registry));
         let credentials = CredentialStore::open(credentials_dir, registry.clone());
         let contact = Arc::clone(&store.contact);
         let upstream =
@@ -188,8 +192,9 @@ impl Cache {
         let parts = (registry.clone(), Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics));
         let pull = Arc::new(Pull::new(parts.0, parts.1, parts.2, limits, parts.3, background));
         let (own, held) = (registry.clone(), Arc::clone(&store));
-        let admin = Arc::new(Admin { registry: own, store: held, upstream: Arc::clone(&upstream), metrics });
-        Ok(Self { registry, store, upstream, pull, admin, plain, secure, admin_socket })
+        let (way, counts) = (Arc::clone(&upstream), Arc::clone(&metrics));
+        let admin = Arc::new(Admin { registry: own, store: held, upstream: way, metrics: counts });
+        Ok(Self { registry, store, upstream, metrics, pull, admin, plain, secure, admin_socket })
     }
 }
 
@@ -219,8 +224,9 @@ struct TlsParts {
 }
 
 impl TlsParts {
-    fn open(tls_dir: PathBuf, token_dir: PathBuf) -> Result<Self, TlsInvalid> {
-        Ok(Self { certificate: Certificate::open(tls_dir)?, tokens: Arc::new(Tokens::open(token_dir)?) })
+    fn open(tls_dir: PathBuf, token_dir: PathBuf, metrics: &Arc<Metrics>) -> Result<Self, TlsInvalid> {
+        let certificate = Certificate::open(tls_dir, Arc::clone(metrics))?;
+        Ok(Self { certificate, tokens: Arc::new(Tokens::open(token_dir)?) })
     }
 }
 

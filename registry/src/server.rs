@@ -23,7 +23,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crate::{args::Listen, body::Body};
+use crate::{
+    args::Listen,
+    body::Body,
+    metrics::{Connections, Held},
+};
 
 const MOST_CONNECTIONS: usize = 8192;
 /// For the first byte of a connection and for its TLS handshake.
@@ -66,6 +70,7 @@ pub async fn bind(flag: &'static str, listen: Listen) -> Result<TcpListener, Unb
 pub async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
+    open: Connections,
     handler: H,
     stopping: CancellationToken,
     patience: Duration,
@@ -82,7 +87,7 @@ pub async fn serve<H, F>(
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, place)) = accepted else { continue };
-        let connection = Connection { stopping: stopping.clone(), patience, _place: place };
+        let connection = Connection { stopping: stopping.clone(), patience, _place: place, _held: open.open() };
         let (acceptor, handler) = (acceptor.clone(), handler.clone());
         connections.spawn(async move {
             if let Err(error) = connection.run(stream, acceptor, handler).await {
@@ -127,6 +132,7 @@ struct Connection {
     stopping: CancellationToken,
     patience: Duration,
     _place: OwnedSemaphorePermit,
+    _held: Held,
 }
 
 impl Connection {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tracing::{debug, warn};
 
 use crate::{
+    access,
     background::Background,
     coalesce::Coalesce,
     failure::Failure,
@@ -112,7 +113,7 @@ impl TagResolver {
         let (name, known) = ((repository.clone(), tag.clone()), known.cloned());
         let question = name.clone();
         let waiter = self.asking.join(name, || async move { revalidate(store, upstream, question, known).await });
-        match tokio::time::timeout(patience, waiter.result()).await {
+        match access::for_upstream(tokio::time::timeout(patience, waiter.result())).await {
             Ok(result) => result.unwrap_or(Err(Failure::Stopping)),
             Err(_) => Err(Failure::HeaderTimeout),
         }

@@ -1,7 +1,7 @@
 //! The TLS listener's certificate and tokens, both read again when their files change.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -20,9 +20,11 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 use tracing::{info, warn};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use crate::{
     digest::{Algorithm, Digest},
+    metrics::Metrics,
     secret::Secret,
 };
 
@@ -45,6 +47,9 @@ pub enum TlsInvalid {
     /// Certificate and key do not fit, or are of an unknown kind.
     #[error("--tls-dir: tls.crt and tls.key do not belong together")]
     Pair(#[source] rustls::Error),
+    /// The certificate is none.
+    #[error("--tls-dir: tls.crt does not begin with a certificate")]
+    Certificate,
     /// The crypto provider has no fitting TLS version.
     #[error("TLS cannot be set up")]
     Versions(#[source] rustls::Error),
@@ -60,19 +65,27 @@ pub enum TlsInvalid {
 }
 
 /// The certificate in use.
-#[derive(Debug)]
 pub struct Certificate {
     dir: PathBuf,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<CertifiedKey>,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 impl Certificate {
     /// Reads `tls.crt` and `tls.key`.
-    pub fn open(dir: PathBuf) -> Result<Arc<Self>, TlsInvalid> {
+    pub fn open(dir: PathBuf, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsInvalid> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let current = ArcSwap::from_pointee(load(&dir, &provider)?);
-        Ok(Arc::new(Self { dir, provider, current }))
+        let (key, expiry) = load(&dir, &provider)?;
+        let certificate = Self { dir, provider, current: ArcSwap::from_pointee(key), metrics };
+        certificate.tell_expiry(expiry);
+        Ok(Arc::new(certificate))
     }
 
     /// The configuration of a listener that shows this certificate.
@@ -95,15 +108,27 @@ impl Certificate {
                 continue;
             }
             match load(&self.dir, &self.provider) {
-                Ok(key) => {
+                Ok((key, expiry)) => {
                     self.current.store(Arc::new(key));
-                    seen = now;
                     info!("certificate renewed");
+                    self.tell_expiry(expiry);
                 }
                 Err(error) => {
+                    self.metrics.certificate_error();
                     warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays");
                 }
             }
+            // Once per change: a broken pair is told of once, and looked at again when the next file comes.
+            seen = now;
+        }
+    }
+
+    /// Shown even when it has ended: clients decide, and without it none of them could.
+    fn tell_expiry(&self, expiry: i64) {
+        self.metrics.set_certificate_expiry(expiry);
+        if expiry <= jiff::Timestamp::now().as_second() {
+            let ended = jiff::Timestamp::from_second(expiry).unwrap_or_default();
+            warn!(%ended, "the certificate in --tls-dir has expired; most clients will refuse it");
         }
     }
 
@@ -124,13 +149,17 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-fn load(dir: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsInvalid> {
+/// The pair, and when the certificate ends in seconds since 1970.
+fn load(dir: &Path, provider: &CryptoProvider) -> Result<(CertifiedKey, i64), TlsInvalid> {
     let (certificate, key) = (dir.join("tls.crt"), dir.join("tls.key"));
     let chain = CertificateDer::pem_file_iter(&certificate)
-        .and_then(Iterator::collect)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|source| TlsInvalid::Read { path: certificate, source })?;
     let key = PrivateKeyDer::from_pem_file(&key).map_err(|source| TlsInvalid::Read { path: key, source })?;
-    CertifiedKey::from_der(chain, key, provider).map_err(TlsInvalid::Pair)
+    let first = chain.first().ok_or(TlsInvalid::Certificate)?;
+    let (_, parsed) = X509Certificate::from_der(first).map_err(|_| TlsInvalid::Certificate)?;
+    let expiry = parsed.validity().not_after.timestamp();
+    Ok((CertifiedKey::from_der(chain, key, provider).map_err(TlsInvalid::Pair)?, expiry))
 }
 
 /// The tokens that open the pull API.
@@ -222,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_named() {
-        let error = Certificate::open("/nonexistent".into()).unwrap_err();
+        let metrics = Arc::new(Metrics::new(&"docker.io".parse().unwrap()));
+        let error = Certificate::open("/nonexistent".into(), metrics).unwrap_err();
         assert_eq!(error.to_string(), "--tls-dir: cannot read /nonexistent/tls.crt; it must be a PEM file");
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     digest::{Algorithm, Digest},
     failure::Failure,
     manifest::{self, Manifest},
-    metrics::Metrics,
+    metrics::{HostRole, Metrics, Phase, Timer},
     range::parse_content_range,
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
@@ -97,6 +97,7 @@ pub struct BlobStream {
     /// Whether a login was needed.
     pub is_private: bool,
     response: Response,
+    _timer: Timer,
 }
 
 impl BlobStream {
@@ -135,7 +136,7 @@ impl Upstream {
         let credentials = Arc::new(credentials);
         Ok(Arc::new(Self {
             registry,
-            transport: Arc::new(Transport::new(url, roots, background.clone())?),
+            transport: Arc::new(Transport::new(url, roots, Arc::clone(&metrics), background.clone())?),
             auth: Auth::new(Arc::clone(&credentials), background.clone()),
             credentials,
             refused: Mutex::default(),
@@ -159,6 +160,22 @@ impl Upstream {
     pub fn failed_recently(&self) -> bool {
         let state = self.transport.breakers.state(&HostKey::of(self.transport.origin()));
         state.is_some_and(|state| state.failed_within(RECENT))
+    }
+
+    /// How many hosts fail, by the part they play.
+    pub fn open_breakers(&self) -> [(HostRole, usize); 3] {
+        let registry = HostKey::of(self.transport.origin());
+        let realm = self.auth.realm().map(|realm| HostKey::of(&realm));
+        let mut counts = [(HostRole::registry, 0), (HostRole::token, 0), (HostRole::redirect, 0)];
+        for host in self.transport.breakers.open() {
+            let role = match host {
+                host if host == registry => 0,
+                host if Some(&host) == realm.as_ref() => 1,
+                _ => 2,
+            };
+            counts[role].1 += 1;
+        }
+        counts
     }
 
     /// The last good answer to anything.
@@ -241,7 +258,8 @@ impl Upstream {
             }
             _ => (0, response.content_length()),
         };
-        Ok(Some(BlobStream { start, total, is_private, response }))
+        let timer = self.metrics.timer(Phase::body);
+        Ok(Some(BlobStream { start, total, is_private, response, _timer: timer }))
     }
 
     /// Fetches a page of a list.
@@ -263,6 +281,7 @@ impl Upstream {
     }
 
     async fn read_small(&self, mut response: Response, most: usize) -> Result<Bytes, Failure> {
+        let _timer = self.metrics.timer(Phase::body);
         let deadline = tokio::time::Instant::now() + SMALL_BODY;
         let expected = response.content_length();
         if expected.is_some_and(|length| length > most as u64) {

@@ -31,6 +31,7 @@ pub struct Builder {
     registry: String,
     url: String,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     identity: Option<Identity>,
     data: Option<PathBuf>,
 }
@@ -39,6 +40,12 @@ impl Builder {
     /// Adds a flag with its value.
     pub fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -94,8 +101,9 @@ impl Builder {
         }
         arguments.extend(self.flags);
         Cache {
-            process: Process::start(&arguments),
+            process: Process::start(&arguments, &self.environment),
             arguments,
+            environment: self.environment,
             identity: self.identity,
             address: None,
             admin: None,
@@ -110,6 +118,7 @@ impl Builder {
 pub struct Cache {
     process: Process,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     identity: Option<Identity>,
     address: Option<SocketAddr>,
     admin: Option<SocketAddr>,
@@ -125,7 +134,14 @@ impl Cache {
 
     /// A cache of this upstream, to be started with flags.
     pub fn of(upstream: &Upstream) -> Builder {
-        Builder { registry: upstream.host(), url: upstream.url(), flags: Vec::new(), identity: None, data: None }
+        Builder {
+            registry: upstream.host(),
+            url: upstream.url(),
+            flags: Vec::new(),
+            environment: Vec::new(),
+            identity: None,
+            data: None,
+        }
     }
 
     /// Where it serves pulls.
@@ -227,7 +243,7 @@ impl Cache {
     pub async fn restart(&mut self) -> Duration {
         self.kill9().await;
         let started = Instant::now();
-        self.process = Process::start(&self.arguments);
+        self.process = Process::start(&self.arguments, &self.environment);
         self.await_ready().await;
         started.elapsed()
     }

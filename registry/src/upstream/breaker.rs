@@ -89,6 +89,12 @@ impl Breakers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
     }
 
+    /// The hosts that requests fail for at once.
+    pub fn open(&self) -> Vec<HostKey> {
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.iter().filter(|(_, state)| state.open.is_some()).map(|(host, _)| host.clone()).collect()
+    }
+
     /// `host` answered; returns whether that closed its breaker.
     pub fn answered(&self, host: &HostKey) -> bool {
         self.update(host, |state| {

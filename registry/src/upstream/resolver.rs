@@ -11,7 +11,11 @@ use std::{
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::address::Boundary;
-use crate::{background::Background, coalesce::Coalesce};
+use crate::{
+    background::Background,
+    coalesce::Coalesce,
+    metrics::{Metrics, Phase},
+};
 
 /// After this long the last known addresses are used; the look-up goes on.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -65,13 +69,15 @@ impl LookUps {
 pub(super) struct Resolver {
     pub(super) look_ups: Arc<LookUps>,
     pub(super) boundary: Option<Arc<Boundary>>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let this = self.clone();
         Box::pin(async move {
-            let mut addresses = this.look_ups.addresses(name.as_str()).await.ok_or(Unresolved::Dns)?;
+            let found = this.metrics.time(Phase::resolve, this.look_ups.addresses(name.as_str())).await;
+            let mut addresses = found.ok_or(Unresolved::Dns)?;
             if let Some(boundary) = &this.boundary {
                 addresses.retain(|address| boundary.allows(address.ip()));
                 if addresses.is_empty() {

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use reqwest::{Client, Request, Response, Url, redirect::Policy};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::task::JoinSet;
+use tower::util::MapFutureLayer;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -21,7 +22,12 @@ use super::{
     redirect::is_same_origin,
     resolver::{LookUps, Resolver, Unresolved},
 };
-use crate::{background::Background, failure::Failure, reference::RepositoryName};
+use crate::{
+    background::Background,
+    failure::Failure,
+    metrics::{Metrics, Phase},
+    reference::RepositoryName,
+};
 
 const CONNECT: Duration = Duration::from_secs(2);
 /// From the first byte of a request to the last byte of the answer's header, token and redirects included.
@@ -58,12 +64,18 @@ pub(super) struct Transport {
     look_ups: Arc<LookUps>,
     boundary: Arc<Boundary>,
     pub(super) breakers: Breakers,
+    metrics: Arc<Metrics>,
     background: Background,
 }
 
 impl Transport {
     /// Does no I/O yet.
-    pub(super) fn new(origin: Url, roots: RootCertStore, background: Background) -> Result<Self, TransportInvalid> {
+    pub(super) fn new(
+        origin: Url,
+        roots: RootCertStore,
+        metrics: Arc<Metrics>,
+        background: Background,
+    ) -> Result<Self, TransportInvalid> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -72,7 +84,7 @@ impl Transport {
             .with_no_client_auth();
         let look_ups = LookUps::new(background.clone());
         let boundary = Arc::new(Boundary::default());
-        let clients = |kept| clients(&tls, &look_ups, &boundary, kept).map_err(TransportInvalid::Client);
+        let clients = |kept| clients(&tls, &look_ups, &boundary, &metrics, kept).map_err(TransportInvalid::Client);
         let (kept, probes) = (clients(32)?, clients(0)?);
         Ok(Self {
             origin,
@@ -82,6 +94,7 @@ impl Transport {
             look_ups,
             boundary,
             breakers: Breakers::default(),
+            metrics,
             background,
         })
     }
@@ -134,7 +147,8 @@ impl Transport {
             return Err(Failure::ForbiddenAddress);
         }
         let client = if is_own { &clients.own } else { &clients.foreign };
-        let answer = tokio::time::timeout_at(deadline.into(), client.execute(request)).await;
+        let answer = tokio::time::timeout_at(deadline.into(), client.execute(request));
+        let answer = self.metrics.time(Phase::header, answer).await;
         let response = match answer {
             Err(_) => return Err(Failure::HeaderTimeout),
             Ok(Err(error)) => {
@@ -158,7 +172,7 @@ impl Transport {
     /// A breaker has opened: drop connections that may be dead, and ask until the host answers again.
     fn opened(self: &Arc<Self>, url: &Url, host: &HostKey, failure: Failure) {
         warn!(host = host.as_str(), reason = failure.category(), "host does not answer, requests to it fail at once");
-        match clients(&self.tls, &self.look_ups, &self.boundary, 32) {
+        match clients(&self.tls, &self.look_ups, &self.boundary, &self.metrics, 32) {
             Ok(fresh) => self.clients.store(Arc::new(fresh)),
             Err(error) => warn!(%error, "connections kept"),
         }
@@ -197,12 +211,18 @@ fn clients(
     tls: &ClientConfig,
     look_ups: &Arc<LookUps>,
     boundary: &Arc<Boundary>,
+    metrics: &Arc<Metrics>,
     kept: usize,
 ) -> reqwest::Result<Clients> {
     let build = |boundary: Option<Arc<Boundary>>| {
+        let (clock, metrics) = (Arc::clone(metrics), Arc::clone(metrics));
         Client::builder()
             .tls_backend_preconfigured(tls.clone())
-            .dns_resolver(Arc::new(Resolver { look_ups: Arc::clone(look_ups), boundary }))
+            .dns_resolver(Arc::new(Resolver { look_ups: Arc::clone(look_ups), boundary, metrics }))
+            .connector_layer(MapFutureLayer::new(move |connecting| {
+                let clock = Arc::clone(&clock);
+                async move { clock.time(Phase::connect, connecting).await }
+            }))
             .redirect(Policy::none())
             .no_proxy()
             .http1_only()

@@ -27,10 +27,11 @@ pub(super) struct Process {
 struct Output(Arc<Mutex<String>>, Arc<watch::Sender<usize>>);
 
 impl Process {
-    pub(super) fn start(arguments: &[String]) -> Self {
+    pub(super) fn start(arguments: &[String], environment: &[(String, String)]) -> Self {
         let mut child = Command::new(binaries::binary(binaries::REGISTRY))
             .args(arguments)
             .env_remove("RUST_LOG")
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
