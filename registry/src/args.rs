@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::Parser;
 use reqwest::Url;
 
-use crate::{duration, registry_host::RegistryHost, store::size::CacheSize, telemetry::LogFormat};
+use crate::{duration, on_error::Rule, registry_host::RegistryHost, store::size::CacheSize, telemetry::LogFormat};
 
 const AFTER_HELP: &str = "\
 Example:
@@ -16,6 +16,13 @@ Exit codes:
   0 stopped by a signal
   1 could not start or go on
   2 wrong usage";
+
+const ON_ERROR_HELP: &str = "\
+What to do with an older answer when upstream fails so; may be given again
+
+CLASS is unreachable, server-error, too-many-requests, invalid-response, token-service, unauthorized or not-found; \
+ACTION is serve-stale or deny, which answers 404 for unauthorized and not-found and 503 for the others. \
+[default: serve-stale, not-found=deny]";
 
 /// A pull-through cache for one registry that goes on serving while the registry is down
 #[derive(Debug, Parser)]
@@ -44,6 +51,17 @@ pub struct Args {
     /// While upstream fails, serve tags for this long after its last good answer
     #[arg(long, value_name = "DURATION", env = "BREAKWATER_MAX_STALE", default_value = "168h", value_parser = duration::parse, help_heading = "Freshness")]
     pub max_stale: Duration,
+
+    /// What to do with an older answer when upstream fails so; may be given again [default: serve-stale, not-found=deny]
+    #[arg(
+        long,
+        value_name = "CLASS=ACTION",
+        env = "BREAKWATER_ON_ERROR",
+        value_delimiter = ',',
+        long_help = ON_ERROR_HELP,
+        help_heading = "Freshness"
+    )]
+    pub on_error: Vec<Rule>,
 
     /// Folder that holds the cache; one process and one registry per folder
     #[arg(
@@ -148,6 +166,14 @@ mod tests {
         for bad in ["registry.example.com", "ftp://x", "https://x/path", "https://user@x", "https://x?y"] {
             assert!(parse_url(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn rules_for_failures() {
+        let parse = |rule: &str| Args::try_parse_from(["x", "--upstream-registry", "docker.io", "--on-error", rule]);
+        assert_eq!(parse("not-found=serve-stale,unreachable=deny").map(|args| args.on_error.len()).ok(), Some(2));
+        let refused = parse("404=deny").err().map(|error| error.to_string());
+        assert!(refused.is_some_and(|text| text.contains("--on-error") && text.contains("not-found")));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use crate::background::Background;
 
 /// Work in progress, by key.
 pub struct Coalesce<K, V> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    running: Arc<Mutex<HashMap<K, Waiter<V>>>>,
     background: Background,
 }
 
@@ -33,11 +34,12 @@ where
         F: Future<Output = V> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(result) = running.get(&key) {
-            return Waiter(result.clone());
+        if let Some(waiter) = running.get(&key) {
+            return waiter.clone();
         }
-        let (sender, receiver) = watch::channel(None);
-        running.insert(key.clone(), receiver.clone());
+        let (sender, result) = watch::channel(None);
+        let waiter = Waiter { began: Instant::now(), result };
+        running.insert(key.clone(), waiter.clone());
         drop(running);
         let entry = Entry { key, running: Arc::clone(&self.running) };
         let work = work();
@@ -47,17 +49,22 @@ where
             drop(entry);
             sender.send_replace(Some(value));
         });
-        Waiter(receiver)
+        waiter
     }
 }
 
 /// Someone who waits for a result.
-pub struct Waiter<V>(watch::Receiver<Option<V>>);
+#[derive(Clone)]
+pub struct Waiter<V> {
+    /// When the work began.
+    pub began: Instant,
+    result: watch::Receiver<Option<V>>,
+}
 
 impl<V: Clone> Waiter<V> {
     /// The result; `None` if the work was ended because the process stops.
     pub async fn result(mut self) -> Option<V> {
-        let value = self.0.wait_for(Option::is_some).await.ok()?;
+        let value = self.result.wait_for(Option::is_some).await.ok()?;
         value.clone()
     }
 }
@@ -65,7 +72,7 @@ impl<V: Clone> Waiter<V> {
 /// Takes the key out even if the work is cancelled.
 struct Entry<K: Eq + Hash, V> {
     key: K,
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    running: Arc<Mutex<HashMap<K, Waiter<V>>>>,
 }
 
 impl<K: Eq + Hash, V> Drop for Entry<K, V> {

@@ -32,6 +32,9 @@ pub enum Failure {
     /// No response header in time.
     #[error("no answer from upstream in time")]
     HeaderTimeout,
+    /// A connection that was up ended before the answer.
+    #[error("upstream closed the connection without an answer")]
+    Disconnected,
     /// The body broke off or stalled and could not be resumed.
     #[error("upstream's body broke off")]
     BrokenBody,
@@ -77,6 +80,7 @@ impl Failure {
             Self::ConnectTimeout => "connect_timeout",
             Self::Tls => "tls",
             Self::HeaderTimeout => "header_timeout",
+            Self::Disconnected => "disconnected",
             Self::BrokenBody => "broken_body",
             Self::TokenService => "token_service",
             Self::InvalidResponse => "invalid_response",
@@ -90,13 +94,124 @@ impl Failure {
         }
     }
 
+    /// The rule of `--on-error` that applies; `None` if the failure is ours and says nothing of upstream.
+    pub fn class(self) -> Option<Class> {
+        Some(match self {
+            Self::Dns
+            | Self::Connect
+            | Self::ConnectTimeout
+            | Self::Tls
+            | Self::HeaderTimeout
+            | Self::Disconnected
+            | Self::BrokenBody => Class::Unreachable,
+            Self::ServerError => Class::ServerError,
+            Self::TooManyRequests => Class::TooManyRequests,
+            Self::InvalidResponse | Self::ForbiddenAddress | Self::Redirect | Self::WrongDigest => {
+                Class::InvalidResponse
+            }
+            Self::TokenService => Class::TokenService,
+            Self::Refused => Class::Unauthorized,
+            Self::NotFound => Class::NotFound,
+            Self::NotYet | Self::Disk | Self::TooStale | Self::Stopping => return None,
+        })
+    }
+
     /// Whether the client is told 404. All else is 503: the runtime then goes on to the next host without delay.
     pub fn is_absence(self) -> bool {
         matches!(self, Self::NotFound | Self::Refused)
     }
 
-    /// Whether no HTTP answer came at all, which says something of the host and not of one repository.
-    pub fn is_silence(self) -> bool {
-        matches!(self, Self::Dns | Self::Connect | Self::ConnectTimeout | Self::Tls | Self::HeaderTimeout)
+    /// Whether no connection came about, which says something of the host and not of one repository.
+    pub fn is_unconnected(self) -> bool {
+        matches!(self, Self::Dns | Self::Connect | Self::ConnectTimeout | Self::Tls)
+    }
+}
+
+/// The failures of upstream that `--on-error` tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// No answer: DNS, connection, TLS, time-outs.
+    Unreachable,
+    /// 5xx.
+    ServerError,
+    /// 429, or a budget that is nearly used up.
+    TooManyRequests,
+    /// Something that no registry should answer.
+    InvalidResponse,
+    /// No token to be had.
+    TokenService,
+    /// 401 or 403.
+    Unauthorized,
+    /// 404.
+    NotFound,
+}
+
+impl Class {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 7] = [
+        Self::Unreachable,
+        Self::ServerError,
+        Self::TooManyRequests,
+        Self::InvalidResponse,
+        Self::TokenService,
+        Self::Unauthorized,
+        Self::NotFound,
+    ];
+
+    /// As on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::ServerError => "server-error",
+            Self::TooManyRequests => "too-many-requests",
+            Self::InvalidResponse => "invalid-response",
+            Self::TokenService => "token-service",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not-found",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_of_upstream_has_one_class() {
+        for (class, failures) in [
+            (
+                Some(Class::Unreachable),
+                &[
+                    Failure::Dns,
+                    Failure::Connect,
+                    Failure::ConnectTimeout,
+                    Failure::Tls,
+                    Failure::HeaderTimeout,
+                    Failure::Disconnected,
+                    Failure::BrokenBody,
+                ][..],
+            ),
+            (Some(Class::ServerError), &[Failure::ServerError]),
+            (Some(Class::TooManyRequests), &[Failure::TooManyRequests]),
+            (
+                Some(Class::InvalidResponse),
+                &[Failure::InvalidResponse, Failure::ForbiddenAddress, Failure::Redirect, Failure::WrongDigest],
+            ),
+            (Some(Class::TokenService), &[Failure::TokenService]),
+            (Some(Class::Unauthorized), &[Failure::Refused]),
+            (Some(Class::NotFound), &[Failure::NotFound]),
+            (None, &[Failure::NotYet, Failure::Disk, Failure::TooStale, Failure::Stopping]),
+        ] {
+            for failure in failures {
+                assert_eq!(failure.class(), class, "{failure:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn classes_are_counted_in_their_order() {
+        for (place, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, place);
+        }
     }
 }

@@ -17,13 +17,13 @@ use crate::{
     access::{self, Answered},
     background::Background,
     body::{self, Body, Source},
-    coalesce::Coalesce,
     digest::Digest,
     failure::Failure,
     flight::{Flights, Progress, Seat},
     holdings::{self, Holding},
     manifest::Manifest,
     metrics::Metrics,
+    question::{self, Questions},
     range::ByteRange,
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
@@ -48,7 +48,7 @@ pub struct Pull {
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
     tags: TagResolver,
-    manifests: Coalesce<(RepositoryName, Digest), Result<Manifest, Failure>>,
+    manifests: Questions<(RepositoryName, Digest), Manifest>,
     flights: Arc<Flights>,
 }
 
@@ -64,7 +64,8 @@ impl Pull {
     ) -> Self {
         let flights = Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
         let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
-        Self { registry, store, upstream, metrics, tags, manifests: Coalesce::new(background.clone()), flights }
+        let manifests = Questions::new(Arc::clone(&upstream), background.clone(), question::REMEMBER);
+        Self { registry, store, upstream, metrics, tags, manifests, flights }
     }
 
     /// Answers one request.
@@ -99,8 +100,17 @@ impl Pull {
             Reference::Digest(digest) => self.manifest_by_digest(repository, digest, None, wish).await,
             Reference::Tag(tag) => {
                 let resolved = self.tags.resolve(repository, tag).await?;
+                let is_stale = matches!(resolved.freshness, Freshness::Stale(_));
                 let digest = resolved.target.digest.clone();
-                self.manifest_by_digest(repository, &digest, Some(resolved), wish).await
+                match self.manifest_by_digest(repository, &digest, Some(resolved), wish).await {
+                    // Upstream failed between naming the manifest and sending it.
+                    Err(failure) if !is_stale => {
+                        let elder = self.tags.instead(repository, tag, failure).await?;
+                        let digest = elder.target.digest.clone();
+                        self.manifest_by_digest(repository, &digest, Some(elder), wish).await
+                    }
+                    answer => answer,
+                }
             }
         }
     }
@@ -131,14 +141,19 @@ impl Pull {
             let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
             return Ok(serve::head(&target, provenance));
         }
-        Ok(serve::manifest(self.fetch_manifest(repository, digest).await?, provenance, wish))
+        Ok(serve::manifest(self.fetch_manifest(repository, digest, wish).await?, provenance, wish))
     }
 
-    /// Fetches, verifies and keeps a manifest: once for all who ask meanwhile.
-    async fn fetch_manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<Manifest, Failure> {
+    /// Fetches, verifies and keeps a manifest: once for all who ask meanwhile, also when none of them can wait so long.
+    async fn fetch_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        wish: Wish,
+    ) -> Result<Manifest, Failure> {
         let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
         let (name, reference) = (repository.clone(), Reference::Digest(digest.clone()));
-        let waiter = self.manifests.join((repository.clone(), digest.clone()), || async move {
+        let asked = self.manifests.ask((repository.clone(), digest.clone()), false, || async move {
             let fetched = upstream.get_manifest(&name, &reference).await?;
             let manifest = fetched.manifest.clone();
             let kept = blocking(move || holdings::keep_manifest(&store, &name, &fetched)).await;
@@ -148,7 +163,7 @@ impl Pull {
             }
             Ok(manifest)
         });
-        access::for_upstream(waiter.result()).await.unwrap_or(Err(Failure::Stopping))
+        tokio::time::timeout_at(wish.deadline.into(), asked).await.unwrap_or(Err(Failure::NotYet))
     }
 
     /// From disk if the repository may have it, else from a flight.

@@ -28,6 +28,7 @@ use crate::{
     background::Background,
     body::Body,
     metrics::{Listener, Metrics},
+    on_error::OnError,
     pull::Pull,
     registry_host::RegistryHost,
     respond,
@@ -154,6 +155,7 @@ impl Cache {
             ca_file,
             tag_ttl,
             max_stale,
+            on_error,
             data_dir,
             cache_size,
             listen,
@@ -188,7 +190,7 @@ impl Cache {
         let upstream =
             Upstream::new(registry.clone(), url, roots, credentials, contact, Arc::clone(&metrics), background)
                 .map_err(StartFailed::Client)?;
-        let limits = Limits { tag_ttl, max_stale };
+        let limits = Limits { tag_ttl, max_stale, on_error: OnError::of(&on_error) };
         let parts = (registry.clone(), Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics));
         let pull = Arc::new(Pull::new(parts.0, parts.1, parts.2, limits, parts.3, background));
         let (own, held) = (registry.clone(), Arc::clone(&store));

@@ -26,7 +26,7 @@ use crate::registry_host::RegistryHost;
 /// DIR/blobs/sha256/ab/<hex>                committed content, manifests too; mtime = last use (touched at most hourly);
 ///                                          readable by others = fetched without a login, so anyone may have it
 /// DIR/partial/<hex>                        growing download, re-hashed when resumed; *.tmp: records being written
-/// DIR/repositories/<name>/_tags/<tag>      {current, last complete, media type, validated at, etag}
+/// DIR/repositories/<name>/_tags/<tag>      {current, previous, last complete, validated at, etag}
 /// DIR/repositories/<name>/_links/<hex>     {kind, media type, size}: this repository has this digest
 /// DIR/quarantine/                          what turned out to be wrong
 /// DIR/LOCK                                 held while in use; names the registry; mtime = upstream's last good answer

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use tracing::{debug, warn};
 
 use crate::{
-    access,
     background::Background,
-    coalesce::Coalesce,
     failure::Failure,
     holdings,
+    on_error::OnError,
+    question::Questions,
     reference::{Reference, RepositoryName, Tag},
     store::{
         Store, blocking,
@@ -17,13 +17,6 @@ use crate::{
     },
     upstream::{ManifestHead, Upstream},
 };
-
-/// How long upstream may be in the way of an answer that is at hand.
-const BUDGET: Duration = Duration::from_millis(1500);
-/// The same after a recent failure.
-const BUDGET_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// Without an answer at hand: as long as the client waits.
-const PATIENCE: Duration = Duration::from_millis(4500);
 
 /// How current an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +49,19 @@ pub struct Limits {
     pub tag_ttl: Duration,
     /// In an outage tags are served for this long after upstream's last good answer.
     pub max_stale: Duration,
+    /// In which outages.
+    pub on_error: OnError,
+}
+
+impl Limits {
+    /// Whether an older answer may be served in place of `failure`, upstream having been silent for so long.
+    pub fn allow_stale(&self, failure: Failure, silence: Duration) -> Result<(), Failure> {
+        match (self.on_error.serves_stale(failure), silence <= self.max_stale) {
+            (false, _) => Err(failure),
+            (true, false) => Err(Failure::TooStale),
+            (true, true) => Ok(()),
+        }
+    }
 }
 
 /// Resolves tags.
@@ -63,72 +69,69 @@ pub struct TagResolver {
     store: Arc<Store>,
     upstream: Arc<Upstream>,
     limits: Limits,
-    asking: Coalesce<(RepositoryName, Tag), Result<TagRecord, Failure>>,
+    questions: Questions<(RepositoryName, Tag), TagRecord>,
 }
 
 impl TagResolver {
     /// Questions to upstream go on in the `background`.
     pub fn new(store: Arc<Store>, upstream: Arc<Upstream>, limits: Limits, background: Background) -> Self {
-        Self { store, upstream, limits, asking: Coalesce::new(background) }
+        let questions = Questions::new(Arc::clone(&upstream), background, Duration::ZERO);
+        Self { store, upstream, limits, questions }
     }
 
     /// What `tag` means now.
     pub async fn resolve(&self, repository: &RepositoryName, tag: &Tag) -> Result<Resolved, Failure> {
-        let (store, name) = (Arc::clone(&self.store), (repository.clone(), tag.clone()));
-        let record = blocking(move || store.tags.get(&name.0, &name.1)).await.flatten();
-        let usable = record.as_ref().filter(|record| !record.is_gone);
-        if let Some(record) = usable
+        let known = self.record(repository, tag).await;
+        if let Some(record) = known.as_ref().filter(|record| !record.is_gone)
             && let Some(age) = record.age().filter(|age| *age < self.limits.tag_ttl)
         {
             return Ok(Resolved { target: record.current.clone(), freshness: Freshness::Fresh, age });
         }
-        match (self.ask(repository, tag, record.as_ref()).await, record) {
+        let has_answer = known.as_ref().is_some_and(|record| self.may_serve(record));
+        let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
+        let (name, old) = ((repository.clone(), tag.clone()), known.clone());
+        let asked = self.questions.ask(name.clone(), has_answer, || revalidate(store, upstream, name, old)).await;
+        match (asked, known) {
             (Ok(asked), known) => {
                 let freshness = if known.is_some() { Freshness::Revalidated } else { Freshness::Asked };
                 Ok(Resolved { target: asked.current, freshness, age: Duration::ZERO })
             }
-            (Err(Failure::NotFound), _) | (Err(_), Some(TagRecord { is_gone: true, .. })) => Err(Failure::NotFound),
-            (Err(failure), None) => Err(failure),
             (Err(failure), Some(known)) => self.stale(repository, known, failure).await,
+            (Err(failure), None) => Err(failure),
         }
     }
 
-    /// Asks upstream, for no longer than the answer at hand allows; the question goes on behind.
-    async fn ask(
-        &self,
-        repository: &RepositoryName,
-        tag: &Tag,
-        known: Option<&TagRecord>,
-    ) -> Result<TagRecord, Failure> {
-        let has_answer = known.is_some_and(|record| !record.is_gone);
-        if let Some(failure) = self.upstream.is_away() {
-            return Err(failure);
-        }
-        let patience = match (has_answer, self.upstream.failed_recently()) {
-            (false, _) => PATIENCE,
-            (true, false) => BUDGET,
-            (true, true) => BUDGET_AFTER_FAILURE,
-        };
-        let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
-        let (name, known) = ((repository.clone(), tag.clone()), known.cloned());
-        let question = name.clone();
-        let waiter = self.asking.join(name, || async move { revalidate(store, upstream, question, known).await });
-        match access::for_upstream(tokio::time::timeout(patience, waiter.result())).await {
-            Ok(result) => result.unwrap_or(Err(Failure::Stopping)),
-            Err(_) => Err(Failure::HeaderTimeout),
+    /// What `tag` may mean instead when upstream said so just now but `failure` keeps its manifest from coming.
+    pub async fn instead(&self, repository: &RepositoryName, tag: &Tag, failure: Failure) -> Result<Resolved, Failure> {
+        match self.record(repository, tag).await {
+            Some(known) => self.stale(repository, known, failure).await,
+            None => Err(failure),
         }
     }
 
-    /// In an outage an incomplete newcomer yields to the complete elder.
+    async fn record(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
+        let (store, repository, tag) = (Arc::clone(&self.store), repository.clone(), tag.clone());
+        blocking(move || store.tags.get(&repository, &tag)).await.flatten()
+    }
+
+    /// What upstream has deleted is an answer only where deletions are not believed.
+    fn may_serve(&self, record: &TagRecord) -> bool {
+        !record.is_gone || self.limits.on_error.serves_stale(Failure::NotFound)
+    }
+
+    /// What is served in place of `failure`, if anything.
     async fn stale(
         &self,
         repository: &RepositoryName,
         known: TagRecord,
         failure: Failure,
     ) -> Result<Resolved, Failure> {
-        if self.upstream.contact().silence() > self.limits.max_stale {
-            debug!(%repository, reason = failure.category(), "tag is older than max-stale allows");
-            return Err(Failure::TooStale);
+        if !self.may_serve(&known) {
+            return Err(Failure::NotFound);
+        }
+        if let Err(refusal) = self.limits.allow_stale(failure, self.upstream.contact().silence()) {
+            debug!(%repository, reason = failure.category(), refusal = refusal.category(), "no stale answer");
+            return Err(refusal);
         }
         let (store, repository) = (Arc::clone(&self.store), repository.clone());
         let age = known.age().unwrap_or_default();
@@ -137,11 +140,17 @@ impl TagResolver {
     }
 }
 
+/// In an outage an incomplete newcomer yields to its complete elders. Judged only now: when the tag moved, the last bytes
+/// of the elder may still have been on their way to the disk.
 fn choose(store: &Store, repository: &RepositoryName, known: TagRecord) -> Target {
-    let Some(elder) = known.last_complete else { return known.current };
     let has = |target: &Target| holdings::coverage(store, repository, &target.digest);
-    let (newcomer, old) = (has(&known.current), has(&elder));
-    if old.is_useful() && !newcomer.covers(&old) { elder } else { known.current }
+    let coverage = has(&known.current);
+    let elders = [known.previous, known.last_complete].into_iter().flatten();
+    let (chosen, _) = elders.fold((known.current, coverage), |(chosen, coverage), elder| {
+        let older = has(&elder);
+        if older.is_useful() && !coverage.covers(&older) { (elder, older) } else { (chosen, coverage) }
+    });
+    chosen
 }
 
 /// Asks upstream what the tag means, and keeps the answer.
@@ -207,10 +216,13 @@ async fn get_instead(
 fn updated(store: &Store, repository: &RepositoryName, head: ManifestHead, known: Option<TagRecord>) -> TagRecord {
     let ManifestHead { digest, media_type, size, etag } = head;
     let current = Target { digest, media_type, size };
-    let last_complete = known.and_then(|known| {
-        let has_moved = known.current.digest != current.digest;
-        let is_complete = || holdings::coverage(store, repository, &known.current.digest).is_useful();
-        if has_moved && is_complete() { Some(known.current) } else { known.last_complete }
-    });
-    TagRecord { current, last_complete, validated_at: TagRecord::now(), etag, is_gone: false }
+    let (previous, last_complete) = match known {
+        None => (None, None),
+        Some(known) if known.current.digest == current.digest => (known.previous, known.last_complete),
+        Some(known) => {
+            let is_complete = |target: &Target| holdings::coverage(store, repository, &target.digest).is_useful();
+            (Some(known.current), known.previous.filter(is_complete).or(known.last_complete))
+        }
+    };
+    TagRecord { current, previous, last_complete, validated_at: TagRecord::now(), etag, is_gone: false }
 }

@@ -112,6 +112,29 @@ async fn an_incomplete_newcomer_yields_to_the_complete_elder_in_an_outage() {
 }
 
 #[tokio::test]
+async fn a_tag_that_moves_with_its_images_last_byte_keeps_its_elder() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    for round in 0..10 {
+        let (repository, tag) = (format!("library/race{round}"), format!("/v2/library/race{round}/manifests/v1"));
+        let (elder, newer) = (Content::image(100 + round, &[200_000]), Content::image(200 + round, &[1000]));
+        upstream.push(&repository, "v1", &elder);
+        assert_eq!(cache.get(&tag).await.body, elder.manifest.bytes);
+        assert_eq!(cache.get(&elder.config.blob_path(&repository)).await.end, End::Complete);
+        // Moved while its last layer is on its way, and asked for the moment that has arrived.
+        let layer = cache.request("GET", &elder.layers[0].blob_path(&repository)).send().await;
+        upstream.push(&repository, "v1", &newer);
+        assert_eq!(layer.rest().await.end, End::Complete);
+        assert_eq!(cache.get(&tag).await.body, newer.manifest.bytes);
+        cache.await_kept(&repository, &elder.layers[0]).await;
+        upstream.fault(On::Registry, Fault::Refuse).await;
+        assert_eq!(cache.get(&tag).await.body, elder.manifest.bytes, "round {round}");
+        upstream.heal().await;
+        let healthy = |state: &serde_json::Value| state["reachable"] == true;
+        cache.await_upstream_state("upstream back", healthy).await;
+    }
+}
+
+#[tokio::test]
 async fn an_old_answer_counts_no_longer_than_max_stale() {
     let (upstream, cache, image) = warm(&[("--max-stale", "2s")]).await;
     assert_eq!(cache.get(BY_TAG).await.status, 200);

@@ -33,7 +33,10 @@ pub struct Target {
 pub struct TagRecord {
     /// What upstream last said.
     pub current: Target,
-    /// The last target that was completely here when the tag moved on.
+    /// What it said before that.
+    #[serde(default)]
+    pub previous: Option<Target>,
+    /// The last target before these that was completely here.
     pub last_complete: Option<Target>,
     /// When upstream last said so, in milliseconds since 1970.
     pub validated_at: u64,

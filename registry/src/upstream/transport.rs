@@ -129,7 +129,10 @@ impl Transport {
             }
             Err(failure) => {
                 let was_unfair = *failure == Failure::HeaderTimeout && deadline.duration_since(began) < FAIR_SHARE;
-                if failure.is_silence() && !was_unfair && self.breakers.silent(&host, began, *failure) == Opened::Now {
+                if (failure.is_unconnected() || *failure == Failure::HeaderTimeout)
+                    && !was_unfair
+                    && self.breakers.silent(&host, began, *failure) == Opened::Now
+                {
                     self.opened(&url, &host, *failure);
                 }
             }

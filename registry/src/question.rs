@@ -1,0 +1,102 @@
+//! Questions to upstream that must not keep a client waiting: shared by all who ask the same, in the way only for as long
+//! as the answer at hand allows, going on behind. Knows neither what is asked nor what is kept.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{access, background::Background, coalesce::Coalesce, failure::Failure, upstream::Upstream};
+
+/// How long a question may be in the way of an answer that is at hand. It counts from the question's begin, so whoever
+/// comes later waits less or not at all.
+const BUDGET: Duration = Duration::from_millis(1500);
+/// The same after a recent failure.
+const BUDGET_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Without an answer at hand: as long as the client waits.
+const PATIENCE: Duration = Duration::from_millis(4500);
+/// A question that has just failed is not repeated while an answer is at hand.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A failing upstream answers for this long to who asks for a digest, so that a client that comes back at once goes on to
+/// upstream.
+pub const REMEMBER: Duration = Duration::from_secs(5);
+/// A failure of this age still says how the next question will fare.
+const RECENT: Duration = Duration::from_secs(30);
+const MOST_FAILURES: usize = 10_000;
+
+/// The last failure of each question.
+type Failures<K> = Arc<Mutex<HashMap<K, (Instant, Failure)>>>;
+
+/// All questions of one kind.
+pub struct Questions<K, V> {
+    upstream: Arc<Upstream>,
+    asking: Coalesce<K, Result<V, Failure>>,
+    failures: Failures<K>,
+    memory: Duration,
+}
+
+impl<K, V> Questions<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Questions go on in the `background`. While no answer is at hand, failures are repeated for `memory` without asking.
+    pub fn new(upstream: Arc<Upstream>, background: Background, memory: Duration) -> Self {
+        Self { upstream, asking: Coalesce::new(background), failures: Arc::default(), memory }
+    }
+
+    /// Asks by `work`, unless someone else is asking already.
+    pub async fn ask<F>(&self, key: K, has_answer: bool, work: impl FnOnce() -> F) -> Result<V, Failure>
+    where
+        F: Future<Output = Result<V, Failure>> + Send + 'static,
+    {
+        if let Some(failure) = self.upstream.is_away() {
+            return Err(failure);
+        }
+        let failed = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let failed = failed.filter(|(at, _)| at.elapsed() < RECENT);
+        let pause = if has_answer { PAUSE } else { self.memory };
+        if let Some((at, failure)) = failed
+            && at.elapsed() < pause
+            && (has_answer || !failure.is_absence())
+        {
+            return Err(failure);
+        }
+        let patience = match has_answer {
+            false => PATIENCE,
+            true if failed.is_some() || self.upstream.failed_recently() => BUDGET_AFTER_FAILURE,
+            true => BUDGET,
+        };
+        let (failures, name) = (Arc::clone(&self.failures), key.clone());
+        let waiter = self.asking.join(key, || {
+            let work = work();
+            async move {
+                let result = work.await;
+                remember(&failures, name, &result);
+                result
+            }
+        });
+        let begin = if has_answer { waiter.began } else { Instant::now() };
+        match access::for_upstream(tokio::time::timeout_at((begin + patience).into(), waiter.result())).await {
+            Ok(result) => result.unwrap_or(Err(Failure::Stopping)),
+            Err(_) => Err(Failure::HeaderTimeout),
+        }
+    }
+}
+
+fn remember<K: Eq + Hash, V>(failures: &Failures<K>, key: K, result: &Result<V, Failure>) {
+    let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+    let Err(failure) = result else {
+        failures.remove(&key);
+        return;
+    };
+    if failures.len() >= MOST_FAILURES {
+        failures.retain(|_, (at, _)| at.elapsed() < RECENT);
+    }
+    if failures.len() < MOST_FAILURES {
+        failures.insert(key, (Instant::now(), *failure));
+    }
+}
