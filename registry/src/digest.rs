@@ -4,8 +4,10 @@ use std::{fmt, str::FromStr};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA512};
 
-/// The digest of no bytes at all: the only content whose file may be empty.
+/// The digests of no bytes at all: the only content whose file may be empty.
 const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+const EMPTY_SHA512: &str = "cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce\
+    47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e";
 
 /// The registered hash algorithms; content under any other cannot be verified and so is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,7 +78,7 @@ impl Digest {
 
     /// Whether this is the digest of the empty content.
     pub fn is_of_nothing(&self) -> bool {
-        &*self.hex == EMPTY_SHA256
+        [EMPTY_SHA256, EMPTY_SHA512].contains(&&*self.hex)
     }
 }
 
@@ -152,7 +154,9 @@ mod tests {
     #[test]
     fn known_answers() {
         assert_eq!(Digest::of(Algorithm::Sha256, b"").hex(), EMPTY_SHA256);
-        assert!(Digest::of(Algorithm::Sha256, b"").is_of_nothing());
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            assert!(Digest::of(algorithm, b"").is_of_nothing() && !Digest::of(algorithm, b"x").is_of_nothing());
+        }
         assert!(Digest::of(Algorithm::Sha256, b"abc").to_string().starts_with("sha256:ba7816bf8f01cfea"));
         assert!(Digest::of(Algorithm::Sha512, b"abc").to_string().starts_with("sha512:ddaf35a193617aba"));
     }

@@ -1,33 +1,29 @@
 //! Flights: one download per digest, any number of readers.
 //!
 //! The first who misses a digest starts a flight; whoever comes later joins it. Its download (download.rs) is a task of
-//! its own that writes to `partial/<hex>` and publishes its `Progress`; readers read the file up to what is published (body.rs).
-//! Readers leaving do not stop it.
+//! its own that writes to `partial/<hex>` and publishes its progress (progress.rs, which has the states); readers read
+//! the file up to what is published (body.rs). Readers leaving do not stop it.
 //!
-//! ```text
-//! Asking --header--> Growing --hash right--> Done   (committed behind the readers' backs)
-//!    \                  \--hash wrong, upstream gone for good, disk full--> Failed
-//!     \--refused, not found, no answer--> Failed
-//! ```
-//!
-//! The last byte is published only by `Done`: nothing of full length goes out unverified.
+//! A flight is on the list from `join` until its task has ended: by then its content is committed, or its failure is
+//! remembered. So whoever finds none on the list finds the blob on disk, the reason why not, or starts the next one.
 
 use std::{
     collections::HashMap,
-    fs::File,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::sync::Semaphore;
 use tracing::debug;
 
+pub use crate::progress::{Progress, Seat};
 use crate::{
     background::Background,
     digest::Digest,
     download::Download,
     failure::Failure,
     metrics::{Held, Metrics},
+    progress::{self, Publisher},
     reference::RepositoryName,
     store::Store,
     upstream::Upstream,
@@ -35,39 +31,11 @@ use crate::{
 
 /// A failure answers for this long, so that a client that comes back at once goes on to upstream.
 const REMEMBER_FAILURE: Duration = Duration::from_secs(5);
-
-/// What readers see of a flight.
-#[derive(Clone, Debug)]
-pub enum Progress {
-    /// Upstream has not answered yet.
-    Asking,
-    /// Bytes are coming.
-    Growing {
-        /// Where they are.
-        file: Arc<File>,
-        /// How many there will be, if upstream says so.
-        total: Option<u64>,
-        /// How many may be served; never all of them.
-        servable: u64,
-    },
-    /// Everything is here and right.
-    Done {
-        /// Where.
-        file: Arc<File>,
-        /// How many bytes.
-        size: u64,
-    },
-    /// No more will come.
-    Failed(Failure),
-}
-
-/// A place in a flight.
-pub struct Seat {
-    /// What is seen from it.
-    pub progress: watch::Receiver<Progress>,
-    /// On whose behalf upstream is asked.
-    pub repository: RepositoryName,
-}
+const MOST_FAILURES: usize = 10_000;
+/// Downloads that run at once; each holds a connection and two files.
+const MOST_RUNNING: usize = 256;
+/// Flights that run or wait to run. More are refused, as nobody would wait for them.
+const MOST_FLIGHTS: usize = 4096;
 
 /// All flights.
 pub struct Flights {
@@ -75,60 +43,84 @@ pub struct Flights {
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
     background: Background,
-    running: Mutex<HashMap<Digest, Seat>>,
+    slots: Arc<Semaphore>,
+    flying: Mutex<HashMap<Digest, Seat>>,
     failed: Mutex<HashMap<(RepositoryName, Digest), (Instant, Failure)>>,
 }
 
 impl Flights {
     /// With none in the air.
     pub fn new(store: Arc<Store>, upstream: Arc<Upstream>, metrics: Arc<Metrics>, background: Background) -> Arc<Self> {
-        Arc::new(Self { store, upstream, metrics, background, running: Mutex::default(), failed: Mutex::default() })
+        let slots = Arc::new(Semaphore::new(MOST_RUNNING));
+        Arc::new(Self {
+            store,
+            upstream,
+            metrics,
+            background,
+            slots,
+            flying: Mutex::default(),
+            failed: Mutex::default(),
+        })
     }
 
     /// Joins the flight of `digest`, or starts one on behalf of `repository`.
     pub fn join(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest) -> Result<Seat, Failure> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Seat { progress, repository }) = running.get(digest) {
-            return Ok(Seat { progress: progress.clone(), repository: repository.clone() });
+        let mut flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has failed takes nobody on: it may have failed on behalf of another repository.
+        if let Some(seat) = flying.get(digest).filter(|seat| !seat.has_failed()) {
+            return Ok(seat.clone());
         }
         self.recent_failure(repository, digest)?;
-        let (sender, progress) = watch::channel(Progress::Asking);
-        let seat = || Seat { progress: progress.clone(), repository: repository.clone() };
-        running.insert(digest.clone(), seat());
-        let landing = Landing { flights: Arc::clone(self), digest: digest.clone(), _held: self.metrics.flight() };
-        let download = Download {
-            store: Arc::clone(&self.store),
-            upstream: Arc::clone(&self.upstream),
-            metrics: Arc::clone(&self.metrics),
-            repository: repository.clone(),
-            digest: digest.clone(),
-            progress: sender.clone(),
-            total: None,
-        };
-        let flights = Arc::clone(self);
+        if flying.len() >= MOST_FLIGHTS {
+            return Err(Failure::NotYet);
+        }
+        let (publisher, seat) = progress::begin(repository.clone());
+        flying.insert(digest.clone(), seat.clone());
+        drop(flying);
+        let held = self.metrics.flight();
+        let landing = Landing { flights: Arc::clone(self), digest: digest.clone(), seat: seat.clone(), _held: held };
+        self.background.spawn(Arc::clone(self).fly(publisher, landing));
+        Ok(seat)
+    }
+
+    async fn fly(self: Arc<Self>, publisher: Publisher, landing: Landing) {
+        let Ok(_slot) = self.slots.acquire().await else { return };
+        let (repository, digest) = (landing.seat.repository.clone(), landing.digest.clone());
         let name = (repository.clone(), digest.clone());
-        self.background.spawn(async move {
-            if let Err(failure) = download.run().await {
-                flights.remember(name, failure);
-                sender.send_replace(Progress::Failed(failure));
+        let parts = (Arc::clone(&self.store), Arc::clone(&self.upstream), Arc::clone(&self.metrics));
+        let mut download = Download::new(parts, repository, digest, publisher);
+        if let Err(failure) = download.run().await {
+            debug!(repository = %name.0, digest = name.1.short(), reason = failure.category(), "download failed");
+            // What an earlier process left on disk says nothing of upstream: the next request may start at once.
+            if !download.was_spoilt_on_disk() {
+                self.remember(name, failure);
             }
-            drop(landing);
-        });
-        Ok(seat())
+            download.publisher().fail(failure);
+        }
+        drop(landing);
     }
 
     fn remember(&self, name: (RepositoryName, Digest), failure: Failure) {
-        debug!(repository = %name.0, digest = name.1.short(), reason = failure.category(), "download failed");
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.retain(|_, (at, _)| at.elapsed() < REMEMBER_FAILURE);
+        if failed.len() >= MOST_FAILURES {
+            failed.retain(|_, (at, _)| at.elapsed() < REMEMBER_FAILURE);
+            if failed.len() >= MOST_FAILURES {
+                failed.clear();
+            }
+        }
         failed.insert(name, (Instant::now(), failure));
     }
 
     fn recent_failure(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        match failed.get(&(repository.clone(), digest.clone())) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = (repository.clone(), digest.clone());
+        match failed.get(&name) {
             Some((at, failure)) if at.elapsed() < REMEMBER_FAILURE => Err(*failure),
-            _ => Ok(()),
+            Some(_) => {
+                failed.remove(&name);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }
@@ -137,11 +129,16 @@ impl Flights {
 struct Landing {
     flights: Arc<Flights>,
     digest: Digest,
+    seat: Seat,
     _held: Held,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+        let mut flying = self.flights.flying.lock().unwrap_or_else(PoisonError::into_inner);
+        // A failed one may have been followed by the next already.
+        if flying.get(&self.digest).is_some_and(|seat| seat.is_beside(&self.seat)) {
+            flying.remove(&self.digest);
+        }
     }
 }

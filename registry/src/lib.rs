@@ -17,6 +17,7 @@ pub mod holdings;
 pub mod manifest;
 pub mod metrics;
 pub mod on_error;
+pub mod progress;
 pub mod pull;
 pub mod question;
 pub mod range;

@@ -24,7 +24,6 @@ use crate::{
     manifest::Manifest,
     metrics::Metrics,
     question::{self, Questions},
-    range::ByteRange,
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
     respond::{self, Described, Origin, Provenance, Sought},
@@ -186,14 +185,12 @@ impl Pull {
             return Ok(respond::content(&described, body::whole(Bytes::new())));
         }
         let seat = self.flights.join(repository, digest)?;
-        let is_guest = seat.repository != *repository;
-        if is_guest && !is_linked && self.upstream.is_private(&seat.repository) {
-            self.prove(repository, digest).await?;
-        }
-        match self.fly(seat, digest, wish).await {
+        let flight = seat.clone();
+        let traveller = (repository, is_linked);
+        match self.fly(seat, digest, traveller, wish).await {
             // Another repository's flight may be refused what this one may have.
-            Err(failure) if is_guest && failure.is_absence() => {
-                self.fly(self.flights.join(repository, digest)?, digest, wish).await
+            Err(failure) if flight.repository != *repository && failure.is_absence() && flight.has_failed() => {
+                self.fly(self.flights.join(repository, digest)?, digest, traveller, wish).await
             }
             answer => answer,
         }
@@ -210,19 +207,25 @@ impl Pull {
     }
 
     /// Waits until the flight has the first byte that is wanted, and streams from there.
-    async fn fly(&self, mut seat: Seat, digest: &Digest, wish: Wish) -> Answer {
+    async fn fly(
+        &self,
+        mut seat: Seat,
+        digest: &Digest,
+        (repository, is_linked): (&RepositoryName, bool),
+        wish: Wish,
+    ) -> Answer {
         let had_landed = matches!(*seat.progress.borrow(), Progress::Done { .. });
         let was_underway = !matches!(*seat.progress.borrow(), Progress::Asking);
-        let begun = seat.progress.wait_for(|progress| first_byte_is_here(progress, wish.range));
-        let begun = access::for_upstream(tokio::time::timeout_at(wish.deadline.into(), begun))
-            .await
-            .map_err(|_| Failure::NotYet)?;
-        let size = match &*begun.map_err(|_| Failure::Stopping)? {
-            Progress::Failed(failure) => return Err(*failure),
-            Progress::Growing { total, .. } => *total,
-            Progress::Done { size, .. } => Some(*size),
+        let begun = access::for_upstream(tokio::time::timeout_at(wish.deadline.into(), seat.begin(wish.range)));
+        let size = match begun.await.map_err(|_| Failure::NotYet)? {
+            Progress::Failed(failure) => return Err(failure),
+            Progress::Growing { total, .. } => total,
+            Progress::Done { size, .. } => Some(size),
             Progress::Asking => None,
         };
+        if seat.repository != *repository && !is_linked && !seat.is_public() {
+            self.prove(repository, digest).await?;
+        }
         let origin = match (had_landed, was_underway) {
             (true, _) => Origin::Hit,
             (false, true) => Origin::Collapsed,
@@ -244,20 +247,5 @@ impl Pull {
 
     fn body(&self, source: Source, start: u64, end: Option<u64>) -> Body {
         body::part(source, start, end, Arc::clone(&self.metrics))
-    }
-}
-
-fn first_byte_is_here(progress: &Progress, range: Option<ByteRange>) -> bool {
-    match progress {
-        Progress::Asking => false,
-        Progress::Done { .. } | Progress::Failed(_) => true,
-        Progress::Growing { total, servable, .. } => {
-            let start = match (range, total) {
-                (Some(range), Some(total)) => range.within(*total).map(|span| span.start),
-                _ => Some(0),
-            };
-            // A range that lies outside can be answered at once.
-            start.is_none_or(|start| *servable > start)
-        }
     }
 }

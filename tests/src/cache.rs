@@ -161,7 +161,8 @@ impl Cache {
 
     /// The file of committed content, if it has been committed.
     pub fn committed(&self, blob: &Blob) -> Option<PathBuf> {
-        let path = self.data.join("blobs/sha256").join(&blob.hex()[..2]).join(blob.hex());
+        let (algorithm, hex) = blob.digest.split_once(':')?;
+        let path = self.data.join("blobs").join(algorithm).join(&hex[..2]).join(hex);
         path.exists().then_some(path)
     }
 

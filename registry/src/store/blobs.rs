@@ -135,6 +135,11 @@ fn list(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
+/// Whether upstream serves the content of a file to anyone.
+pub(super) fn is_public(metadata: &fs::Metadata) -> bool {
+    metadata.permissions().mode() & OTHERS_MAY_READ != 0
+}
+
 /// Describes an open file of the store.
 fn describe(file: File) -> io::Result<StoredBlob> {
     let metadata = file.metadata()?;
@@ -143,7 +148,7 @@ fn describe(file: File) -> io::Result<StoredBlob> {
     }
     Ok(StoredBlob {
         size: metadata.len(),
-        is_public: metadata.permissions().mode() & OTHERS_MAY_READ != 0,
+        is_public: is_public(&metadata),
         stored: metadata.created().or_else(|_| metadata.modified())?,
         file: Arc::new(file),
     })

@@ -15,11 +15,13 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Bytes,
+    /// The length in the header, where it is not that of the body.
+    pub(super) claimed_length: Option<u64>,
 }
 
 impl Answer {
     pub(super) fn ok(media_type: &str, body: impl Into<Bytes>) -> Self {
-        let answer = Self { status: 200, headers: Vec::new(), body: body.into() };
+        let answer = Self { status: 200, headers: Vec::new(), body: body.into(), claimed_length: None };
         answer.with("Content-Type", media_type)
     }
 
@@ -182,6 +184,16 @@ pub(super) fn without_range(request: &Recorded) -> Recorded {
     let mut request = request.clone();
     request.headers.retain(|(name, _)| name != "range");
     request
+}
+
+/// The same bytes, said to be the beginning of so many.
+pub(super) fn claiming(answer: Answer, total: u64) -> Answer {
+    let range = answer.headers.iter().find(|(name, _)| name == "Content-Range").map(|(_, value)| value.clone());
+    match range.as_deref().and_then(|range| range.split_once('/')) {
+        Some((range, _)) => answer.without("Content-Range").with("Content-Range", &format!("{range}/{total}")),
+        None if answer.status == 200 => Answer { claimed_length: Some(total), ..answer },
+        None => answer,
+    }
 }
 
 /// The same lengths and one wrong byte.

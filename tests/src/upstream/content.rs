@@ -1,6 +1,6 @@
 //! Deterministic content: the same seed gives the same bytes, so a test knows what must arrive without keeping a copy.
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{SHA256, SHA512, digest};
 use bytes::Bytes;
 use serde_json::json;
 
@@ -29,6 +29,13 @@ impl Blob {
         Self { media_type: media_type.to_owned(), digest: sha256(&bytes), bytes }
     }
 
+    /// Names some bytes by their digest under SHA-512.
+    pub fn named_by_sha512(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let digest = format!("sha512:{}", hex::encode(digest(&SHA512, &bytes)));
+        Self { media_type: "application/octet-stream".to_owned(), digest, bytes }
+    }
+
     /// Its length.
     pub fn len(&self) -> u64 {
         self.bytes.len() as u64
@@ -41,7 +48,7 @@ impl Blob {
 
     /// The digest without its algorithm.
     pub fn hex(&self) -> &str {
-        self.digest.trim_start_matches("sha256:")
+        self.digest.split_once(':').map_or("", |(_, hex)| hex)
     }
 
     /// Its path as a blob of a repository.

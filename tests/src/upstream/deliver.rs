@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::answer::{Answer, Target, flipped, without_range};
+use super::answer::{Answer, Target, claiming, flipped, without_range};
 use super::fault::Fault;
 use super::record::Recorded;
 use super::state::{Role, Shared};
@@ -71,7 +71,9 @@ pub(super) async fn deliver(
     if request.method == "HEAD" {
         return Ok(After::KeepAlive);
     }
-    send_body(stream, shared, place, answer.body, &plan).await
+    let is_short = answer.claimed_length.is_some();
+    let after = send_body(stream, shared, place, answer.body, &plan).await?;
+    Ok(if is_short { After::Close } else { after })
 }
 
 async fn swallow(stream: &mut TcpStream) -> io::Result<()> {
@@ -111,6 +113,7 @@ fn compose(shared: &Shared, request: &Recorded, fault: Option<&Fault>) -> Answer
     let answer = healthy(shared, ranged.as_ref().unwrap_or(request));
     match fault {
         Some(Fault::WrongBytes) => flipped(answer),
+        Some(Fault::ClaimTotal(total)) => claiming(answer, *total),
         Some(Fault::NoDigest) => answer.without("Docker-Content-Digest").without("ETag"),
         Some(Fault::Gzip) => gzipped(answer),
         _ => answer,

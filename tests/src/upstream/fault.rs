@@ -34,6 +34,8 @@ pub enum Fault {
     RedirectTo(String),
     /// `Range` is ignored: 200 with the whole body.
     IgnoreRange,
+    /// The header says that the content has this many bytes in all; what follows is the truth, and then the end.
+    ClaimTotal(u64),
     /// No `Docker-Content-Digest`.
     NoDigest,
     /// `Transfer-Encoding: chunked` in place of a length.

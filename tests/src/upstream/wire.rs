@@ -53,7 +53,8 @@ pub(super) fn response_head(answer: &Answer, chunked: bool) -> Vec<u8> {
     if chunked {
         head.push_str("Transfer-Encoding: chunked\r\n\r\n");
     } else {
-        head.push_str(&format!("Content-Length: {}\r\n\r\n", answer.body.len()));
+        let length = answer.claimed_length.unwrap_or(answer.body.len() as u64);
+        head.push_str(&format!("Content-Length: {length}\r\n\r\n"));
     }
     head.into_bytes()
 }

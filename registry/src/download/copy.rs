@@ -1,0 +1,86 @@
+//! From a body to the file: in batches, skipping what is here already. Knows nothing of why a body ends.
+
+use bytes::Bytes;
+use futures::FutureExt;
+
+use super::Download;
+use crate::{failure::Failure, store::partial::Partial, upstream::BlobStream};
+
+/// Bytes written and hashed at once.
+const BATCH: usize = 256 * 1024;
+/// Bytes of an earlier process's part that are hashed with each batch: it is in the hash long before the rest is here.
+const CATCH_UP: u64 = 8 * 1024 * 1024;
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// The body ended as it should.
+    ToTheEnd,
+    /// It broke off, or held more than it should; what came is kept.
+    BrokenOff,
+}
+
+impl Download {
+    pub(super) async fn copy(
+        &self,
+        mut stream: BlobStream,
+        mut partial: Partial,
+    ) -> Result<(Partial, Copied), Failure> {
+        // A source may ignore ranges and begin anew.
+        let mut skip = partial.length() - stream.start;
+        loop {
+            let (batch, end) = next_batch(&mut stream, &mut skip).await;
+            let received = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            if received > 0 {
+                self.metrics.received(received);
+                if self.total.is_some_and(|total| partial.length() + received > total) {
+                    return Ok((partial, Copied::BrokenOff));
+                }
+                partial = self.write(partial, batch).await?;
+                self.publisher.grow(partial.file(), self.total, partial.length());
+            }
+            if let Some(copied) = end {
+                return Ok((partial, copied));
+            }
+        }
+    }
+
+    async fn write(&self, mut partial: Partial, batch: Vec<Bytes>) -> Result<Partial, Failure> {
+        self.on_disk(move || match partial.append(&batch).and_then(|()| partial.catch_up(CATCH_UP)) {
+            Ok(()) => Ok(partial),
+            Err(error) => {
+                // Gives the space back if it was the disk's end that was met.
+                partial.discard();
+                Err(error)
+            }
+        })
+        .await
+    }
+}
+
+/// Waits for one piece and takes what else is here already; also says whether that was the end.
+async fn next_batch(stream: &mut BlobStream, skip: &mut u64) -> (Vec<Bytes>, Option<Copied>) {
+    let mut batch = Vec::new();
+    let mut size = 0;
+    let mut next = stream.next().await;
+    loop {
+        match next {
+            Ok(None) => return (batch, Some(Copied::ToTheEnd)),
+            Err(_) => return (batch, Some(Copied::BrokenOff)),
+            Ok(Some(mut piece)) => {
+                let skipped = piece.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
+                *skip -= skipped as u64;
+                let piece = piece.split_off(skipped);
+                size += piece.len();
+                batch.push(piece);
+            }
+        }
+        if size >= BATCH {
+            return (batch, None);
+        }
+        match stream.next().now_or_never() {
+            Some(ready) => next = ready,
+            None => return (batch, None),
+        }
+    }
+}
