@@ -12,7 +12,7 @@ use crate::{
     registry_host::RegistryHost,
     store::Store,
     telemetry,
-    upstream::{Upstream, UpstreamState},
+    upstream::{RateLimit, Upstream, UpstreamState},
 };
 
 /// What the admin listener tells about.
@@ -36,7 +36,9 @@ struct UpstreamAnswer<'a> {
     since: String,
     message: String,
     credentials_accepted: Option<bool>,
-    rate_limit_remaining: Option<u32>,
+    rate_limit: Option<u64>,
+    rate_limit_remaining: Option<u64>,
+    rate_limit_reset_seconds: Option<u64>,
     cached_bytes: u64,
 }
 
@@ -60,6 +62,7 @@ impl Admin {
             is_reachable: self.upstream.state().reachable == Some(true),
             open_breakers: self.upstream.open_breakers(),
             log_lines_lost: telemetry::lines_lost(),
+            rate_limit: self.upstream.rate_limit(),
         };
         match self.metrics.text(&now) {
             Ok(metrics) => {
@@ -71,13 +74,16 @@ impl Admin {
 
     fn upstream(&self) -> Response<Body> {
         let UpstreamState { reachable, since, message, credentials_accepted } = self.upstream.state();
+        let RateLimit { limit, remaining, reset } = self.upstream.rate_limit();
         let answer = UpstreamAnswer {
             registry: self.registry.as_str(),
             reachable,
             since: since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             message,
             credentials_accepted,
-            rate_limit_remaining: self.metrics.rate_limit_remaining(),
+            rate_limit: limit,
+            rate_limit_remaining: remaining,
+            rate_limit_reset_seconds: reset.map(|left| left.as_secs()),
             cached_bytes: self.store.blobs.used(),
         };
         match serde_json::to_vec(&answer) {

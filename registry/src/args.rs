@@ -5,7 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::Parser;
 use reqwest::Url;
 
-use crate::{duration, on_error::Rule, registry_host::RegistryHost, store::size::CacheSize, telemetry::LogFormat};
+use crate::{
+    duration, on_error::Rule, registry_host::RegistryHost, secret::Secret, store::size::CacheSize, telemetry::LogFormat,
+};
 
 const AFTER_HELP: &str = "\
 Example:
@@ -43,6 +45,10 @@ pub struct Args {
     /// PEM file with certificates to trust upstream by, besides the public ones; may be given again
     #[arg(long, value_name = "FILE", env = "BREAKWATER_CA_FILE", value_delimiter = ',', help_heading = "Upstream")]
     pub ca_file: Vec<PathBuf>,
+
+    /// Proxy for everything upstream, user and password included; better in the environment than on the command line
+    #[arg(long, value_name = "URL", env = "BREAKWATER_PROXY_URL", hide_env_values = true, value_parser = parse_secret, help_heading = "Upstream")]
+    pub proxy_url: Option<Secret>,
 
     /// Serve a tag without asking upstream for this long
     #[arg(long, value_name = "DURATION", env = "BREAKWATER_TAG_TTL", default_value = "1m", value_parser = duration::parse, help_heading = "Freshness")]
@@ -125,6 +131,11 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
     everywhere.or(at).ok_or_else(|| {
         "must be ADDRESS:PORT such as 127.0.0.1:5000 or [::1]:5000, or :PORT for every address".to_owned()
     })
+}
+
+/// Judged later: the parser's complaints would repeat it.
+fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {

@@ -121,6 +121,11 @@ impl Failure {
         matches!(self, Self::NotFound | Self::Refused)
     }
 
+    /// Whether no HTTP answer came at all.
+    pub fn is_silence(self) -> bool {
+        self.is_unconnected() || matches!(self, Self::HeaderTimeout | Self::Disconnected)
+    }
+
     /// Whether no connection came about, which says something of the host and not of one repository.
     pub fn is_unconnected(self) -> bool {
         matches!(self, Self::Dns | Self::Connect | Self::ConnectTimeout | Self::Tls)

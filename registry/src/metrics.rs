@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::registry_host::RegistryHost;
+use crate::{registry_host::RegistryHost, upstream::RateLimit};
 
 /// The commit that the binary was built from, given by whoever builds the image.
 const REVISION: &str = match option_env!("BREAKWATER_REVISION") {
@@ -114,9 +114,8 @@ pub struct Metrics {
     reachable: Gauge,
     phases: Family<InPhase, Histogram>,
     open_breakers: Family<OfHost, Gauge>,
-    /// Exported only once upstream has named a budget.
-    rate_limit: Family<NoLabels, Gauge>,
-    remaining: AtomicI64,
+    /// Exported only once upstream has named a budget: limit, remaining, seconds until it is reset.
+    rate_limit: [Family<NoLabels, Gauge>; 3],
     /// Exported only with a TLS listener.
     certificate_expiry: Family<NoLabels, Gauge>,
     certificate_errors: Counter,
@@ -157,8 +156,7 @@ impl Metrics {
             reachable: Gauge::default(),
             phases: Family::new_with_constructor(histogram),
             open_breakers: Family::default(),
-            rate_limit: Family::default(),
-            remaining: AtomicI64::new(-1),
+            rate_limit: Default::default(),
             certificate_expiry: Family::default(),
             certificate_errors: Counter::default(),
         };
@@ -226,10 +224,21 @@ impl Metrics {
             "Hosts that failed, so that requests to them fail at once until they answer again",
             self.open_breakers.clone(),
         );
+        let [limit, remaining, reset] = &self.rate_limit;
+        registry.register(
+            "upstream_ratelimit_limit",
+            "Pulls that upstream allows in a window, once it has said so",
+            limit.clone(),
+        );
         registry.register(
             "upstream_ratelimit_remaining",
             "Pulls that upstream still allows, once it has said so",
-            self.rate_limit.clone(),
+            remaining.clone(),
+        );
+        registry.register(
+            "upstream_ratelimit_reset_seconds",
+            "Time until upstream allows more, once it has said so or answered 429",
+            reset.clone(),
         );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("revision", REVISION)]);
         registry.register("build", "What is running", build);
@@ -277,17 +286,6 @@ impl Metrics {
         Timer { histogram: self.phases.get_or_create(&InPhase { phase }).clone(), began: Instant::now() }
     }
 
-    /// Upstream has said how many pulls it still allows.
-    pub fn set_rate_limit_remaining(&self, remaining: u32) {
-        self.remaining.store(remaining.into(), Ordering::Relaxed);
-        self.rate_limit.get_or_create(&[]).set(remaining.into());
-    }
-
-    /// How many pulls upstream still allows, if it has said so.
-    pub fn rate_limit_remaining(&self) -> Option<u32> {
-        u32::try_from(self.remaining.load(Ordering::Relaxed)).ok()
-    }
-
     /// The certificate in use ends then, in seconds since 1970.
     pub fn set_certificate_expiry(&self, at: i64) {
         self.certificate_expiry.get_or_create(&[]).set(at);
@@ -300,13 +298,20 @@ impl Metrics {
 
     /// The text that Prometheus reads. Gauges are set from what is true now.
     pub fn text(&self, now: &Now) -> std::result::Result<String, std::fmt::Error> {
-        let Now { used, is_reachable, open_breakers, log_lines_lost } = now;
+        let Now { used, is_reachable, open_breakers, log_lines_lost, rate_limit } = now;
         self.used.set(i64::try_from(*used).unwrap_or(i64::MAX));
         self.reachable.set((*is_reachable).into());
         for (host, count) in open_breakers {
             self.open_breakers.get_or_create(&OfHost { host: *host }).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
         self.log_lines_lost.inner().store(*log_lines_lost, Ordering::Relaxed);
+        let RateLimit { limit, remaining, reset } = rate_limit;
+        for (gauge, value) in self.rate_limit.iter().zip([*limit, *remaining, reset.map(|left| left.as_secs())]) {
+            match value {
+                Some(value) => drop(gauge.get_or_create(&[]).set(i64::try_from(value).unwrap_or(i64::MAX))),
+                None => gauge.clear(),
+            }
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -323,6 +328,8 @@ pub struct Now {
     pub open_breakers: [(HostRole, usize); 3],
     /// Log lines that nobody read.
     pub log_lines_lost: u64,
+    /// What upstream still allows.
+    pub rate_limit: RateLimit,
 }
 
 /// Counts connections.

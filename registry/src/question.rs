@@ -65,6 +65,9 @@ where
         {
             return Err(failure);
         }
+        if has_answer && !self.upstream.may_revalidate() {
+            return Err(Failure::TooManyRequests);
+        }
         let patience = match has_answer {
             false => PATIENCE,
             true if failed.is_some() || self.upstream.failed_recently() => BUDGET_AFTER_FAILURE,

@@ -36,7 +36,7 @@ use crate::{
     store::{Store, Unusable},
     tag::Limits,
     tls::{Certificate, TlsInvalid, Tokens},
-    upstream::{TransportInvalid, Upstream, credentials::CredentialStore},
+    upstream::{Outlet, ProxyInvalid, ProxyUrl, TransportInvalid, Upstream, credentials::CredentialStore},
 };
 
 const DEFAULT_LISTEN: Listen = Listen::At(SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5000));
@@ -73,6 +73,9 @@ pub enum StartFailed {
         #[source]
         source: rustls::Error,
     },
+    /// The proxy.
+    #[error(transparent)]
+    Proxy(ProxyInvalid),
     /// The HTTP client.
     #[error(transparent)]
     Client(TransportInvalid),
@@ -153,6 +156,7 @@ impl Cache {
             upstream_url,
             credentials_dir,
             ca_file,
+            proxy_url,
             tag_ttl,
             max_stale,
             on_error,
@@ -169,7 +173,11 @@ impl Cache {
             Some(url) => url,
             None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
         };
-        let roots = roots(&ca_file)?;
+        let proxy = proxy_url.map(|text| ProxyUrl::parse(&text)).transpose().map_err(StartFailed::Proxy)?;
+        if let Some(proxy) = &proxy {
+            info!(proxy = proxy.as_str(), "upstream is asked by way of a proxy");
+        }
+        let outlet = Outlet { url, roots: roots(&ca_file)?, proxy };
         let metrics = Arc::new(Metrics::new(&registry));
         let store = Arc::new(Store::open(data_dir, &registry, cache_size).map_err(StartFailed::Store)?);
         let secure = match (tls_listen, tls_dir, token_dir) {
@@ -187,9 +195,8 @@ impl Cache {
 
         let credentials = CredentialStore::open(credentials_dir, registry.clone());
         let contact = Arc::clone(&store.contact);
-        let upstream =
-            Upstream::new(registry.clone(), url, roots, credentials, contact, Arc::clone(&metrics), background)
-                .map_err(StartFailed::Client)?;
+        let upstream = Upstream::new(registry.clone(), outlet, credentials, contact, Arc::clone(&metrics), background)
+            .map_err(StartFailed::Client)?;
         let limits = Limits { tag_ttl, max_stale, on_error: OnError::of(&on_error) };
         let parts = (registry.clone(), Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics));
         let pull = Arc::new(Pull::new(parts.0, parts.1, parts.2, limits, parts.3, background));

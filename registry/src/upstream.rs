@@ -6,10 +6,12 @@
 pub mod address;
 mod auth;
 pub mod breaker;
+mod budget;
 pub mod challenge;
 pub mod credentials;
 mod exchange;
 mod probe;
+mod proxy;
 pub mod redirect;
 mod resolver;
 mod transport;
@@ -25,11 +27,23 @@ use http::{
     Method, StatusCode,
     header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK},
 };
-use reqwest::{Response, Url};
-use rustls::RootCertStore;
+use reqwest::Response;
+use tokio::sync::OwnedSemaphorePermit;
 
-use self::{auth::Auth, breaker::HostKey, credentials::CredentialStore, exchange::Ask, transport::Transport};
-pub use self::{probe::UpstreamState, transport::TransportInvalid};
+use self::{
+    auth::Auth,
+    breaker::HostKey,
+    budget::Budget,
+    credentials::CredentialStore,
+    exchange::{Ask, Places},
+    transport::Transport,
+};
+pub use self::{
+    budget::RateLimit,
+    probe::UpstreamState,
+    proxy::{ProxyInvalid, ProxyUrl},
+    transport::{Outlet, TransportInvalid},
+};
 use crate::{
     background::Background,
     digest::{Algorithm, Digest},
@@ -97,6 +111,7 @@ pub struct BlobStream {
     /// Whether a login was needed.
     pub is_private: bool,
     response: Response,
+    _place: OwnedSemaphorePermit,
     _timer: Timer,
 }
 
@@ -117,6 +132,8 @@ pub struct Upstream {
     auth: Auth,
     credentials: Arc<CredentialStore>,
     refused: Mutex<HashMap<RepositoryName, Instant>>,
+    budget: Budget,
+    places: Places,
     contact: Arc<LastContact>,
     metrics: Arc<Metrics>,
     probe: probe::Findings,
@@ -126,8 +143,7 @@ impl Upstream {
     /// Does no I/O to upstream.
     pub fn new(
         registry: RegistryHost,
-        url: Url,
-        roots: RootCertStore,
+        outlet: Outlet,
         credentials: CredentialStore,
         contact: Arc<LastContact>,
         metrics: Arc<Metrics>,
@@ -136,10 +152,12 @@ impl Upstream {
         let credentials = Arc::new(credentials);
         Ok(Arc::new(Self {
             registry,
-            transport: Arc::new(Transport::new(url, roots, Arc::clone(&metrics), background.clone())?),
+            transport: Arc::new(Transport::new(outlet, Arc::clone(&metrics), background.clone())?),
             auth: Auth::new(Arc::clone(&credentials), background.clone()),
             credentials,
             refused: Mutex::default(),
+            budget: Budget::default(),
+            places: Places::default(),
             contact,
             metrics,
             probe: probe::Findings::default(),
@@ -160,6 +178,16 @@ impl Upstream {
     pub fn failed_recently(&self) -> bool {
         let state = self.transport.breakers.state(&HostKey::of(self.transport.origin()));
         state.is_some_and(|state| state.failed_within(RECENT))
+    }
+
+    /// Whether upstream may be asked again for what is at hand, or would that use up what misses need.
+    pub fn may_revalidate(&self) -> bool {
+        self.budget.allows_revalidation()
+    }
+
+    /// How many pulls upstream still allows.
+    pub fn rate_limit(&self) -> RateLimit {
+        self.budget.state()
     }
 
     /// How many hosts fail, by the part they play.
@@ -211,8 +239,7 @@ impl Upstream {
     ) -> Result<FetchedManifest, Failure> {
         let ask = Ask::new(Method::GET, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
         let answer = self.ask(ask).await?;
-        let media_type = media_type(&answer.response).filter(|text| !text.starts_with("text/html"));
-        let media_type = media_type.ok_or(Failure::InvalidResponse)?;
+        let media_type = media_type(&answer.response).ok_or(Failure::InvalidResponse)?;
         let etag = etag(&answer.response);
         let bytes = self.read_small(answer.response, manifest::MOST_BYTES).await?;
         let algorithm = match reference {
@@ -242,12 +269,10 @@ impl Upstream {
         offset: u64,
     ) -> Result<Option<BlobStream>, Failure> {
         let ask = Ask::new(Method::GET, repository, format!("blobs/{digest}")).from(offset);
-        let exchange::Answer { response, is_private } = self.ask(ask).await?;
+        let exchange::Answer { response, is_private, place } = self.ask(ask).await?;
         let stated = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let is_page = media_type(&response).is_some_and(|text| text.starts_with("text/html"));
         let (start, total) = match response.status() {
             StatusCode::RANGE_NOT_SATISFIABLE => return Ok(None),
-            _ if is_page => return Err(Failure::InvalidResponse),
             StatusCode::PARTIAL_CONTENT => {
                 let (start, total) =
                     stated(CONTENT_RANGE).and_then(parse_content_range).ok_or(Failure::InvalidResponse)?;
@@ -259,7 +284,7 @@ impl Upstream {
             _ => (0, response.content_length()),
         };
         let timer = self.metrics.timer(Phase::body);
-        Ok(Some(BlobStream { start, total, is_private, response, _timer: timer }))
+        Ok(Some(BlobStream { start, total, is_private, response, _place: place, _timer: timer }))
     }
 
     /// Fetches a page of a list.
@@ -271,7 +296,7 @@ impl Upstream {
                 Ask::new(Method::GET, repository, format!("referrers/{digest}")).query(query).accept(accept)
             }
         };
-        let response = self.ask(ask).await?.response;
+        let exchange::Answer { response, place: _place, .. } = self.ask(ask).await?;
         let text = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
         let link = text(LINK.as_str()).and_then(|link| exchange::relative_link(&link));
         let filters = text("oci-filters-applied");

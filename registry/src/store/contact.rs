@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tracing::debug;
@@ -14,10 +14,16 @@ use tracing::debug;
 /// Written at most so often: staleness is measured in hours.
 const PERSIST_EVERY: u64 = 60;
 
-/// The time of the last good answer, kept as the modification time of a file.
+/// The time of the last good answer, kept as the modification time of a file. Within a process the monotonic clock counts:
+/// a clock that is set in an outage makes no answer older.
 pub struct LastContact {
     file: Arc<File>,
-    seconds: AtomicU64,
+    /// The origin of `good_at`, and the silence that there had been then.
+    opened: Instant,
+    silence_before: Duration,
+    /// Milliseconds since `opened`; 0: none yet.
+    good_at: AtomicU64,
+    /// The wall clock's seconds.
     persisted: AtomicU64,
 }
 
@@ -25,14 +31,20 @@ impl LastContact {
     /// Continues from what `file` says.
     pub fn of(file: Arc<File>) -> Self {
         let modified = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
-        let seconds = seconds_of(modified);
-        Self { file, seconds: seconds.into(), persisted: seconds.into() }
+        Self {
+            file,
+            opened: Instant::now(),
+            silence_before: SystemTime::now().duration_since(modified).unwrap_or_default(),
+            good_at: AtomicU64::new(0),
+            persisted: seconds_of(modified).into(),
+        }
     }
 
     /// Upstream has just given a good answer.
     pub fn good(&self) {
         let now = seconds_of(SystemTime::now());
-        self.seconds.store(now, Ordering::Relaxed);
+        let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.good_at.store(since.max(1), Ordering::Relaxed);
         let persisted = self.persisted.load(Ordering::Relaxed);
         let is_due = now.abs_diff(persisted) >= PERSIST_EVERY;
         if is_due && self.persisted.compare_exchange(persisted, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -48,8 +60,10 @@ impl LastContact {
 
     /// For how long there has been no good answer.
     pub fn silence(&self) -> Duration {
-        let now = seconds_of(SystemTime::now());
-        Duration::from_secs(now.saturating_sub(self.seconds.load(Ordering::Relaxed)))
+        match self.good_at.load(Ordering::Relaxed) {
+            0 => self.silence_before + self.opened.elapsed(),
+            at => self.opened.elapsed().saturating_sub(Duration::from_millis(at)),
+        }
     }
 }
 

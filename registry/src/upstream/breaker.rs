@@ -44,6 +44,8 @@ pub struct HostState {
     pub since: Timestamp,
     /// The last good answer.
     pub last_good: Option<Instant>,
+    /// The last answer to a question beside one in trouble.
+    last_heard: Option<Instant>,
     /// The last failure that was the host's.
     pub last_failure: Option<Instant>,
     /// Repositories that answered 5xx of late.
@@ -52,7 +54,14 @@ pub struct HostState {
 
 impl HostState {
     fn new() -> Self {
-        Self { open: None, since: Timestamp::now(), last_good: None, last_failure: None, sick: Vec::new() }
+        Self {
+            open: None,
+            since: Timestamp::now(),
+            last_good: None,
+            last_heard: None,
+            last_failure: None,
+            sick: Vec::new(),
+        }
     }
 
     /// Whether the last contact failed, not longer ago than `window`.
@@ -95,24 +104,28 @@ impl Breakers {
         hosts.iter().filter(|(_, state)| state.open.is_some()).map(|(host, _)| host.clone()).collect()
     }
 
-    /// `host` answered; returns whether that closed its breaker.
-    pub fn answered(&self, host: &HostKey) -> bool {
+    /// `host` answered, for `repository` or for nobody's sake: that closes its breaker.
+    pub fn answered(&self, host: &HostKey, repository: Option<&RepositoryName>) {
         self.update(host, |state| {
             state.last_good = Some(Instant::now());
-            let was_open = state.open.take().is_some();
-            if was_open {
+            state.sick.retain(|(name, _)| Some(name) != repository);
+            if state.open.take().is_some() {
                 state.since = Timestamp::now();
                 state.sick.clear();
             }
-            was_open
-        })
+        });
+    }
+
+    /// `host` answered a question beside the one that is in trouble: it is there, whatever it says.
+    pub fn heard(&self, host: &HostKey) {
+        self.update(host, |state| state.last_heard = Some(Instant::now()));
     }
 
     /// A request that began at `began` got no answer from `host`. What began before the last good answer says nothing
     /// of the host as it is now.
     pub fn silent(&self, host: &HostKey, began: Instant, failure: Failure) -> Opened {
         self.update(host, |state| {
-            if state.last_good.is_some_and(|good| good > began) {
+            if state.last_good.max(state.last_heard).is_some_and(|heard| heard > began) {
                 return Opened::No;
             }
             state.last_failure = Some(Instant::now());
@@ -165,7 +178,7 @@ mod tests {
         assert_eq!(breakers.silent(&host(), Instant::now(), Failure::ConnectTimeout), Opened::Now);
         assert_eq!(breakers.silent(&host(), Instant::now(), Failure::Connect), Opened::No);
         assert_eq!(breakers.admit(&host()), Err(Failure::ConnectTimeout));
-        assert!(breakers.answered(&host()));
+        breakers.answered(&host(), None);
         assert_eq!(breakers.admit(&host()), Ok(()));
     }
 
@@ -173,8 +186,29 @@ mod tests {
     fn what_was_swallowed_before_the_return_does_not_open_it_again() {
         let breakers = Breakers::default();
         let began = Instant::now();
-        breakers.answered(&host());
+        breakers.answered(&host(), None);
         assert_eq!(breakers.silent(&host(), began, Failure::HeaderTimeout), Opened::No);
+    }
+
+    #[test]
+    fn a_question_that_is_swallowed_while_others_are_answered_does_not_open_it() {
+        let breakers = Breakers::default();
+        let began = Instant::now();
+        breakers.heard(&host());
+        assert_eq!(breakers.silent(&host(), began, Failure::HeaderTimeout), Opened::No);
+        assert_eq!(breakers.silent(&host(), Instant::now(), Failure::HeaderTimeout), Opened::Now);
+    }
+
+    #[test]
+    fn a_repository_that_recovers_is_not_counted() {
+        let breakers = Breakers::default();
+        let [a, b, c] = ["a", "b", "c"].map(|name| name.parse::<RepositoryName>().unwrap());
+        for name in [&a, &b] {
+            assert_eq!(breakers.server_error(&host(), name), Opened::No);
+        }
+        breakers.answered(&host(), Some(&a));
+        assert_eq!(breakers.server_error(&host(), &c), Opened::No);
+        assert_eq!(breakers.server_error(&host(), &a), Opened::Now);
     }
 
     #[test]

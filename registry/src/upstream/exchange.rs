@@ -2,20 +2,22 @@
 
 use std::{
     collections::HashMap,
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, RANGE},
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RANGE},
 };
 use reqwest::{Request, Response, Url};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use super::{
     Upstream,
     auth::Permit,
+    budget::Counted,
     challenge::{self, Challenge},
     redirect::{self, MOST_HOPS, is_same_origin},
     transport::HEADERS,
@@ -25,6 +27,10 @@ use crate::{failure::Failure, reference::RepositoryName};
 /// So long is a refusal remembered: asking again would cost budget and lock accounts.
 const REMEMBER_REFUSAL: Duration = Duration::from_secs(60);
 const MOST_REFUSALS: usize = 10_000;
+/// Manifests, lists and questions for a header.
+const MOST_SMALL: usize = 32;
+/// Blobs on their way.
+const MOST_BODIES: usize = 64;
 
 /// What to ask.
 pub(super) struct Ask<'a> {
@@ -41,6 +47,10 @@ impl<'a> Ask<'a> {
         // Digests are of the bytes as stored, so nothing may encode them on the way.
         let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
         Self { method, repository, path, query: &[], headers }
+    }
+
+    fn counted(&self) -> Counted {
+        if self.path.starts_with("blobs/") { Counted::Blobs } else { Counted::Manifests }
     }
 
     pub(super) fn accept(mut self, types: &'static str) -> Self {
@@ -68,6 +78,30 @@ pub(super) struct Answer {
     pub(super) response: Response,
     /// Whether a login was needed.
     pub(super) is_private: bool,
+    /// Held until the body has been read.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// How many requests upstream gets at once. Bodies of blobs have places of their own, so that slow ones keep no tag waiting.
+pub(super) struct Places {
+    small: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { small: Arc::new(Semaphore::new(MOST_SMALL)), bodies: Arc::new(Semaphore::new(MOST_BODIES)) }
+    }
+}
+
+impl Places {
+    /// Waiting counts as waiting for upstream.
+    async fn take(&self, ask: &Ask<'_>, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+        let has_body = ask.counted() == Counted::Blobs && ask.method == Method::GET;
+        let places = Arc::clone(if has_body { &self.bodies } else { &self.small });
+        let place = tokio::time::timeout_at(deadline.into(), places.acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or(Failure::HeaderTimeout)
+    }
 }
 
 impl Upstream {
@@ -75,6 +109,9 @@ impl Upstream {
     pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
         if self.was_refused(ask.repository) {
             return Err(Failure::Refused);
+        }
+        if !self.budget.allows_miss(ask.repository, ask.counted()) {
+            return Err(Failure::TooManyRequests);
         }
         let answer = self.ask_with_permit(&ask).await;
         if let Err(failure) = &answer {
@@ -90,6 +127,7 @@ impl Upstream {
 
     async fn ask_with_permit(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let deadline = Instant::now() + HEADERS;
+        let place = self.places.take(ask, deadline).await?;
         // Twice at most: without a permit or with one that has expired, and once more with what upstream asks for.
         for is_last in [false, true] {
             let permit =
@@ -100,7 +138,8 @@ impl Upstream {
                 if permit.is_private && is_own && response.status().is_success() {
                     self.auth.judged(true);
                 }
-                return judge(response, is_own).map(|response| Answer { response, is_private: permit.is_private });
+                let is_private = permit.is_private;
+                return judge(response, is_own).map(|response| Answer { response, is_private, place });
             }
             let challenge = challenge::parse(response.headers());
             self.auth.reject(ask.repository);
@@ -130,7 +169,7 @@ impl Upstream {
             }
             let response = self.transport.send(request, Some(ask.repository), deadline).await?;
             if is_own {
-                self.read_budget(response.headers());
+                self.account(ask, &response);
             }
             match redirect::next(response.status(), response.headers(), &url)? {
                 Some(next) => url = next,
@@ -149,11 +188,15 @@ impl Upstream {
         url
     }
 
-    /// `ratelimit-remaining: 76;w=21600`
-    fn read_budget(&self, headers: &HeaderMap) {
-        let remaining = headers.get("ratelimit-remaining").and_then(|value| value.to_str().ok());
-        if let Some(remaining) = remaining.and_then(|text| text.split(';').next()?.trim().parse::<u32>().ok()) {
-            self.metrics.set_rate_limit_remaining(remaining);
+    /// What upstream's own answer says of our budget. Blobs that it lets through say nothing: few registries count them.
+    fn account(&self, ask: &Ask<'_>, response: &Response) {
+        self.budget.read(response.headers());
+        match (response.status(), ask.counted()) {
+            (StatusCode::TOO_MANY_REQUESTS, counted) => {
+                self.budget.refused(ask.repository, counted, response.headers());
+            }
+            (status, Counted::Manifests) if status.is_success() => self.budget.granted(),
+            _ => {}
         }
     }
 
@@ -189,7 +232,7 @@ fn judge(response: Response, is_own: bool) -> Result<Response, Failure> {
         .get(CONTENT_ENCODING)
         .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
     match response.status().as_u16() {
-        200 | 206 if is_encoded => Err(Failure::InvalidResponse),
+        200 | 206 if is_encoded || is_page(response.headers()) => Err(Failure::InvalidResponse),
         200 | 206 | 416 => Ok(response),
         429 => Err(Failure::TooManyRequests),
         500.. => Err(Failure::ServerError),
@@ -198,6 +241,12 @@ fn judge(response: Response, is_own: bool) -> Result<Response, Failure> {
         401 | 403 | 404 | 410 => Err(Failure::Redirect),
         _ => Err(Failure::InvalidResponse),
     }
+}
+
+/// What a captive portal answers to anything.
+pub(super) fn is_page(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    media_type.get(..9).is_some_and(|start| start.eq_ignore_ascii_case(b"text/html"))
 }
 
 /// `<https://host/v2/x/tags/list?last=b>; rel="next"` without its host, so that the next page is asked of us too.

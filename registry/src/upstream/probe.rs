@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use reqwest::Request;
 use tracing::debug;
 
-use super::{Upstream, breaker::HostKey, challenge, transport::HEADERS};
+use super::{Upstream, breaker::HostKey, challenge, exchange::is_page, transport::HEADERS};
 
 const TICK: Duration = Duration::from_secs(2);
 /// How long an outage may go unseen while nobody pulls.
@@ -87,7 +87,8 @@ impl Upstream {
                 let status = answer.status();
                 let is_sick = status.is_server_error();
                 self.probe.sick.store(if is_sick { status.as_u16() } else { 0 }, Ordering::Relaxed);
-                if !is_sick {
+                let is_good = status.is_success() || status == StatusCode::UNAUTHORIZED;
+                if is_good && !is_page(answer.headers()) {
                     self.contact.good();
                 }
                 if status == StatusCode::UNAUTHORIZED

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -19,6 +19,8 @@ use crate::{
 
 /// After this long the last known addresses are used; the look-up goes on.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// Look-ups of a name that begin in the same slot are one.
+const SLOT: Duration = Duration::from_secs(1);
 const MOST_NAMES: usize = 1024;
 
 /// Why no address came out.
@@ -34,33 +36,39 @@ pub(super) enum Unresolved {
 
 /// Look-ups shared by all clients.
 pub(super) struct LookUps {
-    running: Coalesce<String, Option<Vec<SocketAddr>>>,
-    known: Mutex<HashMap<String, Vec<SocketAddr>>>,
+    running: Coalesce<(String, u64), Option<Vec<SocketAddr>>>,
+    known: Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>,
+    began: Instant,
 }
 
 impl LookUps {
     pub(super) fn new(background: Background) -> Arc<Self> {
-        Arc::new(Self { running: Coalesce::new(background), known: Mutex::default() })
+        Arc::new(Self { running: Coalesce::new(background), known: Arc::default(), began: Instant::now() })
     }
 
     async fn addresses(&self, name: &str) -> Option<Vec<SocketAddr>> {
-        let host = name.to_owned();
-        // getaddrinfo blocks a thread for as long as DNS hangs, so there is never more than one per name.
-        let waiter = self
-            .running
-            .join(host.clone(), || async move { tokio::net::lookup_host((host, 0)).await.ok().map(Iterator::collect) });
+        // getaddrinfo blocks a thread for as long as DNS hangs, so there is one per name and slot of time: few threads, and
+        // what DNS has swallowed does not delay who asks after its return.
+        let slot = self.began.elapsed().as_millis() / SLOT.as_millis();
+        let key = (name.to_owned(), u64::try_from(slot).unwrap_or(u64::MAX));
+        let (host, known) = (name.to_owned(), Arc::clone(&self.known));
+        let waiter = self.running.join(key, || async move {
+            let found: Vec<_> = tokio::net::lookup_host((host.as_str(), 0)).await.ok()?.collect();
+            remember(&known, host, &found);
+            (!found.is_empty()).then_some(found)
+        });
         let found = tokio::time::timeout(PATIENCE, waiter.result()).await.ok().flatten().flatten();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match found.filter(|addresses: &Vec<_>| !addresses.is_empty()) {
-            Some(addresses) => {
-                if known.len() >= MOST_NAMES {
-                    known.clear();
-                }
-                known.insert(name.to_owned(), addresses.clone());
-                Some(addresses)
-            }
-            None => known.get(name).cloned(),
-        }
+        found.or_else(|| self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned())
+    }
+}
+
+fn remember(known: &Mutex<HashMap<String, Vec<SocketAddr>>>, name: String, found: &[SocketAddr]) {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.len() >= MOST_NAMES {
+        known.clear();
+    }
+    if !found.is_empty() {
+        known.insert(name, found.to_vec());
     }
 }
 

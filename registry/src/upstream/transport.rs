@@ -19,11 +19,13 @@ use tracing::{debug, info, warn};
 use super::{
     address::Boundary,
     breaker::{Breakers, HostKey, Opened},
+    proxy::ProxyUrl,
     redirect::is_same_origin,
     resolver::{LookUps, Resolver, Unresolved},
 };
 use crate::{
     background::Background,
+    coalesce::Coalesce,
     failure::Failure,
     metrics::{Metrics, Phase},
     reference::RepositoryName,
@@ -34,6 +36,10 @@ const CONNECT: Duration = Duration::from_secs(2);
 pub(super) const HEADERS: Duration = Duration::from_secs(4);
 /// A host with less time than this left is not to blame for being late.
 const FAIR_SHARE: Duration = Duration::from_secs(1);
+/// After this long without a header the host is asked for something else.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
+/// And has so long to answer: the verdict is there before the first request's time is up.
+const VERDICT: Duration = Duration::from_millis(2500);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = concat!("breakwater-registry/", env!("CARGO_PKG_VERSION"));
 
@@ -48,6 +54,16 @@ pub enum TransportInvalid {
     Client(#[source] reqwest::Error),
 }
 
+/// How upstream is reached.
+pub struct Outlet {
+    /// Where it is.
+    pub url: Url,
+    /// What its certificate must descend from.
+    pub roots: RootCertStore,
+    /// What stands in between.
+    pub proxy: Option<ProxyUrl>,
+}
+
 /// Two sets of connections: to upstream itself, and to wherever it leads us.
 struct Clients {
     own: Client,
@@ -60,22 +76,27 @@ pub(super) struct Transport {
     clients: ArcSwap<Clients>,
     /// Without kept connections: a probe must not be swallowed by one that died.
     probes: Clients,
-    tls: ClientConfig,
-    look_ups: Arc<LookUps>,
+    recipe: Recipe,
     boundary: Arc<Boundary>,
     pub(super) breakers: Breakers,
+    suspicions: Coalesce<HostKey, ()>,
     metrics: Arc<Metrics>,
     background: Background,
 }
 
+/// What clients are made from.
+struct Recipe {
+    tls: ClientConfig,
+    proxy: Option<ProxyUrl>,
+    look_ups: Arc<LookUps>,
+    boundary: Arc<Boundary>,
+    metrics: Arc<Metrics>,
+}
+
 impl Transport {
     /// Does no I/O yet.
-    pub(super) fn new(
-        origin: Url,
-        roots: RootCertStore,
-        metrics: Arc<Metrics>,
-        background: Background,
-    ) -> Result<Self, TransportInvalid> {
+    pub(super) fn new(outlet: Outlet, metrics: Arc<Metrics>, background: Background) -> Result<Self, TransportInvalid> {
+        let Outlet { url: origin, roots, proxy } = outlet;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -84,16 +105,20 @@ impl Transport {
             .with_no_client_auth();
         let look_ups = LookUps::new(background.clone());
         let boundary = Arc::new(Boundary::default());
-        let clients = |kept| clients(&tls, &look_ups, &boundary, &metrics, kept).map_err(TransportInvalid::Client);
+        if let Some(address) = literal(&origin).filter(|_| proxy.is_some()) {
+            boundary.upstream_is_at(address);
+        }
+        let recipe = Recipe { tls, proxy, look_ups, boundary: Arc::clone(&boundary), metrics: Arc::clone(&metrics) };
+        let clients = |kept| recipe.clients(kept).map_err(TransportInvalid::Client);
         let (kept, probes) = (clients(32)?, clients(0)?);
         Ok(Self {
             origin,
             clients: ArcSwap::from_pointee(kept),
             probes,
-            tls,
-            look_ups,
+            recipe,
             boundary,
             breakers: Breakers::default(),
+            suspicions: Coalesce::new(background.clone()),
             metrics,
             background,
         })
@@ -115,7 +140,15 @@ impl Transport {
         self.breakers.admit(&host)?;
         let clients = self.clients.load_full();
         let began = Instant::now();
-        let answer = self.attempt(&clients, request, deadline).await;
+        let attempt = self.attempt(&clients, request, deadline);
+        tokio::pin!(attempt);
+        let answer = match tokio::time::timeout(SUSPICIOUS, &mut attempt).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.suspect(&url, &host);
+                attempt.await
+            }
+        };
         match &answer {
             Ok(response) if response.status().is_server_error() => {
                 if let Some(repository) = repository
@@ -125,27 +158,59 @@ impl Transport {
                 }
             }
             Ok(_) => {
-                self.breakers.answered(&host);
+                self.breakers.answered(&host, repository);
             }
-            Err(failure) => {
-                let was_unfair = *failure == Failure::HeaderTimeout && deadline.duration_since(began) < FAIR_SHARE;
-                if (failure.is_unconnected() || *failure == Failure::HeaderTimeout)
-                    && !was_unfair
-                    && self.breakers.silent(&host, began, *failure) == Opened::Now
-                {
-                    self.opened(&url, &host, *failure);
-                }
-            }
+            Err(failure) => self.failed(*failure, &url, &host, began, deadline),
         }
         answer
+    }
+
+    /// A request got no answer: is the host to blame?
+    fn failed(self: &Arc<Self>, failure: Failure, url: &Url, host: &HostKey, began: Instant, deadline: Instant) {
+        let is_silence = match failure {
+            Failure::HeaderTimeout => deadline.duration_since(began) >= FAIR_SHARE,
+            failure => failure.is_unconnected(),
+        };
+        if is_silence && self.breakers.silent(host, began, failure) == Opened::Now {
+            self.opened(url, host, failure);
+        }
+        if failure == Failure::Disconnected {
+            self.suspect(url, host);
+        }
+    }
+
+    /// One request fares badly. That may be its repository's fault, so the host is asked for something else: an answer
+    /// keeps its breaker closed, silence opens it.
+    fn suspect(self: &Arc<Self>, url: &Url, host: &HostKey) {
+        let (this, url, name) = (Arc::clone(self), self.something_else(url), host.clone());
+        // The first to suspect asks for all.
+        drop(self.suspicions.join(host.clone(), || async move {
+            let began = Instant::now();
+            match this.attempt(&this.probes, Request::new(http::Method::GET, url.clone()), began + VERDICT).await {
+                Ok(_) => this.breakers.heard(&name),
+                Err(failure) => {
+                    let is_dead = failure.is_silence();
+                    if is_dead && this.breakers.silent(&name, began, failure) == Opened::Now {
+                        this.opened(&url, &name, failure);
+                    }
+                }
+            }
+        }));
+    }
+
+    /// What any repository's trouble has no part in.
+    fn something_else(&self, url: &Url) -> Url {
+        let mut other = url.clone();
+        other.set_path(if is_same_origin(url, &self.origin) { "/v2/" } else { "/" });
+        other.set_query(None);
+        other
     }
 
     async fn attempt(&self, clients: &Clients, request: Request, deadline: Instant) -> Result<Response, Failure> {
         let url = request.url().clone();
         let is_own = is_same_origin(&url, &self.origin);
         // Literal addresses never reach the resolver, so they are checked here.
-        let literal: Option<IpAddr> = url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse().ok());
-        if !is_own && literal.is_some_and(|address| !self.boundary.allows(address)) {
+        if !is_own && literal(&url).is_some_and(|address| !self.boundary.allows(address)) {
             warn!(host = url.host_str(), "upstream leads to a forbidden address");
             return Err(Failure::ForbiddenAddress);
         }
@@ -166,7 +231,10 @@ impl Transport {
             }
             Ok(Ok(response)) => response,
         };
-        if is_own && let Some(address) = response.remote_addr() {
+        if is_own
+            && self.recipe.proxy.is_none()
+            && let Some(address) = response.remote_addr()
+        {
             self.boundary.upstream_is_at(address.ip());
         }
         Ok(response)
@@ -175,15 +243,12 @@ impl Transport {
     /// A breaker has opened: drop connections that may be dead, and ask until the host answers again.
     fn opened(self: &Arc<Self>, url: &Url, host: &HostKey, failure: Failure) {
         warn!(host = host.as_str(), reason = failure.category(), "host does not answer, requests to it fail at once");
-        match clients(&self.tls, &self.look_ups, &self.boundary, &self.metrics, 32) {
+        match self.recipe.clients(32) {
             Ok(fresh) => self.clients.store(Arc::new(fresh)),
             Err(error) => warn!(%error, "connections kept"),
         }
-        let mut origin = url.clone();
-        origin.set_path(if is_same_origin(url, &self.origin) { "/v2/" } else { "/" });
-        origin.set_query(None);
-        let (this, host) = (Arc::clone(self), host.clone());
-        self.background.spawn(async move { this.probe_until_answered(origin, host, failure).await });
+        let (this, url, host) = (Arc::clone(self), self.something_else(url), host.clone());
+        self.background.spawn(async move { this.probe_until_answered(url, host, failure).await });
     }
 
     /// Probes start each second whether or not the one before has ended: what a dead host swallowed delays nothing.
@@ -200,7 +265,7 @@ impl Transport {
                     let Ok(Ok(answer)) = ended else { continue };
                     // A host that was opened for its 5xx is back when it answers something else.
                     if failure != Failure::ServerError || !answer.status().is_server_error() {
-                        self.breakers.answered(&host);
+                        self.breakers.answered(&host, None);
                         info!(host = host.as_str(), "host answers again");
                         return;
                     }
@@ -210,24 +275,33 @@ impl Transport {
     }
 }
 
-fn clients(
-    tls: &ClientConfig,
-    look_ups: &Arc<LookUps>,
-    boundary: &Arc<Boundary>,
-    metrics: &Arc<Metrics>,
-    kept: usize,
-) -> reqwest::Result<Clients> {
-    let build = |boundary: Option<Arc<Boundary>>| {
-        let (clock, metrics) = (Arc::clone(metrics), Arc::clone(metrics));
-        Client::builder()
-            .tls_backend_preconfigured(tls.clone())
-            .dns_resolver(Arc::new(Resolver { look_ups: Arc::clone(look_ups), boundary, metrics }))
+impl Recipe {
+    /// A proxy resolves names itself, so what they lead to cannot be checked here: behind one, only addresses that stand
+    /// literally in a URL are.
+    ///
+    /// HTTP/1.1 always: one HTTP/2 connection carries many blobs through one TCP window and one flow-control window, which
+    /// costs throughput on every path that is long or loses packets, and a stall of it stalls everything. Manifests would
+    /// gain a round trip in a cold start and nothing after that, as connections are kept.
+    fn clients(&self, kept: usize) -> reqwest::Result<Clients> {
+        let foreign = Some(Arc::clone(&self.boundary)).filter(|_| self.proxy.is_none());
+        Ok(Clients { own: self.client(None, kept)?, foreign: self.client(foreign, kept)? })
+    }
+
+    fn client(&self, boundary: Option<Arc<Boundary>>, kept: usize) -> reqwest::Result<Client> {
+        let (clock, metrics) = (Arc::clone(&self.metrics), Arc::clone(&self.metrics));
+        // The environment's proxies are not asked: what is not on the command line has no effect.
+        let mut builder = Client::builder().no_proxy();
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(proxy.proxy()?);
+        }
+        builder
+            .tls_backend_preconfigured(self.tls.clone())
+            .dns_resolver(Arc::new(Resolver { look_ups: Arc::clone(&self.look_ups), boundary, metrics }))
             .connector_layer(MapFutureLayer::new(move |connecting| {
                 let clock = Arc::clone(&clock);
                 async move { clock.time(Phase::connect, connecting).await }
             }))
             .redirect(Policy::none())
-            .no_proxy()
             .http1_only()
             .referer(false)
             .user_agent(USER_AGENT)
@@ -237,8 +311,12 @@ fn clients(
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(kept)
             .build()
-    };
-    Ok(Clients { own: build(None)?, foreign: build(Some(Arc::clone(boundary)))? })
+    }
+}
+
+/// The address that stands as it is in a URL.
+fn literal(url: &Url) -> Option<IpAddr> {
+    url.host_str()?.trim_matches(['[', ']']).parse().ok()
 }
 
 /// What an error of the client says of the host.
@@ -251,6 +329,9 @@ fn classify(error: &reqwest::Error) -> Failure {
                 Unresolved::Forbidden => Failure::ForbiddenAddress,
             };
         }
+        if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return Failure::InvalidResponse;
+        }
         let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         if cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
             return Failure::Tls;
@@ -260,6 +341,7 @@ fn classify(error: &reqwest::Error) -> Failure {
     match (error.is_timeout(), error.is_connect()) {
         (true, true) => Failure::ConnectTimeout,
         (true, false) => Failure::HeaderTimeout,
-        (false, _) => Failure::Connect,
+        (false, true) => Failure::Connect,
+        (false, false) => Failure::Disconnected,
     }
 }

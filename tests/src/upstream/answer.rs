@@ -151,7 +151,8 @@ impl Store {
         match self.rate_limit {
             Some(remaining) => answer
                 .with("ratelimit-limit", "100;w=21600")
-                .with("ratelimit-remaining", &format!("{remaining};w=21600")),
+                .with("ratelimit-remaining", &format!("{remaining};w=21600"))
+                .with("ratelimit-reset", "3600"),
             None => answer,
         }
     }
