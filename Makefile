@@ -1,5 +1,5 @@
 # One line each; `make help` lists them. Programs that a target needs are built or installed on first use.
-.PHONY: help demo playground test images manifests lint
+.PHONY: help demo playground test chaos images manifests lint
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -12,6 +12,9 @@ playground: ## The demo's cluster, kept running until Ctrl-C, with how to use it
 
 test: lint ## Everything: format, lints, unit, property, contract, API, node and cluster tests (root)
 	@cargo test --workspace --features breakwater-tests/cluster
+
+chaos: ## The cache under every fault, as a table; docs/chaos.md says how to put another mirror under it (root)
+	@cargo run --quiet --release -p breakwater-tests --bin chaos
 
 images: ## Build the static binaries and one OCI image archive; its path is the last line printed
 	@cargo run -p breakwater-tests --bin image

@@ -40,7 +40,7 @@
 
 mod control_plane;
 mod credentials;
-mod dns;
+pub(crate) mod dns;
 mod host;
 mod kubectl;
 mod machine;

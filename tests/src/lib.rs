@@ -4,6 +4,7 @@
 
 pub mod binaries;
 pub mod cache;
+pub mod chaos;
 pub mod cluster;
 pub mod demo;
 pub mod distribution;

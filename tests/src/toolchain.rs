@@ -95,6 +95,14 @@ impl Toolchain {
         Ok(Self { folders })
     }
 
+    /// The distribution registry alone, and its version: for what needs no cluster.
+    ///
+    /// # Errors
+    /// Fails when it cannot be built.
+    pub fn distribution() -> Result<(PathBuf, &'static str)> {
+        Ok((go::build(&DISTRIBUTION)?.join("registry"), DISTRIBUTION.version))
+    }
+
     /// Where a program is that was built from a Go module.
     ///
     /// # Errors

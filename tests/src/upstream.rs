@@ -142,6 +142,11 @@ impl Upstream {
         self.shared.add_fault(on, fault, Some(times)).await;
     }
 
+    /// Shows a fault to every other matching request, the next one first.
+    pub fn fault_every_other(&self, on: On, fault: Fault) {
+        self.shared.rules().add_alternating(on, fault);
+    }
+
     /// Ends every fault: closed ports open again on the same numbers and stalled bodies go on. What was swallowed before
     /// stays swallowed.
     pub async fn heal(&self) {

@@ -1,5 +1,7 @@
 //! A client that sees what others hide: how each body ended, when each byte came. It corrects nothing.
 
+mod observe;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -7,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+pub use observe::Seen;
 
 use super::PATIENCE;
 use super::identity::Connector;
@@ -76,6 +80,11 @@ impl Request {
     /// A GET of anything that speaks HTTP without TLS.
     pub fn get(address: SocketAddr, path: &str) -> Self {
         Self::new(address, None, "GET", path)
+    }
+
+    /// A HEAD of the same.
+    pub fn head(address: SocketAddr, path: &str) -> Self {
+        Self::new(address, None, "HEAD", path)
     }
 
     pub(super) fn new(address: SocketAddr, connector: Option<Connector>, method: &str, path: &str) -> Self {

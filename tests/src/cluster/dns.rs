@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::netns::NetworkNamespace;
 
-type Table = HashMap<String, Ipv4Addr>;
+pub(crate) type Table = HashMap<String, Ipv4Addr>;
 
 const HEADER: usize = 12;
 const TYPE_A: [u8; 2] = [0, 1];
@@ -50,7 +50,7 @@ async fn serve(socket: UdpSocket, table: Arc<Mutex<Table>>) {
 }
 
 /// The answer to one query (RFC 1035, section 4.1); none to what is no query.
-fn answer(query: &[u8], table: &Table) -> Option<Vec<u8>> {
+pub(crate) fn answer(query: &[u8], table: &Table) -> Option<Vec<u8>> {
     let is_response = query.get(2)? & 0x80 != 0;
     let one_question = query.get(4..6)? == [0, 1];
     if is_response || !one_question {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use jiff::{SignedDuration, Timestamp};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -116,6 +117,7 @@ fn compose(shared: &Shared, request: &Recorded, fault: Option<&Fault>) -> Answer
         Some(Fault::ClaimTotal(total)) => claiming(answer, *total),
         Some(Fault::NoDigest) => answer.without("Docker-Content-Digest").without("ETag"),
         Some(Fault::Gzip) => gzipped(answer),
+        Some(Fault::ClockSkew(seconds)) => skewed(answer, request.role, *seconds),
         _ => answer,
     }
 }
@@ -155,6 +157,19 @@ fn gzipped(answer: Answer) -> Answer {
     let body = encoder.finish().expect("memory takes all bytes");
     let answer = answer.with("Content-Encoding", "gzip");
     Answer { body: body.into(), ..answer }
+}
+
+/// As a host would answer whose clock is off.
+fn skewed(answer: Answer, role: Role, seconds: i64) -> Answer {
+    let now = Timestamp::now() + SignedDuration::from_secs(seconds);
+    let answer = answer.with("Date", &now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    match serde_json::from_slice::<serde_json::Value>(&answer.body) {
+        Ok(mut token) if role == Role::Tokens && token.is_object() => {
+            token["issued_at"] = now.to_string().into();
+            Answer { body: token.to_string().into(), ..answer }
+        }
+        _ => answer,
+    }
 }
 
 fn plan(fault: Option<&Fault>) -> Plan {

@@ -10,6 +10,8 @@ use super::state::Role;
 pub enum Fault {
     /// The port is closed and its connections with it.
     Refuse,
+    /// Packets to the port vanish: no connection comes about, requests on open ones are never answered.
+    BlackHole,
     /// The request is read and never answered, not even after the fault has ended.
     Silence,
     /// The header comes one byte at a time with this pause, for ever if need be.
@@ -44,6 +46,8 @@ pub enum Fault {
     Gzip,
     /// The token service hands out a token of this many bytes.
     HugeToken(usize),
+    /// The clock is off by so many seconds: `Date`, and the time at which tokens say they were issued.
+    ClockSkew(i64),
 }
 
 /// Which requests a fault applies to.
@@ -97,6 +101,8 @@ struct Rule {
     on: On,
     fault: Fault,
     remaining: Option<usize>,
+    /// Whether every other request is spared, and whether the next one is.
+    alternates: Option<bool>,
 }
 
 /// All faults in force; the newest that matches wins.
@@ -105,7 +111,12 @@ pub(super) struct Rules(Vec<Rule>);
 
 impl Rules {
     pub(super) fn add(&mut self, on: On, fault: Fault, remaining: Option<usize>) {
-        self.0.push(Rule { on, fault, remaining });
+        self.0.push(Rule { on, fault, remaining, alternates: None });
+    }
+
+    /// A fault that the first request meets, the second does not, and so on.
+    pub(super) fn add_alternating(&mut self, on: On, fault: Fault) {
+        self.0.push(Rule { on, fault, remaining: None, alternates: Some(false) });
     }
 
     pub(super) fn clear(&mut self) {
@@ -116,6 +127,12 @@ impl Rules {
     pub(super) fn take(&mut self, request: &Recorded) -> Option<Fault> {
         let met = self.0.iter().rposition(|rule| rule.on.matches(request))?;
         let fault = self.0[met].fault.clone();
+        if let Some(spared) = &mut self.0[met].alternates {
+            *spared = !*spared;
+            if !*spared {
+                return None;
+            }
+        }
         if let Some(remaining) = &mut self.0[met].remaining {
             *remaining -= 1;
             if *remaining == 0 {

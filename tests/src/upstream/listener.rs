@@ -4,13 +4,14 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::deliver::{After, deliver};
-use super::state::{Addresses, Role, Shared};
+use super::state::{Addresses, Gate, Role, Shared};
 use super::wire::read_request;
 
 /// Connections waiting to be accepted; more than any test opens at once.
@@ -42,6 +43,7 @@ pub(super) fn run(ready: oneshot::Sender<Arc<Shared>>, stopped: oneshot::Receive
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
@@ -50,29 +52,47 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
 async fn serve(role: Role, mut socket: TcpSocket, shared: Arc<Shared>) {
     let address = socket.local_addr().expect("a bound socket has an address");
     let door = shared.door(role);
-    let mut open = door.open.subscribe();
+    let mut wanted = door.wanted.subscribe();
     loop {
-        if open.wait_for(|open| *open).await.is_err() {
+        if wanted.wait_for(|gate| *gate != Gate::Closed).await.is_err() {
             return;
         }
         let listener = socket.listen(BACKLOG).expect("a bound socket listens");
-        door.is_open.send_replace(true);
         let mut connections = JoinSet::new();
         loop {
-            tokio::select! {
-                accepted = listener.accept() => {
-                    if let Ok((stream, _)) = accepted {
-                        connections.spawn(talk(role, stream, Arc::clone(&shared)));
+            let gate = *wanted.borrow_and_update();
+            let _plug = match gate {
+                Gate::Closed => break,
+                Gate::Open => None,
+                Gate::BlackHole => Some(plug(&listener, address).await),
+            };
+            door.actual.send_replace(gate);
+            loop {
+                tokio::select! {
+                    accepted = listener.accept(), if gate == Gate::Open => {
+                        if let Ok((stream, _)) = accepted {
+                            connections.spawn(talk(role, stream, Arc::clone(&shared)));
+                        }
                     }
+                    _ = wanted.changed() => break,
                 }
-                _ = open.wait_for(|open| !*open) => break,
             }
+            rustix::net::listen(&listener, BACKLOG.cast_signed()).expect("a listener takes a new backlog");
         }
+        // Bound before the listener goes: not for a moment may the kernel give the number to someone's connection.
+        socket = bind(address).expect("the port is still ours");
         drop(listener);
         connections.shutdown().await;
-        socket = bind(address).expect("the port is still ours");
-        door.is_open.send_replace(false);
+        door.actual.send_replace(Gate::Closed);
     }
+}
+
+/// Fills the queue of a listener that accepts nothing: the kernel then drops the first packet of whoever comes next.
+async fn plug(listener: &TcpListener, address: SocketAddr) -> Option<TcpStream> {
+    rustix::net::listen(listener, 0).expect("a listener takes a new backlog");
+    let filled = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await;
+    // A time-out means that it was full already.
+    filled.ok().and_then(Result::ok)
 }
 
 /// One connection. Errors mean that the peer went away, which is its right.

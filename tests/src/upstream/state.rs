@@ -30,24 +30,35 @@ pub(super) struct Addresses {
     pub(super) cdn: SocketAddr,
 }
 
+/// How a port treats connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// They are accepted.
+    Open,
+    /// They are refused, and those that were open are closed.
+    Closed,
+    /// They come about no more: nothing answers their first packet.
+    BlackHole,
+}
+
 /// A port's switch: what is wanted, and what is so.
 #[derive(Debug)]
 pub(super) struct Door {
-    pub(super) open: watch::Sender<bool>,
-    pub(super) is_open: watch::Sender<bool>,
+    pub(super) wanted: watch::Sender<Gate>,
+    pub(super) actual: watch::Sender<Gate>,
 }
 
 impl Default for Door {
     fn default() -> Self {
-        Self { open: watch::Sender::new(true), is_open: watch::Sender::new(false) }
+        Self { wanted: watch::Sender::new(Gate::Open), actual: watch::Sender::new(Gate::Closed) }
     }
 }
 
 impl Door {
-    async fn set(&self, open: bool) {
-        self.open.send_replace(open);
-        let mut is_open = self.is_open.subscribe();
-        let settled = is_open.wait_for(|is_open| *is_open == open);
+    async fn set(&self, gate: Gate) {
+        self.wanted.send_replace(gate);
+        let mut actual = self.actual.subscribe();
+        let settled = actual.wait_for(|actual| *actual == gate);
         let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
         assert!(settled.is_ok(), "the port did not open or close in time");
     }
@@ -96,14 +107,18 @@ impl Shared {
     }
 
     pub(super) async fn add_fault(&self, on: On, fault: Fault, times: Option<usize>) {
-        if matches!(fault, Fault::Refuse) {
-            for role in [Role::Registry, Role::Tokens, Role::Cdn] {
-                if on.covers(role) {
-                    self.door(role).set(false).await;
-                }
+        let gate = match fault {
+            Fault::Refuse => Gate::Closed,
+            Fault::BlackHole => Gate::BlackHole,
+            _ => return self.rules().add(on, fault, times),
+        };
+        if gate == Gate::BlackHole {
+            self.rules().add(on.clone(), Fault::Silence, None);
+        }
+        for role in [Role::Registry, Role::Tokens, Role::Cdn] {
+            if on.covers(role) {
+                self.door(role).set(gate).await;
             }
-        } else {
-            self.rules().add(on, fault, times);
         }
     }
 
@@ -111,7 +126,7 @@ impl Shared {
         self.rules().clear();
         self.healings.send_modify(|healings| *healings += 1);
         for door in &self.doors {
-            door.set(true).await;
+            door.set(Gate::Open).await;
         }
     }
 
