@@ -8,8 +8,13 @@ mod connect;
 mod forward;
 mod health;
 mod listen;
+mod patience;
 mod probe;
+mod replica;
+mod request;
+mod resume;
 mod route;
+mod suspended;
 
 use crate::registry_host::RegistryHost;
 use arc_swap::ArcSwap;
@@ -28,7 +33,6 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 pub use cache::View;
 pub use health::Standing;
@@ -43,14 +47,9 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 pub struct Relay(Arc<Inner>);
 
 struct Inner {
-    caches: ArcSwap<BTreeMap<String, Arc<Routed>>>,
+    caches: ArcSwap<BTreeMap<String, Arc<Cache>>>,
     changed: Arc<Notify>,
     beat: ArcSwap<Instant>,
-}
-
-struct Routed {
-    cache: Arc<Cache>,
-    _prober: AbortOnDropHandle<()>,
 }
 
 impl Default for Relay {
@@ -67,18 +66,14 @@ impl Relay {
         let mut caches = BTreeMap::new();
         for (registry, route) in routes {
             let name = registry.as_str();
-            let routed = match before.get(name) {
-                Some(routed) => {
-                    routed.cache.set_route(route);
-                    routed.clone()
+            let cache = match before.get(name) {
+                Some(cache) => {
+                    cache.set_route(route);
+                    cache.clone()
                 }
-                None => {
-                    let cache = Arc::new(Cache::new(name, route, self.0.changed.clone()));
-                    let prober = AbortOnDropHandle::new(tokio::spawn(probe::probe_forever(cache.clone())));
-                    Arc::new(Routed { cache, _prober: prober })
-                }
+                None => Arc::new(Cache::new(name, route, self.0.changed.clone())),
             };
-            caches.insert(name.to_owned(), routed);
+            caches.insert(name.to_owned(), cache);
         }
         self.0.caches.store(Arc::new(caches));
     }
@@ -86,7 +81,7 @@ impl Relay {
     /// How each cache stands.
     #[must_use]
     pub fn views(&self) -> BTreeMap<String, View> {
-        self.0.caches.load().iter().map(|(registry, routed)| (registry.clone(), routed.cache.view())).collect()
+        self.0.caches.load().iter().map(|(registry, cache)| (registry.clone(), cache.view())).collect()
     }
 
     /// Waits until a view may have changed since the last wait.
@@ -123,10 +118,10 @@ impl Inner {
             Err(Refusal::Method) => return refuse_method(),
             Err(Refusal::Path) => return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "no such path"),
         };
-        let Some(routed) = self.caches.load().get(&content.registry).cloned() else {
+        let Some(cache) = self.caches.load().get(&content.registry).cloned() else {
             return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "this node has no mirror of that registry");
         };
-        let answered = forward::forward(&routed.cache, &parts.method, &content, &parts.headers).await;
+        let answered = forward::forward(&cache, &parts.method, &content, &parts.headers).await;
         let status = answered.as_ref().map_or(StatusCode::SERVICE_UNAVAILABLE, Response::status);
         tracing::debug!(
             registry = content.registry, repository = content.repository, method = %parts.method, target = content.target,

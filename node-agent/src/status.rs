@@ -97,7 +97,7 @@ fn verdict_of(
     if let Err(missing) = trust {
         return Some((state, reason::CACHE_NOT_PROVEN, missing.clone()));
     }
-    if !view.is_some_and(|view| view.has_address) {
+    if view.is_none_or(|view| view.pods == 0) {
         return Some((
             state,
             reason::NO_CACHE_ADDRESS,

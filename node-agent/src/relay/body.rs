@@ -1,20 +1,18 @@
-//! The body of an answer: streamed from the cache frame by frame as the runtime takes it, never changed. One that stalls or
-//! breaks off ends in an error, which closes the runtime's connection: right bytes or a cut connection, nothing else.
+//! The body of an answer: streamed from the cache frame by frame as the runtime takes it, never changed. Where a Pod breaks
+//! off, another goes on; where none can, the body ends in an error, which closes the runtime's connection: right bytes or a
+//! cut connection, nothing else.
 
 use super::ask::Digest;
 use super::cache::Cache;
-use super::connect::Connection;
+use super::patience::{Exhausted, Patience, SLOWEST_HIT, STALL};
+use super::resume::{Rest, Source};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::time::{Instant, Sleep};
-
-/// A cache that sends nothing of a body for this long is not waited for.
-const STALL: Duration = Duration::from_secs(15);
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +23,9 @@ pub(super) enum Cut {
     /// The cache sent nothing for too long.
     #[error("the cache sent nothing for {STALL:?}")]
     Stalled,
+    /// The cache has it and sends it too slowly.
+    #[error("the cache sends what it has at less than {} KiB/s", SLOWEST_HIT / 1024)]
+    Slow,
 }
 
 /// The body of one answer.
@@ -37,14 +38,21 @@ pub(super) enum RelayBody {
 
 /// A body in flight.
 pub(super) struct Streamed {
-    inner: Incoming,
-    /// Goes back to the pool at the end; dropped with the body otherwise, which closes it.
-    connection: Option<Connection>,
     cache: Arc<Cache>,
+    flow: Flow,
     blob: Option<Digest>,
-    stall: Pin<Box<Sleep>>,
-    /// Whether the cache is being waited for. A runtime that takes its time is not the cache's fault.
-    waiting: bool,
+    rest: Option<Rest>,
+    patience: Patience,
+    look_again: Pin<Box<Sleep>>,
+}
+
+enum Flow {
+    /// Frames come from here.
+    From(Source),
+    /// A Pod broke off; the next is being asked. Gives back what is still to come.
+    Resuming(Cut, BoxFuture<'static, (Rest, Option<Source>)>),
+    /// It is over.
+    Over,
 }
 
 impl RelayBody {
@@ -52,9 +60,16 @@ impl RelayBody {
         Self::Whole(Some(bytes.into()).filter(|bytes: &Bytes| !bytes.is_empty()))
     }
 
-    pub(super) fn streamed(inner: Incoming, connection: Connection, cache: Arc<Cache>, blob: Option<Digest>) -> Self {
-        let stall = Box::pin(tokio::time::sleep(STALL));
-        let mut streamed = Streamed { inner, connection: Some(connection), cache, blob, stall, waiting: false };
+    /// With `rest`, another Pod may go on where one breaks off.
+    pub(super) fn streamed(
+        source: Source,
+        cache: Arc<Cache>,
+        blob: Option<Digest>,
+        rest: Option<Rest>,
+        is_hit: bool,
+    ) -> Self {
+        let (patience, look_again) = (Patience::new(is_hit), Box::pin(tokio::time::sleep(STALL)));
+        let mut streamed = Streamed { cache, flow: Flow::From(source), blob, rest, patience, look_again };
         streamed.release_at_end();
         Self::Streamed(Box::new(streamed))
     }
@@ -62,16 +77,81 @@ impl RelayBody {
 
 impl Streamed {
     fn release_at_end(&mut self) {
-        if self.inner.is_end_stream()
-            && let Some(connection) = self.connection.take()
+        if let Flow::From(source) = &mut self.flow
+            && source.body.is_end_stream()
+            && let Some(connection) = source.connection.take()
         {
-            self.cache.release(connection);
+            source.replica.release(connection);
         }
     }
 
-    fn cut(&mut self, cut: Cut) -> Cut {
-        self.connection = None;
-        self.cache.cut(self.blob.take(), &cut);
+    /// What has come since the last look, or that nothing more will come from this Pod.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let Flow::From(source) = &mut self.flow else { return Poll::Ready(None) };
+        match Pin::new(&mut source.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.patience.came(bytes, Instant::now());
+                if let Some(rest) = &mut self.rest {
+                    rest.advance(bytes);
+                }
+                self.release_at_end();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Cut::Broken(error)))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => self.poll_patience(cx).map(|cut| Some(Err(cut))),
+        }
+    }
+
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
+        loop {
+            let look_again = self.patience.wait(Instant::now());
+            self.look_again.as_mut().reset(look_again);
+            ready!(self.look_again.as_mut().poll(cx));
+            match self.patience.exhausted(Instant::now()) {
+                Some(Exhausted::Stalled) => return Poll::Ready(Cut::Stalled),
+                Some(Exhausted::Slow) => return Poll::Ready(Cut::Slow),
+                None => {}
+            }
+        }
+    }
+
+    /// Lets another Pod go on if one can.
+    fn broke_off(&mut self, cut: Cut) -> Result<(), Cut> {
+        let Flow::From(source) = std::mem::replace(&mut self.flow, Flow::Over) else { return Err(cut) };
+        let (registry, pod) = (self.cache.registry(), &source.replica.pod);
+        let digest = self.blob.as_ref().map(Digest::short).unwrap_or_default();
+        tracing::warn!(registry, pod, digest, error = %cut, "answer broke off");
+        source.replica.look_now.notify_one();
+        let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
+        let (cache, replica) = (self.cache.clone(), source.replica);
+        // A closed connection may be a restart; who stalls would stall again.
+        let again = matches!(cut, Cut::Broken(_));
+        let resuming = Box::pin(async move {
+            let source = rest.go_on(&cache, &replica, again).await;
+            (rest, source)
+        });
+        self.flow = Flow::Resuming(cut, resuming);
+        Ok(())
+    }
+
+    /// The next Pod's answer, or that none goes on.
+    fn resumed(&mut self, rest: Rest, source: Option<Source>) -> Result<(), Cut> {
+        let Flow::Resuming(cut, _) = std::mem::replace(&mut self.flow, Flow::Over) else { return Ok(()) };
+        let Some(source) = source else { return Err(self.give_up(cut)) };
+        tracing::info!(registry = self.cache.registry(), pod = source.replica.pod, "answer goes on");
+        self.flow = Flow::From(source);
+        self.rest = Some(rest);
+        self.patience = self.patience.anew();
+        Ok(())
+    }
+
+    /// The runtime resumes: elsewhere, or it would be cut here again and again.
+    fn give_up(&self, cut: Cut) -> Cut {
+        if let Some(blob) = &self.blob {
+            self.cache.suspend(blob);
+        }
         cut
     }
 }
@@ -82,30 +162,37 @@ impl Body for Streamed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.cut(Cut::Broken(error))))),
-            Poll::Ready(frame) => {
-                this.waiting = false;
-                this.release_at_end();
-                Poll::Ready(frame.map(|frame| frame.map_err(Cut::Broken)))
-            }
-            Poll::Pending => {
-                if !this.waiting {
-                    this.waiting = true;
-                    this.stall.as_mut().reset(Instant::now() + STALL);
+        loop {
+            let turned = match &mut this.flow {
+                Flow::Over => return Poll::Ready(None),
+                Flow::Resuming(_, resuming) => {
+                    let (rest, source) = ready!(resuming.as_mut().poll(cx));
+                    this.resumed(rest, source)
                 }
-                ready!(this.stall.as_mut().poll(cx));
-                Poll::Ready(Some(Err(this.cut(Cut::Stalled))))
+                Flow::From(_) => match ready!(this.poll_source(cx)) {
+                    Some(Err(cut)) => this.broke_off(cut),
+                    frame => return Poll::Ready(frame),
+                },
+            };
+            if let Err(cut) = turned {
+                return Poll::Ready(Some(Err(cut)));
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.flow {
+            Flow::From(source) => source.body.is_end_stream(),
+            Flow::Resuming(..) => false,
+            Flow::Over => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.flow {
+            Flow::From(source) => source.body.size_hint(),
+            Flow::Resuming(..) | Flow::Over => SizeHint::default(),
+        }
     }
 }
 

@@ -1,22 +1,23 @@
-//! One registry's cache as this node finds it: how it stands, and an exchange with it within the deadlines.
+//! One registry's cache as this node finds it: its Pods, how they stand together, and which to ask for what.
 
 use super::ask::{Content, Digest, Kind};
 use super::body::Cut;
-use super::connect::{ConnectFault, Connection, Pool};
-use super::health::{Health, Standing};
-use super::route::{Route, Suspended};
-use arc_swap::ArcSwapOption;
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, header};
-use http_body_util::Empty;
-use hyper::body::Incoming;
+use super::connect::ConnectFault;
+use super::health::Standing;
+use super::probe;
+use super::replica::{News, NoAnswer, Replica};
+use super::route::Route;
+use super::suspended::Suspended;
+use arc_swap::ArcSwap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Headers must be here, over all Pods together.
-const HEADERS: Duration = Duration::from_secs(5);
+pub(super) const HEADERS: Duration = Duration::from_secs(5);
 /// A cache that was not asked yet is asked at once; a request waits this long for the first verdict.
 const FIRST_VERDICT: Duration = Duration::from_secs(1);
 
@@ -24,14 +25,23 @@ const FIRST_VERDICT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Cache {
     registry: String,
-    route: ArcSwapOption<Route>,
-    health: Mutex<Health>,
-    standing: watch::Sender<Standing>,
-    trouble: Mutex<Option<String>>,
+    pods: ArcSwap<Pods>,
+    has_served: AtomicBool,
     suspended: Mutex<Suspended>,
-    pool: Pool,
-    pub(super) look_now: Notify,
-    changed: Arc<Notify>,
+    news: Arc<News>,
+}
+
+/// The Pods and the way to them.
+#[derive(Debug, Default)]
+struct Pods {
+    route: Option<Arc<Route>>,
+    probed: Vec<Arc<Probed>>,
+}
+
+#[derive(Debug)]
+struct Probed {
+    replica: Arc<Replica>,
+    _prober: AbortOnDropHandle<()>,
 }
 
 /// Why the cache does not serve a request; the runtime goes on to the next host.
@@ -53,238 +63,120 @@ pub(super) enum Unserved {
     Cut(#[source] Cut),
 }
 
+impl From<NoAnswer> for Unserved {
+    fn from(none: NoAnswer) -> Self {
+        match none {
+            NoAnswer::Connect(fault) => Self::Connect(fault),
+            NoAnswer::Late => Self::Late,
+            NoAnswer::Out => Self::Out,
+        }
+    }
+}
+
 /// What the agent reports of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// How it stands.
+    /// How its Pods stand together: in as soon as one is.
     pub standing: Standing,
-    /// Whether an address is known.
-    pub has_address: bool,
+    /// Pods whose address is known.
+    pub pods: usize,
+    /// Of these, those that answer.
+    pub answering: usize,
     /// What went wrong last.
     pub trouble: Option<String>,
 }
 
 impl Cache {
-    pub(super) fn new(registry: &str, route: Option<Arc<Route>>, changed: Arc<Notify>) -> Self {
-        Self {
+    pub(super) fn new(registry: &str, route: Option<Arc<Route>>, report: Arc<Notify>) -> Self {
+        let news = Arc::new(News { verdicts: watch::Sender::new(()), report });
+        let cache = Self {
             registry: registry.to_owned(),
-            route: ArcSwapOption::new(route),
-            health: Mutex::default(),
-            standing: watch::Sender::new(Standing::Unknown),
-            trouble: Mutex::default(),
+            pods: ArcSwap::default(),
+            has_served: AtomicBool::new(false),
             suspended: Mutex::default(),
-            pool: Pool::default(),
-            look_now: Notify::new(),
-            changed,
-        }
+            news,
+        };
+        cache.set_route(route);
+        cache
     }
 
-    /// Replaces the way to the cache; what is known of its health stays.
+    /// Replaces the way to the cache. A Pod that stays keeps what is known of its health.
     pub(super) fn set_route(&self, route: Option<Arc<Route>>) {
-        self.route.store(route);
-        self.look_now.notify_one();
-    }
-
-    pub(super) fn route(&self) -> Option<Arc<Route>> {
-        self.route.load_full()
+        // What is about to be forgotten decides whether the mirror is new or lost.
+        let _ = self.standing();
+        let before = self.pods.load_full();
+        let probed = route.iter().flat_map(|route| route.endpoints.iter().map(move |endpoint| (route, endpoint)));
+        let probed = probed.map(|(route, endpoint)| {
+            if let Some(known) = before.probed.iter().find(|known| known.replica.is(endpoint)) {
+                known.replica.set_route(route.clone());
+                return known.clone();
+            }
+            let replica = Arc::new(Replica::new(&self.registry, endpoint, route.clone(), self.news.clone()));
+            let prober = AbortOnDropHandle::new(tokio::spawn(probe::probe_forever(replica.clone())));
+            Arc::new(Probed { replica, _prober: prober })
+        });
+        self.pods.store(Arc::new(Pods { probed: probed.collect(), route }));
+        self.news.verdicts.send_replace(());
+        self.news.report.notify_one();
     }
 
     pub(super) fn view(&self) -> View {
+        let pods = self.pods.load();
+        let troubles = pods.probed.iter().map(|probed| probed.replica.trouble());
         View {
-            standing: *self.standing.borrow(),
-            has_address: self.route.load().as_ref().is_some_and(|route| !route.endpoints.is_empty()),
-            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            standing: self.standing(),
+            pods: pods.probed.len(),
+            answering: pods.probed.iter().filter(|probed| probed.replica.standing() == Standing::In).count(),
+            trouble: troubles.flatten().next(),
         }
     }
 
-    /// Whether the prober may take its time.
-    pub(super) fn is_settled(&self) -> bool {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).is_settled()
-    }
-
-    /// Takes a sign of life, or of none, into account.
-    pub(super) fn witness(&self, sign: Result<(), &ConnectFault>) {
-        let (before, after) = {
-            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = health.standing();
-            match &sign {
-                Ok(()) => health.succeed(Instant::now()),
-                Err(_) => health.fail(Instant::now()),
-            }
-            (before, health.standing())
-        };
-        let trouble = sign.err().map(ToString::to_string);
-        let told =
-            std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble.clone());
-        if before == after {
-            if after != Standing::In && told != trouble {
-                self.changed.notify_one();
-            }
-            return;
-        }
-        let (registry, error) = (&self.registry, trouble.as_deref().unwrap_or_default());
-        match after {
-            Standing::In => tracing::info!(registry, "cache answers, pulls go through it"),
-            Standing::Out => tracing::warn!(registry, error, "cache does not answer, pulls go to the upstream"),
-            Standing::Unproven => {
-                tracing::warn!(registry, error, "cache does not answer yet, pulls go to the upstream");
-            }
-            Standing::Unknown => {}
-        }
-        self.standing.send_replace(after);
-        self.changed.notify_one();
-    }
-
-    pub(super) fn release(&self, connection: Connection) {
-        self.pool.put(connection);
-    }
-
-    /// A body broke off: its digest is asked elsewhere for a while, or the runtime would resume here again and again.
-    pub(super) fn cut(&self, blob: Option<Digest>, cut: &Cut) {
-        let digest = blob.as_ref().map(Digest::short).unwrap_or_default().to_owned();
-        tracing::warn!(registry = self.registry, digest, error = %cut, "answer broke off, the runtime resumes elsewhere");
-        if let Some(blob) = blob {
-            self.suspended.lock().unwrap_or_else(PoisonError::into_inner).suspend(blob, Instant::now());
-        }
-        self.look_now.notify_one();
-    }
-
-    /// Asks the cache and returns its headers, or says within the deadlines that it will not serve.
-    pub(super) async fn ask(
-        &self,
-        method: &Method,
-        content: &Content,
-        headers: &HeaderMap,
-    ) -> Result<(Response<Incoming>, Connection), Unserved> {
-        self.admit(content).await?;
-        let route = self.route().ok_or(Unserved::Out)?;
-        let deadline = Instant::now() + HEADERS;
-        let mut standing = self.standing.subscribe();
-        let gone_out = async {
-            // Whatever waits for a hung cache is let go with the rest.
-            if standing.wait_for(|standing| *standing == Standing::Out).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            answered = timeout_at(deadline, self.exchange(&route, method, content, headers)) => match answered {
-                Ok(answered) => answered.map_err(Unserved::Connect),
-                Err(_) => {
-                    self.look_now.notify_one();
-                    Err(Unserved::Late)
-                }
-            },
-            () = gone_out => Err(Unserved::Out),
+    /// In as soon as one Pod is; a cache that has served and does so no more is out.
+    fn standing(&self) -> Standing {
+        let pods = self.pods.load();
+        let has = |wanted| pods.probed.iter().any(|probed| probed.replica.standing() == wanted);
+        if has(Standing::In) {
+            self.has_served.store(true, Ordering::Relaxed);
+            Standing::In
+        } else if has(Standing::Unknown) {
+            Standing::Unknown
+        } else if self.has_served.load(Ordering::Relaxed) {
+            Standing::Out
+        } else {
+            Standing::Unproven
         }
     }
 
-    async fn admit(&self, content: &Content) -> Result<(), Unserved> {
-        let mut standing = self.standing.subscribe();
-        let verdict = timeout(FIRST_VERDICT, standing.wait_for(|standing| *standing != Standing::Unknown)).await;
-        if !matches!(verdict, Ok(Ok(standing)) if *standing == Standing::In) {
-            return Err(Unserved::Out);
+    /// The Pods to ask for this content, best first.
+    pub(super) async fn candidates(&self, content: &Content) -> Result<Vec<Arc<Replica>>, Unserved> {
+        let mut verdicts = self.news.verdicts.subscribe();
+        let first_verdict = async { while self.standing() == Standing::Unknown && verdicts.changed().await.is_ok() {} };
+        // Without one the cache counts as out.
+        let _ = timeout(FIRST_VERDICT, first_verdict).await;
+        if let Kind::Blob(digest) | Kind::Manifest(Some(digest)) = &content.kind
+            && self.suspended.lock().unwrap_or_else(PoisonError::into_inner).holds(digest, Instant::now())
+        {
+            return Err(Unserved::Suspended);
         }
-        match &content.kind {
-            Kind::Blob(digest) | Kind::Manifest(Some(digest)) => {
-                let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-                if suspended.holds(digest, Instant::now()) { Err(Unserved::Suspended) } else { Ok(()) }
-            }
-            Kind::Manifest(None) | Kind::Other => Ok(()),
-        }
+        let candidates = self.standing_in(&content.repository);
+        if candidates.is_empty() { Err(Unserved::Out) } else { Ok(candidates) }
     }
 
-    /// One request over a pooled connection if one lives, else over a fresh one to the first Pod that takes it.
-    async fn exchange(
-        &self,
-        route: &Arc<Route>,
-        method: &Method,
-        content: &Content,
-        headers: &HeaderMap,
-    ) -> Result<(Response<Incoming>, Connection), ConnectFault> {
-        while let Some(mut connection) = self.pool.take(route) {
-            // The Pod may have closed it meanwhile, which says nothing about its health.
-            if let Ok(response) = connection.send(request(route, method, content, headers)).await {
-                self.witness(Ok(()));
-                return Ok((response, connection));
-            }
-        }
-        let mut last = ConnectFault::NoAddress;
-        for endpoint in route.ranked(&content.repository) {
-            let sent = async {
-                let mut connection = Connection::open(route, endpoint.address).await?;
-                let response = connection.send(request(route, method, content, headers)).await?;
-                Ok((response, connection))
-            };
-            match sent.await {
-                Ok(answered) => {
-                    self.witness(Ok(()));
-                    return Ok(answered);
-                }
-                Err(fault) => last = fault,
-            }
-        }
-        if last.is_absence() {
-            self.witness(Err(&last));
-        }
-        self.look_now.notify_one();
-        Err(last)
+    /// The Pods that answer, ranked for this repository.
+    pub(super) fn standing_in(&self, repository: &str) -> Vec<Arc<Replica>> {
+        let pods = self.pods.load();
+        let Some(route) = &pods.route else { return Vec::new() };
+        let replica = |endpoint: &_| pods.probed.iter().map(|probed| &probed.replica).find(|one| one.is(endpoint));
+        let ranked = route.ranked(repository).into_iter().filter_map(replica);
+        ranked.filter(|replica| replica.standing() == Standing::In).cloned().collect()
     }
 
-    /// Asks over a fresh connection whether anybody is there.
-    pub(super) async fn probe(route: &Arc<Route>, within: Duration) -> Result<(), ConnectFault> {
-        let asks = route.endpoints.iter().map(|endpoint| {
-            let address = endpoint.address;
-            Box::pin(async move {
-                let asked = timeout(within, async {
-                    let mut connection = Connection::open(route, address).await?;
-                    let base = Request::get("/v2/")
-                        .header(header::HOST, &route.host)
-                        .header(header::AUTHORIZATION, &route.authorization)
-                        .body(Empty::new())
-                        .unwrap_or_default();
-                    connection.send(base).await.map(|response| response.status())
-                });
-                match asked.await {
-                    Err(_) => Err(ConnectFault::Silent { address, after: within }),
-                    Ok(Ok(status)) if status == 401 || status == 403 => Err(ConnectFault::Refused { address, status }),
-                    Ok(answered) => answered.map(drop),
-                }
-            })
-        });
-        let asks: Vec<_> = asks.collect();
-        if asks.is_empty() {
-            return Err(ConnectFault::NoAddress);
-        }
-        futures::future::select_ok(asks).await.map(drop)
+    /// A body broke off for good: its digest is asked elsewhere for a while, or the runtime would resume here again and again.
+    pub(super) fn suspend(&self, blob: &Digest) {
+        self.suspended.lock().unwrap_or_else(PoisonError::into_inner).suspend(blob.clone(), Instant::now());
     }
-}
 
-/// What of the runtime's headers reaches the cache; its credentials are for the upstream, not for us.
-const FORWARDED: [header::HeaderName; 8] = [
-    header::ACCEPT,
-    header::RANGE,
-    header::IF_RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-    header::USER_AGENT,
-];
-
-fn request(route: &Route, method: &Method, content: &Content, headers: &HeaderMap) -> Request<Empty<Bytes>> {
-    let mut request = Request::new(Empty::new());
-    *request.method_mut() = method.clone();
-    // Parsed from a valid URI and of plain characters, so it is one again.
-    *request.uri_mut() = content.target.parse().unwrap_or_default();
-    // A manifest is verified as a whole before a byte goes out, so it is asked for as a whole.
-    let whole = matches!(content.kind, Kind::Manifest(_));
-    let to = request.headers_mut();
-    for name in FORWARDED.into_iter().filter(|name| !(whole && (name == header::RANGE || name == header::IF_RANGE))) {
-        for value in headers.get_all(&name) {
-            to.append(&name, value.clone());
-        }
+    pub(super) fn registry(&self) -> &str {
+        &self.registry
     }
-    to.insert(header::HOST, route.host.clone());
-    to.insert(header::AUTHORIZATION, route.authorization.clone());
-    request
 }

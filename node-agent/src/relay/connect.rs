@@ -28,8 +28,6 @@ pub(super) const BUFFER: usize = 64 * 1024;
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectFault {
-    #[error("no address of the cache is known")]
-    NoAddress,
     #[error("{address}: connect: {source}")]
     Connect { address: SocketAddr, source: io::Error },
     #[error("{address}: TLS handshake: {source}")]
@@ -45,7 +43,7 @@ pub(super) enum ConnectFault {
 impl ConnectFault {
     /// Whether it shows that nobody is there. A connection that breaks before the headers may be about that one request.
     pub(super) fn is_absence(&self) -> bool {
-        matches!(self, Self::NoAddress | Self::Connect { .. } | Self::Handshake { .. })
+        matches!(self, Self::Connect { .. } | Self::Handshake { .. })
     }
 }
 

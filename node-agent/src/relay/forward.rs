@@ -3,25 +3,27 @@
 
 use super::ask::{Content, Digest, Kind};
 use super::body::{Cut, RelayBody};
-use super::cache::{Cache, Unserved};
-use super::connect::Connection;
+use super::cache::{Cache, HEADERS, Unserved};
+use super::replica::Replica;
+use super::resume::{Rest, Source};
 use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// Runtimes refuse larger manifests.
 const MANIFEST_MAX: usize = 4 * 1024 * 1024;
-/// After its headers a manifest must be here within this time: nothing has gone out yet.
-const MANIFEST_BODY: Duration = Duration::from_secs(5);
+/// So much of the time is kept for the other Pods: they answer at once what they have.
+const RESERVE: Duration = Duration::from_secs(2);
 /// Bounds the memory of manifests under verification.
 static VERIFYING: Semaphore = Semaphore::const_new(16);
 
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const HIT: &[u8] = b"breakwater; hit";
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// What of the cache's headers reaches the runtime. No challenge, no redirect, nothing about the connection.
 const RETURNED: [HeaderName; 14] = [
@@ -38,41 +40,77 @@ const RETURNED: [HeaderName; 14] = [
     DOCKER_CONTENT_DIGEST,
     HeaderName::from_static("docker-distribution-api-version"),
     HeaderName::from_static("oci-filters-applied"),
-    HeaderName::from_static("cache-status"),
+    CACHE_STATUS,
 ];
 
-/// Serves one request from the cache.
+/// Serves one request from the first Pod that can, all within one deadline.
 pub(super) async fn forward(
     cache: &Arc<Cache>,
     method: &Method,
     content: &Content,
     headers: &HeaderMap,
 ) -> Result<Response<RelayBody>, Unserved> {
-    let (response, connection) = cache.ask(method, content, headers).await?;
-    let (mut parts, body) = response.into_parts();
-    parts.headers = returned(&parts.headers);
-    match parts.status {
-        StatusCode::OK if matches!(content.kind, Kind::Manifest(_)) => {
-            let digest = manifest_digest(content, &parts)?;
-            if method == Method::GET {
-                return verified(cache, parts, body, connection, &digest).await;
-            }
-            if !parts.headers.contains_key(header::CONTENT_LENGTH) {
-                // The runtime would fetch it from here by GET and give up where that fails.
-                return Err(Unserved::Unfit("a manifest without a length"));
-            }
+    let deadline = Instant::now() + HEADERS;
+    let candidates = cache.candidates(content).await?;
+    let mut left = candidates.len();
+    let mut unserved = Unserved::Out;
+    for replica in candidates {
+        left -= 1;
+        let until = if left > 0 { deadline - RESERVE } else { deadline };
+        let ask = Attempt { cache, replica: &replica, method, content, headers, until };
+        match ask.answer().await {
+            Ok(response) => return Ok(response),
+            Err(fault) => unserved = fault,
         }
-        StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {}
-        StatusCode::PARTIAL_CONTENT
-            if headers.contains_key(header::RANGE) && !matches!(content.kind, Kind::Manifest(_)) => {}
-        StatusCode::NOT_MODIFIED if headers.contains_key(header::IF_NONE_MATCH) => {}
-        status => return Err(Unserved::Status(status)),
+        if Instant::now() >= deadline {
+            break;
+        }
     }
-    let blob = match &content.kind {
-        Kind::Blob(digest) => Some(digest.clone()),
-        Kind::Manifest(_) | Kind::Other => None,
-    };
-    Ok(Response::from_parts(parts, RelayBody::streamed(body, connection, cache.clone(), blob)))
+    Err(unserved)
+}
+
+/// One Pod asked for one content.
+struct Attempt<'a> {
+    cache: &'a Arc<Cache>,
+    replica: &'a Arc<Replica>,
+    method: &'a Method,
+    content: &'a Content,
+    headers: &'a HeaderMap,
+    until: Instant,
+}
+
+impl Attempt<'_> {
+    async fn answer(self) -> Result<Response<RelayBody>, Unserved> {
+        let Self { cache, replica, method, content, headers, until } = self;
+        let (response, connection) = replica.ask(method, content, headers, until).await?;
+        let (mut parts, body) = response.into_parts();
+        parts.headers = returned(&parts.headers);
+        let source = Source { body, replica: replica.clone(), connection: Some(connection) };
+        match parts.status {
+            StatusCode::OK if matches!(content.kind, Kind::Manifest(_)) => {
+                let digest = manifest_digest(content, &parts)?;
+                if method == Method::GET {
+                    return timeout_at(until, verified(parts, source, &digest)).await.unwrap_or(Err(Unserved::Late));
+                }
+                if !parts.headers.contains_key(header::CONTENT_LENGTH) {
+                    // The runtime would fetch it from here by GET and give up where that fails.
+                    return Err(Unserved::Unfit("a manifest without a length"));
+                }
+            }
+            StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {}
+            StatusCode::PARTIAL_CONTENT
+                if headers.contains_key(header::RANGE) && !matches!(content.kind, Kind::Manifest(_)) => {}
+            StatusCode::NOT_MODIFIED if headers.contains_key(header::IF_NONE_MATCH) => {}
+            status => return Err(Unserved::Status(status)),
+        }
+        let rest = if method == Method::GET { Rest::of(content, &parts) } else { None };
+        let is_hit = parts.headers.get(CACHE_STATUS).is_some_and(|status| status.as_bytes().starts_with(HIT));
+        let blob = match &content.kind {
+            Kind::Blob(digest) => Some(digest.clone()),
+            Kind::Manifest(_) | Kind::Other => None,
+        };
+        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), blob, rest, is_hit)))
+    }
 }
 
 /// The digest that a manifest must have: the one asked for, or for a tag the one that the cache states.
@@ -89,26 +127,20 @@ fn manifest_digest(content: &Content, parts: &Parts) -> Result<Digest, Unserved>
 }
 
 /// Reads a manifest to its end and passes it on only if it is the right one.
-async fn verified(
-    cache: &Arc<Cache>,
-    mut parts: Parts,
-    body: Incoming,
-    connection: Connection,
-    digest: &Digest,
-) -> Result<Response<RelayBody>, Unserved> {
-    let read = async {
-        let _permit = VERIFYING.acquire().await.map_err(|_| Unserved::Out)?;
-        let collected = Limited::new(body, MANIFEST_MAX).collect().await;
-        let bytes = collected.map_err(|error| match error.downcast::<hyper::Error>() {
-            Ok(error) => Unserved::Cut(Cut::Broken(*error)),
-            Err(_) => Unserved::Unfit("a manifest of more than 4 MiB"),
-        })?;
-        Ok(bytes.to_bytes())
-    };
-    let bytes: Bytes = timeout(MANIFEST_BODY, read).await.unwrap_or(Err(Unserved::Late))?;
-    cache.release(connection);
+async fn verified(mut parts: Parts, source: Source, digest: &Digest) -> Result<Response<RelayBody>, Unserved> {
+    let Source { body, replica, connection } = source;
+    let _permit = VERIFYING.acquire().await.map_err(|_| Unserved::Out)?;
+    let collected = Limited::new(body, MANIFEST_MAX).collect().await;
+    let bytes = collected.map_err(|error| match error.downcast::<hyper::Error>() {
+        Ok(error) => Unserved::Cut(Cut::Broken(*error)),
+        Err(_) => Unserved::Unfit("a manifest of more than 4 MiB"),
+    })?;
+    let bytes: Bytes = bytes.to_bytes();
+    if let Some(connection) = connection {
+        replica.release(connection);
+    }
     if !digest.verifies(&bytes) {
-        tracing::warn!(digest = digest.short(), "manifest from the cache has another digest and is not passed on");
+        tracing::warn!(pod = replica.pod, digest = digest.short(), "manifest has another digest and is not passed on");
         return Err(Unserved::Unfit("a manifest of another digest"));
     }
     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));

@@ -1,7 +1,6 @@
-//! Asks one cache again and again whether it lives, so that requests need not find out.
+//! Asks one Pod again and again whether it lives, so that requests need not find out.
 
-use super::cache::Cache;
-use super::connect::ConnectFault;
+use super::replica::Replica;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +13,16 @@ const WATCHFUL: Duration = Duration::from_secs(1);
 const LEAST: Duration = Duration::from_millis(200);
 
 /// Probes for as long as the task lives.
-pub(super) async fn probe_forever(cache: Arc<Cache>) {
+pub(super) async fn probe_forever(replica: Arc<Replica>) {
     loop {
         let started = Instant::now();
-        let sign = match cache.route() {
-            Some(route) => Cache::probe(&route, TIMEOUT).await,
-            None => Err(ConnectFault::NoAddress),
-        };
-        cache.witness(sign.as_ref().copied());
-        let pause = jittered(if cache.is_settled() { SETTLED } else { WATCHFUL });
+        let sign = replica.probe(TIMEOUT).await;
+        replica.witness(sign.as_ref().copied());
+        let pause = jittered(if replica.is_settled() { SETTLED } else { WATCHFUL });
         sleep(LEAST).await;
         tokio::select! {
             () = sleep_until(started + pause) => {}
-            () = cache.look_now.notified() => {}
+            () = replica.look_now.notified() => {}
         }
     }
 }

@@ -1,6 +1,5 @@
 //! One registry's way to its cache, ready to be used: addresses, trust, token. Pure.
 
-use super::ask::Digest;
 use crate::known::{Endpoint, Trust};
 use crate::plan::CacheAddress;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -98,39 +97,10 @@ fn score(repository: &str, pod: &str) -> [u8; 32] {
     score
 }
 
-/// Whether content of this digest may be asked of the cache, or was cut off a moment ago.
-#[derive(Debug, Default)]
-pub(super) struct Suspended(std::collections::HashMap<Digest, tokio::time::Instant>);
-
-impl Suspended {
-    /// A runtime that was cut off comes back within moments and must find another host then.
-    const FOR: std::time::Duration = std::time::Duration::from_secs(60);
-    const MAX: usize = 4096;
-
-    pub(super) fn suspend(&mut self, digest: Digest, now: tokio::time::Instant) {
-        if self.0.len() >= Self::MAX {
-            self.0.retain(|_, since| now.duration_since(*since) < Self::FOR);
-        }
-        if self.0.len() < Self::MAX {
-            self.0.insert(digest, now);
-        }
-    }
-
-    pub(super) fn holds(&mut self, digest: &Digest, now: tokio::time::Instant) -> bool {
-        let holds = self.0.get(digest).is_some_and(|since| now.duration_since(*since) < Self::FOR);
-        if !holds {
-            self.0.remove(digest);
-        }
-        holds
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use breakwater_crds::RelayKey;
-    use std::time::Duration;
-    use tokio::time::Instant;
 
     fn route(pods: &[(&str, bool)]) -> Route {
         let endpoints = pods.iter().map(|(pod, terminating)| Endpoint {
@@ -165,16 +135,5 @@ mod tests {
         assert!(route.authorization.is_sensitive());
         assert!(!format!("{route:?}").contains("Bearer"));
         assert!(matches!(trust_only("no pem"), Err(NoRoute::Trust)));
-    }
-
-    #[test]
-    fn a_digest_is_suspended_for_a_minute() {
-        let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
-        let other = Digest::parse(&format!("sha256:{}", "1".repeat(64))).unwrap();
-        let (mut suspended, now) = (Suspended::default(), Instant::now());
-        suspended.suspend(digest.clone(), now);
-        assert!(suspended.holds(&digest, now + Duration::from_secs(59)));
-        assert!(!suspended.holds(&other, now));
-        assert!(!suspended.holds(&digest, now + Duration::from_secs(60)));
     }
 }

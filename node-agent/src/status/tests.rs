@@ -11,7 +11,7 @@ fn planned(registry: &str) -> Planned {
 }
 
 fn view(standing: Standing, trouble: Option<&str>) -> View {
-    View { standing, has_address: true, trouble: trouble.map(str::to_owned) }
+    View { standing, pods: 1, answering: 1, trouble: trouble.map(str::to_owned) }
 }
 
 /// What is found of mirrors that are otherwise well.
@@ -86,7 +86,7 @@ fn each_way_of_not_being_active() {
     stands(Standing::Unknown, None).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "not asked yet");
     with(&|case| {
         let view = case.views.get_mut("docker.io").unwrap();
-        view.has_address = false;
+        view.pods = 0;
         view.standing = Standing::Out;
     })
     .check(MirrorState::Bypassed, reason::NO_CACHE_ADDRESS, "has no Pod");
@@ -137,7 +137,7 @@ fn times_move_only_with_what_they_date() {
         (time(0), time(0))
     );
     assert!(second.inactive[0].message.contains("silent"));
-    case.views.get_mut("docker.io").unwrap().has_address = false;
+    case.views.get_mut("docker.io").unwrap().pods = 0;
     let third = stamp(&case.findings(), &second, &time(20));
     assert_eq!(third.inactive[0].since, time(20), "another reason");
     assert_eq!(third.conditions[0].last_transition_time, time(0));

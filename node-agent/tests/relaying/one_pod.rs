@@ -1,12 +1,10 @@
 //! The relay against faults of a cache: what reaches the runtime, and how fast.
 
-mod support;
-
+use super::support::{Answer, Cache, End, Reply, Running, Step, get, read, token};
 use aws_lc_rs::digest::{SHA256, digest};
 use breakwater_node_agent::relay::Standing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Answer, Cache, End, Reply, Running, Step, get, read, token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -276,7 +274,6 @@ async fn headers_that_do_not_come_are_not_waited_for_long() {
 async fn a_dead_cache_is_refused_at_once_and_comes_back_with_hysteresis() {
     let mut cache = cache(|_| Reply::new(200, "", b"x")).await;
     let relay = Running::before(&cache).await;
-    let address = cache.address;
     cache.die();
     let died = Instant::now();
     assert_eq!(relay.get(&blob("x")).await.status, 503);
@@ -287,19 +284,23 @@ async fn a_dead_cache_is_refused_at_once_and_comes_back_with_hysteresis() {
     assert_eq!(relay.get(&blob("x")).await.status, 503);
     assert!(out.elapsed() < Duration::from_millis(200), "{:?}", out.elapsed());
 
-    let returned = cache_at(&relay, address).await;
+    cache.revive().await;
     relay.until(|view| view.standing == Standing::In).await;
     assert!((9900..14000).contains(&out.elapsed().as_millis()), "{:?}", out.elapsed());
     assert_eq!(relay.get(&blob("x")).await.status, 200);
-    drop(returned);
 }
 
-/// Another cache of the same name takes over, at another address, as a Pod that was replaced.
-async fn cache_at(relay: &Running, before: std::net::SocketAddr) -> Cache {
-    let next = cache(|_| Reply::new(200, "", b"x")).await;
-    assert_ne!(next.address, before);
+#[tokio::test]
+async fn a_pod_that_was_replaced_is_in_with_its_first_answer() {
+    let mut first = cache(|_| Reply::new(200, "", b"x")).await;
+    let relay = Running::before(&first).await;
+    first.die();
+    relay.until(|view| view.standing == Standing::Out).await;
+    let next = first.replica().await;
     relay.route(&[next.address], &next.ca);
-    next
+    let replaced = Instant::now();
+    relay.until(|view| view.standing == Standing::In).await;
+    assert!(replaced.elapsed() < Duration::from_secs(3), "{:?}", replaced.elapsed());
 }
 
 #[tokio::test]

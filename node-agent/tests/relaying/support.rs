@@ -1,8 +1,6 @@
 //! A TLS server that stands for a cache where the real one cannot show the fault, the relay before it, and a runtime that
 //! sees every byte and how the connection ends.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
-
 use breakwater_crds::{RelayKey, relay_token};
 use breakwater_node_agent::known::{Endpoint, Trust};
 use breakwater_node_agent::plan::CacheAddress;
@@ -16,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -68,6 +66,8 @@ type Script = dyn Fn(&str) -> Reply + Send + Sync;
 pub(crate) struct Cache {
     pub(crate) address: SocketAddr,
     pub(crate) ca: String,
+    acceptor: TlsAcceptor,
+    script: Arc<Script>,
     state: Arc<State>,
     task: Option<AbortOnDropHandle<()>>,
 }
@@ -85,11 +85,20 @@ impl Cache {
     /// Serves by script; `/v2/` is answered with 200 unless `base` says otherwise.
     pub(crate) async fn start(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
         let (acceptor, ca) = tls();
+        Self::listen(acceptor, ca, Arc::new(script)).await
+    }
+
+    /// Another Pod of the same cache.
+    pub(crate) async fn replica(&self) -> Self {
+        Self::listen(self.acceptor.clone(), self.ca.clone(), self.script.clone()).await
+    }
+
+    async fn listen(acceptor: TlsAcceptor, ca: String, script: Arc<Script>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
-        let task = tokio::spawn(serve(listener, acceptor, Arc::new(script), state.clone()));
-        Self { address, ca, state, task: Some(AbortOnDropHandle::new(task)) }
+        let task = tokio::spawn(serve(listener, acceptor.clone(), script.clone(), state.clone()));
+        Self { address, ca, acceptor, script, state, task: Some(AbortOnDropHandle::new(task)) }
     }
 
     /// Every request but the probes: the head as it came.
@@ -113,6 +122,16 @@ impl Cache {
     /// Closes the port and every connection.
     pub(crate) fn die(&mut self) {
         self.task = None;
+    }
+
+    /// Opens the port again.
+    pub(crate) async fn revive(&mut self) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(self.address).unwrap();
+        let listener = socket.listen(64).unwrap();
+        let served = serve(listener, self.acceptor.clone(), self.script.clone(), self.state.clone());
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(served)));
     }
 }
 
@@ -233,6 +252,11 @@ impl Running {
         let route = Route::new(&cache, &trust, trust_only(ca).unwrap()).unwrap();
         let registry = RegistryHost::parse("docker.io").unwrap();
         self.relay.set_routes([(registry, Some(Arc::new(route)))].into());
+    }
+
+    /// Waits until every Pod answers.
+    pub(crate) async fn until_all_in(&self) {
+        self.until(|view| view.answering == view.pods).await;
     }
 
     pub(crate) fn view(&self) -> View {

@@ -1,0 +1,211 @@
+//! One Pod of a cache as this node finds it: whether it answers, and one exchange with it.
+
+use super::ask::Content;
+use super::connect::{ConnectFault, Connection, Pool};
+use super::health::{Health, Standing};
+use super::request;
+use super::route::Route;
+use crate::known::Endpoint;
+use arc_swap::ArcSwap;
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// One Pod of a cache.
+#[derive(Debug)]
+pub(super) struct Replica {
+    registry: String,
+    pub(super) pod: String,
+    pub(super) address: SocketAddr,
+    route: ArcSwap<Route>,
+    health: Mutex<Health>,
+    standing: watch::Sender<Standing>,
+    trouble: Mutex<Option<String>>,
+    pool: Pool,
+    pub(super) look_now: Notify,
+    news: Arc<News>,
+}
+
+/// Told whenever a replica's standing or trouble changed.
+#[derive(Debug)]
+pub(super) struct News {
+    /// For requests that wait for a verdict.
+    pub(super) verdicts: watch::Sender<()>,
+    /// For the report on the node.
+    pub(super) report: Arc<Notify>,
+}
+
+impl News {
+    fn tell(&self) {
+        self.verdicts.send_replace(());
+        self.report.notify_one();
+    }
+}
+
+/// Why a replica gave no answer.
+#[derive(Debug)]
+pub(super) enum NoAnswer {
+    /// Nobody is there, or the connection broke.
+    Connect(ConnectFault),
+    /// The headers did not come in time.
+    Late,
+    /// It was given up while it was waited for.
+    Out,
+}
+
+impl Replica {
+    pub(super) fn new(registry: &str, endpoint: &Endpoint, route: Arc<Route>, news: Arc<News>) -> Self {
+        Self {
+            registry: registry.to_owned(),
+            pod: endpoint.pod.clone(),
+            address: endpoint.address,
+            route: ArcSwap::new(route),
+            health: Mutex::default(),
+            standing: watch::Sender::new(Standing::Unknown),
+            trouble: Mutex::default(),
+            pool: Pool::default(),
+            look_now: Notify::new(),
+            news,
+        }
+    }
+
+    pub(super) fn is(&self, endpoint: &Endpoint) -> bool {
+        self.address == endpoint.address && self.pod == endpoint.pod
+    }
+
+    /// Replaces trust and token; what is known of its health stays.
+    pub(super) fn set_route(&self, route: Arc<Route>) {
+        self.route.store(route);
+        self.look_now.notify_one();
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the prober may take its time.
+    pub(super) fn is_settled(&self) -> bool {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).is_settled()
+    }
+
+    pub(super) fn release(&self, connection: Connection) {
+        self.pool.put(connection);
+    }
+
+    /// Takes a sign of life, or of none, into account.
+    pub(super) fn witness(&self, sign: Result<(), &ConnectFault>) {
+        let (before, after) = {
+            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = health.standing();
+            match &sign {
+                Ok(()) => health.succeed(Instant::now()),
+                Err(_) => health.fail(Instant::now()),
+            }
+            (before, health.standing())
+        };
+        let trouble = sign.err().map(ToString::to_string);
+        let told =
+            std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble.clone());
+        if before == after {
+            if after != Standing::In && told != trouble {
+                self.news.tell();
+            }
+            return;
+        }
+        let (registry, pod, error) = (&self.registry, &self.pod, trouble.as_deref().unwrap_or_default());
+        match after {
+            Standing::In => tracing::info!(registry, pod, "cache answers, pulls go through it"),
+            Standing::Out => tracing::warn!(registry, pod, error, "cache does not answer, pulls pass it by"),
+            Standing::Unproven => tracing::warn!(registry, pod, error, "cache does not answer yet, pulls pass it by"),
+            Standing::Unknown => {}
+        }
+        self.standing.send_replace(after);
+        self.news.tell();
+    }
+
+    /// Asks, and returns the headers, or says by the deadline that there will be none.
+    pub(super) async fn ask(
+        &self,
+        method: &Method,
+        content: &Content,
+        headers: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
+        let mut standing = self.standing.subscribe();
+        let gone_out = async {
+            // Whatever waits for a hung cache is let go with the rest.
+            if standing.wait_for(|standing| *standing == Standing::Out).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let answered = tokio::select! {
+            answered = timeout_at(deadline, self.exchange(method, content, headers)) => answered,
+            () = gone_out => return Err(NoAnswer::Out),
+        };
+        match answered {
+            Ok(Ok(answered)) => {
+                self.witness(Ok(()));
+                Ok(answered)
+            }
+            Ok(Err(fault)) => {
+                if fault.is_absence() {
+                    self.witness(Err(&fault));
+                }
+                self.look_now.notify_one();
+                Err(NoAnswer::Connect(fault))
+            }
+            Err(_) => {
+                self.look_now.notify_one();
+                Err(NoAnswer::Late)
+            }
+        }
+    }
+
+    /// Over a pooled connection if one lives, else over a fresh one.
+    async fn exchange(
+        &self,
+        method: &Method,
+        content: &Content,
+        headers: &HeaderMap,
+    ) -> Result<(Response<Incoming>, Connection), ConnectFault> {
+        let route = self.route.load_full();
+        let asking = || request::build(&route, method, content, headers);
+        while let Some(mut connection) = self.pool.take(&route) {
+            // The Pod may have closed it meanwhile, which says nothing about its health.
+            if let Ok(response) = connection.send(asking()).await {
+                return Ok((response, connection));
+            }
+        }
+        let mut connection = Connection::open(&route, self.address).await?;
+        let response = connection.send(asking()).await?;
+        Ok((response, connection))
+    }
+
+    /// Asks over a fresh connection whether anybody is there.
+    pub(super) async fn probe(&self, within: Duration) -> Result<(), ConnectFault> {
+        let (route, address) = (self.route.load_full(), self.address);
+        let asked = timeout(within, async {
+            let mut connection = Connection::open(&route, address).await?;
+            let base = Request::get("/v2/")
+                .header(header::HOST, &route.host)
+                .header(header::AUTHORIZATION, &route.authorization)
+                .body(Empty::new())
+                .unwrap_or_default();
+            connection.send(base).await.map(|response| response.status())
+        });
+        match asked.await {
+            Err(_) => Err(ConnectFault::Silent { address, after: within }),
+            Ok(Ok(status)) if status == 401 || status == 403 => Err(ConnectFault::Refused { address, status }),
+            Ok(answered) => answered.map(drop),
+        }
+    }
+}

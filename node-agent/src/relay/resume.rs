@@ -1,0 +1,143 @@
+//! Going on with a blob where it broke off: the next Pod that answers, the same bytes, by Range. Knows nothing of frames.
+
+use super::ask::{Content, Kind};
+use super::cache::{Cache, HEADERS};
+use super::connect::Connection;
+use super::replica::Replica;
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use hyper::body::Incoming;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Bytes that came since the last break make up for it; without any, so many breaks in a row end it.
+const BREAKS: usize = 3;
+
+/// Where an answer comes from.
+pub(super) struct Source {
+    pub(super) body: Incoming,
+    pub(super) replica: Arc<Replica>,
+    /// Goes back to the pool at the end; dropped with the body otherwise, which closes it.
+    pub(super) connection: Option<Connection>,
+}
+
+/// What is still to come of a blob.
+#[derive(Clone, Debug)]
+pub(super) struct Rest {
+    content: Content,
+    next: u64,
+    end: u64,
+    broke: Vec<SocketAddr>,
+}
+
+impl Rest {
+    /// All of an answer; None where going on is impossible, because it is no blob or of unknown length.
+    pub(super) fn of(content: &Content, parts: &Parts) -> Option<Self> {
+        if !matches!(content.kind, Kind::Blob(_)) {
+            return None;
+        }
+        let number = |name| parts.headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+        let length = number(header::CONTENT_LENGTH)?;
+        let next = match parts.status {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => start(&parts.headers)?,
+            _ => return None,
+        };
+        Some(Self { content: content.clone(), next, end: next + length, broke: Vec::new() })
+    }
+
+    /// So many bytes more have come.
+    pub(super) fn advance(&mut self, bytes: u64) {
+        self.next += bytes;
+        if bytes > 0 {
+            self.broke.clear();
+        }
+    }
+
+    /// Asks the other Pods for the rest, and at last, with `again`, those that broke off.
+    pub(super) async fn go_on(&mut self, cache: &Cache, broken: &Replica, again: bool) -> Option<Source> {
+        self.broke.push(broken.address);
+        if self.next >= self.end || self.broke.len() > BREAKS {
+            return None;
+        }
+        let deadline = Instant::now() + HEADERS;
+        let mut candidates = cache.standing_in(&self.content.repository);
+        candidates.retain(|replica| again || !self.broke.contains(&replica.address));
+        candidates.sort_by_key(|replica| self.broke.contains(&replica.address));
+        for replica in candidates {
+            let asked = replica.ask(&Method::GET, &self.content, &self.headers(), deadline).await;
+            if let Ok((response, connection)) = asked
+                && self.continues(response.status(), response.headers())
+            {
+                return Some(Source { body: response.into_body(), replica, connection: Some(connection) });
+            }
+        }
+        None
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let range = HeaderValue::try_from(format!("bytes={}-{}", self.next, self.end.saturating_sub(1)));
+        range.map(|range| HeaderMap::from_iter([(header::RANGE, range)])).unwrap_or_default()
+    }
+
+    /// Whether an answer is exactly what is missing.
+    fn continues(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        status == StatusCode::PARTIAL_CONTENT
+            && start(headers) == Some(self.next)
+            && length == Some(self.end - self.next)
+    }
+}
+
+/// `bytes 5-9/10` begins at 5.
+fn start(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    range.split_once('-')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::ask::Digest;
+    use http::Response;
+
+    fn rest(status: u16, headers: &[(&str, &str)]) -> Option<Rest> {
+        let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64)))?;
+        let content = Content {
+            registry: "docker.io".into(),
+            repository: "a".into(),
+            kind: Kind::Blob(digest),
+            target: "/v2/a".into(),
+        };
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        Rest::of(&content, &response.body(()).ok()?.into_parts().0)
+    }
+
+    #[test]
+    fn only_what_is_missing_continues_an_answer() {
+        let mut rest = rest(206, &[("content-range", "bytes 10-19/100"), ("content-length", "10")]).unwrap();
+        rest.advance(4);
+        assert_eq!(rest.headers()[header::RANGE], "bytes=14-19");
+        let fits = |status: u16, range: &str, length: &str| {
+            let headers = [(header::CONTENT_RANGE, range), (header::CONTENT_LENGTH, length)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_str(value).unwrap()));
+            rest.continues(StatusCode::from_u16(status).unwrap(), &headers.into_iter().collect())
+        };
+        assert!(fits(206, "bytes 14-19/100", "6"));
+        assert!(!fits(200, "bytes 14-19/100", "6"));
+        assert!(!fits(206, "bytes 13-19/100", "7"));
+        assert!(!fits(206, "bytes 14-18/100", "5"));
+    }
+
+    #[test]
+    fn without_a_length_there_is_no_going_on() {
+        assert!(rest(200, &[]).is_none());
+        assert!(rest(206, &[("content-length", "5")]).is_none());
+        assert!(rest(404, &[("content-length", "5")]).is_none());
+        assert!(rest(200, &[("content-length", "5")]).is_some());
+    }
+}

@@ -1,0 +1,182 @@
+//! The relay before several Pods of one cache: what one fails at, another does, and the runtime sees one whole answer.
+
+use super::support::{Cache, End, Reply, Running, Step, get};
+use aws_lc_rs::digest::{SHA256, digest};
+use breakwater_node_agent::relay::Standing;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const BODY: &[u8] = b"0123456789abcdef";
+
+fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(digest(&SHA256, bytes)))
+}
+
+fn blob() -> String {
+    format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(BODY))
+}
+
+/// The blob, or the part of it that is asked for.
+fn content(head: &str) -> Reply {
+    let range =
+        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+    let Some((start, end)) = range.as_deref().and_then(|range| range.split_once('-')) else {
+        return Reply::new(200, "Cache-Status: breakwater; hit\r\n", BODY);
+    };
+    let start: usize = start.parse().unwrap();
+    let end = end.parse().unwrap_or(BODY.len() - 1);
+    let stated = format!("Cache-Status: breakwater; hit\r\nContent-Range: bytes {start}-{end}/{}\r\n", BODY.len());
+    Reply::new(206, &stated, &BODY[start..=end])
+}
+
+/// Two Pods and a relay before them; whichever is asked first fails as told, once.
+async fn pair(first: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Cache, Cache, Running) {
+    let failed = AtomicBool::new(false);
+    let one = Cache::start(move |head| match head.starts_with("GET /v2/ ") {
+        true => Reply::new(200, "", b"{}"),
+        false if !failed.swap(true, Ordering::SeqCst) => first(head),
+        false => content(head),
+    })
+    .await;
+    let other = one.replica().await;
+    let relay = Running::bare().await;
+    relay.route(&[one.address, other.address], &one.ca);
+    relay.until_all_in().await;
+    (one, other, relay)
+}
+
+/// Five bytes, then this, of the blob or of the part asked for.
+fn breaks_off(head: &str, end: Step) -> Reply {
+    let mut reply = content(head);
+    let Step::Send(bytes) = reply.steps.remove(0) else { unreachable!() };
+    reply.steps = vec![Step::Send(bytes[..5].to_vec()), end];
+    reply
+}
+
+async fn check(relay: &Running, request: &str, expected: &[u8], within: Duration) {
+    let asked = Instant::now();
+    let answer = relay.ask(request).await;
+    assert_eq!(
+        (answer.status < 300, String::from_utf8_lossy(&answer.body), answer.end),
+        (true, String::from_utf8_lossy(expected), End::Fin)
+    );
+    assert!(asked.elapsed() < within, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_goes_on_from_another_pod() {
+    for end in [Step::Close, Step::Reset] {
+        let (one, other, relay) = pair(move |head| breaks_off(head, end.clone())).await;
+        check(&relay, &get(&blob()), BODY, Duration::from_secs(3)).await;
+        let mut requests = [one.requests(), other.requests()].concat();
+        requests.retain(|head| head.to_ascii_lowercase().contains("range: bytes="));
+        // A reset may take the header with it, and then the whole is asked for.
+        assert!(requests.len() <= 1, "the rest was asked for once: {requests:?}");
+        assert_eq!(relay.get(&blob()).await.status, 200, "what went on is not suspended");
+    }
+}
+
+#[tokio::test]
+async fn a_part_goes_on_where_it_broke_off() {
+    let (_one, _other, relay) = pair(|head| breaks_off(head, Step::Close)).await;
+    let request = get(&blob()).replacen("\r\n", "\r\nrange: bytes=3-14\r\n", 1);
+    check(&relay, &request, &BODY[3..=14], Duration::from_secs(3)).await;
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_goes_on_from_another_pod() {
+    // Upstream may be slow for a miss, so the cache gets fifteen seconds.
+    let (_one, _other, relay) = pair(|head| {
+        let mut reply = breaks_off(head, Step::Stall);
+        reply.head = reply.head.replace("hit", "fwd=miss");
+        reply
+    })
+    .await;
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(17)).await;
+}
+
+#[tokio::test]
+async fn a_slow_hit_goes_on_from_another_pod() {
+    let (_one, _other, relay) = pair(|head| breaks_off(head, Step::Stall)).await;
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(7)).await;
+}
+
+#[tokio::test]
+async fn a_slow_hit_without_another_pod_is_cut_by_fin() {
+    let cache = Cache::start(|head| match head.starts_with("GET /v2/ ") {
+        true => Reply::new(200, "", b"{}"),
+        false => breaks_off(head, Step::Stall),
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    let asked = Instant::now();
+    let answer = relay.get(&blob()).await;
+    assert_eq!((answer.status, answer.body.as_slice(), answer.end), (200, &BODY[..5], End::Fin));
+    assert!((4900..7000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    assert_eq!(relay.get(&blob()).await.status, 503, "the runtime resumes from the upstream");
+}
+
+#[tokio::test]
+async fn the_pod_that_broke_off_is_asked_again_when_there_is_no_other() {
+    let failed = Arc::new(AtomicBool::new(false));
+    let cache = Cache::start(move |head| match head.starts_with("GET /v2/ ") {
+        true => Reply::new(200, "", b"{}"),
+        false if !failed.swap(true, Ordering::SeqCst) => breaks_off(head, Step::Close),
+        false => content(head),
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(3)).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_answer_is_asked_of_another_pod() {
+    for status in [500, 503, 429, 401, 302] {
+        let (_one, _other, relay) = pair(move |_| Reply::new(status, "", b"")).await;
+        check(&relay, &get(&blob()), BODY, Duration::from_secs(2)).await;
+    }
+    let (one, other, relay) = pair(|_| Reply::new(404, "", b"")).await;
+    assert_eq!(relay.get(&blob()).await.status, 404, "the cache has asked the upstream");
+    assert_eq!(one.requests().len() + other.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn headers_that_do_not_come_are_asked_of_another_pod() {
+    let (_one, _other, relay) = pair(|_| Reply { head: String::new(), steps: vec![Step::Stall] }).await;
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(4)).await;
+}
+
+#[tokio::test]
+async fn a_lie_about_a_manifest_is_not_passed_on_and_another_pod_asked() {
+    let stated = format!("docker-content-digest: {}\r\n", digest_of(BODY));
+    let (truth, lie) = (stated.clone(), stated);
+    let failed = AtomicBool::new(false);
+    let one = Cache::start(move |head| match head.starts_with("GET /v2/ ") {
+        true => Reply::new(200, "", b"{}"),
+        false if !failed.swap(true, Ordering::SeqCst) => Reply::new(200, &lie, b"lie"),
+        false => Reply::new(200, &truth, BODY),
+    })
+    .await;
+    let other = one.replica().await;
+    let relay = Running::bare().await;
+    relay.route(&[one.address, other.address], &one.ca);
+    relay.until_all_in().await;
+    let manifest = format!("/v2/library/a/manifests/{}?ns=docker.io", digest_of(BODY));
+    check(&relay, &get(&manifest), BODY, Duration::from_secs(2)).await;
+}
+
+#[tokio::test]
+async fn a_frozen_pod_is_passed_over_and_later_not_even_asked() {
+    let (one, other, relay) = pair(content).await;
+    one.freeze(true);
+    for _ in 0..3 {
+        check(&relay, &get(&blob()), BODY, Duration::from_secs(5)).await;
+    }
+    relay.until(|view| view.answering == 1).await;
+    assert_eq!(relay.view().standing, Standing::In);
+    for repository in ["a", "b", "c", "d", "e", "f"] {
+        check(&relay, &get(&blob().replace("library/a", repository)), BODY, Duration::from_millis(500)).await;
+    }
+    drop(other);
+}
