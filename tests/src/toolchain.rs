@@ -90,7 +90,7 @@ impl Toolchain {
         if !rustix::process::geteuid().is_root() {
             bail!("a test cluster is made of namespaces and mounts and needs root: run this again with `sudo -E`");
         }
-        debian::install_missing()?;
+        debian::install_missing(debian::CLUSTER)?;
         let folders = [KUBERNETES, CONTAINERD, DISTRIBUTION].iter().map(go::build).collect::<Result<_>>()?;
         Ok(Self { folders })
     }
@@ -101,6 +101,14 @@ impl Toolchain {
     /// Fails when it cannot be built.
     pub fn distribution() -> Result<(PathBuf, &'static str)> {
         Ok((go::build(&DISTRIBUTION)?.join("registry"), DISTRIBUTION.version))
+    }
+
+    /// Installs nginx, which `make bench` compares the cache with.
+    ///
+    /// # Errors
+    /// One sentence with the mend when it cannot be installed.
+    pub fn install_nginx() -> Result<()> {
+        debian::install_missing(&["nginx"])
     }
 
     /// Where a program is that was built from a Go module.

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use super::progress::Progress;
 
-/// Package and why it is needed.
-const PACKAGES: &[&str] = &[
+/// What a test cluster needs.
+pub(super) const CLUSTER: &[&str] = &[
     "runc",
     "containernetworking-plugins",
     "etcd-server",
@@ -20,13 +20,13 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// Installs the packages that are missing, through apt.
-pub(super) fn install_missing() -> Result<()> {
-    if missing()?.is_empty() {
+pub(super) fn install_missing(packages: &[&'static str]) -> Result<()> {
+    if missing(packages)?.is_empty() {
         return Ok(());
     }
     // apt refuses to run twice at a time, and whoever waited finds nothing left to do.
     let _lock = super::folder::lock("debian-packages", "Debian packages")?;
-    let missing = missing()?;
+    let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -44,14 +44,14 @@ pub(super) fn install_missing() -> Result<()> {
     Ok(())
 }
 
-fn missing() -> Result<Vec<&'static str>> {
+fn missing(packages: &[&'static str]) -> Result<Vec<&'static str>> {
     let output = Command::new("dpkg-query")
         .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
-        .args(PACKAGES)
+        .args(packages)
         .output()
-        .context("ask dpkg-query for installed packages (a test cluster runs on Debian or a system made from it)")?;
+        .context("ask dpkg-query for installed packages (this runs on Debian or a system made from it)")?;
     let listing = String::from_utf8_lossy(&output.stdout);
-    Ok(PACKAGES.iter().copied().filter(|package| !is_installed(&listing, package)).collect())
+    Ok(packages.iter().copied().filter(|package| !is_installed(&listing, package)).collect())
 }
 
 fn is_installed(listing: &str, package: &str) -> bool {
@@ -61,6 +61,8 @@ fn is_installed(listing: &str, package: &str) -> bool {
 fn apt(arguments: &[&str], packages: &[&str]) -> Result<()> {
     let output = Command::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")
+        // What a package brings as a service is not started: it is wanted as a program.
+        .env("RUNLEVEL", "1")
         .args(arguments)
         .args(packages)
         .stdin(Stdio::null())
