@@ -1,7 +1,8 @@
 //! Response bodies: positioned reads from a file that is complete or still growing. Knows nothing of HTTP's headers.
 //!
-//! A frame is read when the client is ready for it and no earlier, and is as large as the client is fast: a paused
-//! reader holds one small frame, a fast one gets 256 KiB per read.
+//! On a plain connection the kernel sends the file (sendfile.rs). Elsewhere a frame is read when the client is ready for
+//! it and no earlier, and is as large as the client is fast: a paused reader holds one small frame, a fast one gets
+//! 256 KiB per read.
 
 use std::{
     fs::File,
@@ -21,6 +22,7 @@ use crate::{
     failure::Failure,
     flight::Progress,
     metrics::{Held, Metrics},
+    sendfile,
     store::blocking,
 };
 
@@ -82,7 +84,6 @@ impl Reader {
         if self.end.is_some_and(|end| self.offset >= end) {
             return Ok(None);
         }
-        self.adapt();
         let (file, available) = match &mut self.source {
             Source::Stored(file) => (Arc::clone(file), self.end.unwrap_or(self.offset)),
             Source::Flight(progress) => match beyond(progress, self.offset).await {
@@ -99,13 +100,28 @@ impl Reader {
         if available <= self.offset {
             return Ok(None);
         }
-        let (offset, length) = (self.offset, (available - self.offset).min(self.frame));
-        let read = blocking(move || read_at(&file, offset, length)).await;
-        let bytes = read.ok_or(BodyBroken::Download(Failure::Stopping))?.map_err(BodyBroken::Read)?;
+        let bytes = match sendfile::frame(&file, self.offset, available - self.offset) {
+            Some(bytes) => bytes,
+            None => self.read(file, available - self.offset).await?,
+        };
         self.offset += bytes.len() as u64;
         self.metrics.sent(bytes.len() as u64);
-        self.handed_out = Some((Instant::now(), bytes.len() as u64));
         Ok(Some(bytes))
+    }
+
+    /// Into memory: at once what the page cache holds, elsewhere what the disk has to be waited for.
+    async fn read(&mut self, file: Arc<File>, available: u64) -> Result<Bytes, BodyBroken> {
+        self.adapt();
+        let (offset, length) = (self.offset, available.min(self.frame));
+        let bytes = match read_at_once(&file, offset, length) {
+            Some(bytes) => bytes,
+            None => {
+                let read = blocking(move || read_at(&file, offset, length)).await;
+                read.ok_or(BodyBroken::Download(Failure::Stopping))?.map_err(BodyBroken::Read)?
+            }
+        };
+        self.handed_out = Some((Instant::now(), bytes.len() as u64));
+        Ok(bytes)
     }
 
     fn adapt(&mut self) {
@@ -130,6 +146,13 @@ async fn beyond(progress: &mut watch::Receiver<Progress>, offset: u64) -> Result
         Progress::Failed(failure) => Err(*failure),
         Progress::Asking => Err(Failure::Stopping),
     }
+}
+
+fn read_at_once(file: &File, offset: u64, length: u64) -> Option<Bytes> {
+    let mut buffer = vec![0; usize::try_from(length).ok()?];
+    let read = sendfile::read_cached(file, offset, &mut buffer).ok().filter(|read| *read > 0)?;
+    buffer.truncate(read);
+    Some(buffer.into())
 }
 
 fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {

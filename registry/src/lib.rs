@@ -27,6 +27,7 @@ pub mod respond;
 pub mod route;
 pub mod run;
 pub mod secret;
+pub mod sendfile;
 pub mod serve;
 pub mod server;
 pub mod store;

@@ -27,6 +27,7 @@ use crate::{
     args::Listen,
     body::Body,
     metrics::{Connections, Held},
+    sendfile::{FileStream, Files},
 };
 
 const MOST_CONNECTIONS: usize = 8192;
@@ -153,7 +154,9 @@ impl Connection {
                 if first == [TLS_HELLO] {
                     return refuse_tls(stream).await;
                 }
-                self.http(stream, handler).await
+                let files = Files::default();
+                let stream = FileStream::new(stream, files.clone());
+                files.within(self.http(stream, handler)).await
             }
         }
     }
