@@ -1,5 +1,5 @@
 # One line each; `make help` lists them. Programs that a target needs are built or installed on first use.
-.PHONY: help demo playground test chaos images manifests lint
+.PHONY: help demo playground test chaos bench images manifests lint
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,9 @@ test: lint ## Everything: format, lints, unit, property, contract, API, node and
 
 chaos: ## The cache under every fault, as a table; docs/chaos.md says how to put another mirror under it (root)
 	@cargo run --quiet --release -p breakwater-tests --bin chaos
+
+bench: ## Measure the cache beside nginx and distribution, write docs/benchmarks.md; ROWS="blob herd" for some only (root)
+	@cargo run -p breakwater-tests --bin bench -- $(ROWS)
 
 images: ## Build the static binaries and one OCI image archive; its path is the last line printed
 	@cargo run -p breakwater-tests --bin image

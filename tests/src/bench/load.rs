@@ -109,6 +109,8 @@ pub(super) fn is_served(address: SocketAddr, path: &str) -> bool {
 /// A connection whose request has been sent; reading is the caller's business.
 pub(super) fn open(address: SocketAddr, path: &str) -> Result<TcpStream> {
     let mut client = Client::connect(address)?;
+    // A thousand paused readers with buffers that grow would fill what the kernel allows all sockets together.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&client.stream, 64 * 1024)?;
     client.ask(Some(path.to_owned()))?;
     Ok(client.stream)
 }

@@ -22,18 +22,18 @@ pub fn run(upstream: SocketAddr, listen: SocketAddr, folder: &Path) -> Result<()
     std::thread::scope(|scope| {
         for client in listener.incoming().flatten() {
             // A connection that breaks is the load generator's to notice.
-            scope.spawn(move || relay(client, upstream, folder));
+            scope.spawn(move || relay(&client, upstream, folder));
         }
     });
     Ok(())
 }
 
-fn relay(client: TcpStream, upstream: SocketAddr, folder: &Path) -> Result<()> {
+fn relay(mut client: &TcpStream, upstream: SocketAddr, folder: &Path) -> Result<()> {
     let origin = TcpStream::connect(upstream)?;
-    for stream in [&client, &origin] {
+    for stream in [client, &origin] {
         stream.set_nodelay(true)?;
     }
-    let (mut requests, mut answers) = (BufReader::new(&client), BufReader::with_capacity(256 * 1024, &origin));
+    let (mut requests, mut answers) = (BufReader::new(client), BufReader::with_capacity(256 * 1024, &origin));
     loop {
         let request = head(&mut requests)?;
         if request.is_empty() {
@@ -43,7 +43,7 @@ fn relay(client: TcpStream, upstream: SocketAddr, folder: &Path) -> Result<()> {
         let answer = head(&mut answers)?;
         let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
         let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-        (&client).write_all(&answer)?;
+        client.write_all(&answer)?;
         let mut left: u64 = length.context("an answer without Content-Length")?;
         let mut file = File::create(folder.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string()))?;
         let mut hash = Hash::new(&SHA256);
@@ -54,7 +54,7 @@ fn relay(client: TcpStream, upstream: SocketAddr, folder: &Path) -> Result<()> {
             anyhow::ensure!(count > 0, "upstream closed early");
             file.write_all(&buffer[..count])?;
             hash.update(&buffer[..count]);
-            (&client).write_all(&buffer[..count])?;
+            client.write_all(&buffer[..count])?;
             left -= count as u64;
         }
         let _ = hash.finish();
