@@ -31,6 +31,9 @@ const LARGEST_FRAME: u64 = 256 * 1024;
 /// A frame holds what the client takes in this time.
 const FRAME_TIME: Duration = Duration::from_millis(20);
 
+/// Without a byte for this long a body is cut. Shorter than the relay's patience, longer than the first attempts to resume.
+const STALLED: Duration = Duration::from_secs(13);
+
 /// The body of every response.
 pub type Body = UnsyncBoxBody<Bytes, BodyBroken>;
 
@@ -133,14 +136,16 @@ impl Reader {
     }
 }
 
-/// Waits until a flight has a byte at `offset`, or has none to come.
+/// Waits until a flight has a byte at `offset`, or has none to come: in time for the client to resume elsewhere, whatever
+/// holds the flight up.
 async fn beyond(progress: &mut watch::Receiver<Progress>, offset: u64) -> Result<(Arc<File>, u64), Failure> {
     let reached = progress.wait_for(|progress| match progress {
         Progress::Asking => false,
         Progress::Growing { servable, .. } => *servable > offset,
         Progress::Done { .. } | Progress::Failed(_) => true,
     });
-    match &*reached.await.map_err(|_| Failure::Stopping)? {
+    let reached = tokio::time::timeout(STALLED, reached).await.map_err(|_| Failure::BrokenBody)?;
+    match &*reached.map_err(|_| Failure::Stopping)? {
         Progress::Growing { file, servable, .. } => Ok((Arc::clone(file), *servable)),
         Progress::Done { file, size } => Ok((Arc::clone(file), *size)),
         Progress::Failed(failure) => Err(*failure),

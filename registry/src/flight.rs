@@ -91,8 +91,9 @@ impl Flights {
         let mut download = Download::new(parts, repository, digest, publisher);
         if let Err(failure) = download.run().await {
             debug!(repository = %name.0, digest = name.1.short(), reason = failure.category(), "download failed");
-            // What an earlier process left on disk says nothing of upstream: the next request may start at once.
-            if !download.was_spoilt_on_disk() {
+            // What an earlier process left on disk says nothing of upstream: the next request may start at once. And an open
+            // breaker fails as fast as our memory does, but forgets as soon as upstream is back.
+            if !download.was_spoilt_on_disk() && !self.upstream.is_cut_off() {
                 self.remember(name, failure);
             }
             download.publisher().fail(failure);

@@ -100,6 +100,13 @@ impl Upstream {
         }
     }
 
+    /// Whether breakers let nothing new be asked: of the registry, or of its token service.
+    pub fn is_cut_off(&self) -> bool {
+        let breakers = &self.transport.breakers;
+        let realm = self.auth.realm().map(|realm| HostKey::of(&realm));
+        self.is_away().is_some() || realm.is_some_and(|realm| breakers.admit(&realm).is_err())
+    }
+
     /// How upstream is now. A dead token service counts: nothing new can be pulled without it.
     pub fn state(&self) -> UpstreamState {
         let credentials_accepted = self.auth.accepted();

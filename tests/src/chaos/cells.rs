@@ -43,7 +43,7 @@ const FLIGHT_SOON: Duration = Duration::from_secs(18);
 /// From the start of the process to its first right answer.
 const READY_SOON: Duration = Duration::from_millis(2500);
 /// From the end of the fault to the first pull of something new.
-const BACK_SOON: Duration = Duration::from_secs(6);
+const BACK_SOON: Duration = Duration::from_secs(4);
 const BACK_LIMIT: Duration = Duration::from_secs(25);
 const CROWD: usize = 50;
 

@@ -167,9 +167,11 @@ impl Mirror {
         let _ = child.wait();
     }
 
-    /// What it printed.
+    /// The end of what it printed.
     pub(super) fn output(&self) -> String {
-        std::fs::read_to_string(self.log()).unwrap_or_default()
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().rev().take(3).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     fn log(&self) -> PathBuf {

@@ -71,7 +71,9 @@ impl Scene {
             flapping: JoinSet::new(),
             _folder: folder,
         };
-        scene.pull_warm().await.with_context(|| scene.mirror.output())?;
+        if let Err(error) = scene.pull_warm().await {
+            return Err(error.context(scene.mirror.output()));
+        }
         if scene.mirror.place.namespace.is_none() {
             scene.await_file().await?;
         }
@@ -90,7 +92,13 @@ impl Scene {
         let paths = [format!("/v2/{WARM}/manifests/v1"), self.warm.manifest.manifest_path(WARM)];
         for path in paths.into_iter().chain(self.warm.blobs().map(|blob| blob.blob_path(WARM))) {
             let seen = self.get(&path).observe(PULL_LIMIT).await;
-            ensure!(seen.status == Some(200) && !seen.hung, "{path} cannot be pulled while all is well: {seen:?}");
+            let asked = self.upstream.requests().into_iter().map(|request| request.method + " " + &request.path);
+            let asked = asked.collect::<Vec<_>>().join(", ");
+            let status = seen.status;
+            ensure!(
+                status == Some(200) && !seen.hung,
+                "{path} cannot be pulled while all is well: {status:?}, upstream saw {asked}"
+            );
         }
         Ok(())
     }
