@@ -112,6 +112,12 @@ impl Upstream {
         self.shared.access().require(scheme, accounts);
     }
 
+    /// Names the token service by this host in place of its address.
+    pub fn name_token_service(&self, host: &str) {
+        let port = self.shared.addresses.tokens.port();
+        self.shared.access().realm = format!("{host}:{port}");
+    }
+
     /// Makes every token issued so far worthless.
     pub fn revoke_tokens(&self) {
         self.shared.access().revoke();

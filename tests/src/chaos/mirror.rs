@@ -32,6 +32,8 @@ pub struct MirrorSpec {
     pub name: String,
     command: String,
     config: Option<String>,
+    /// Whether it is to know upstream by name also where names do not fail.
+    pub(super) by_name: bool,
 }
 
 impl MirrorSpec {
@@ -39,7 +41,7 @@ impl MirrorSpec {
     pub fn ours() -> Self {
         let binary = binaries::binary(binaries::REGISTRY);
         let name = format!("Breakwater {}", env!("CARGO_PKG_VERSION"));
-        Self { name, command: OURS.replace("{binary}", &binary.display().to_string()), config: None }
+        Self { name, command: OURS.replace("{binary}", &binary.display().to_string()), config: None, by_name: false }
     }
 
     /// CNCF Distribution as a pull-through cache, built from its Go module.
@@ -51,12 +53,13 @@ impl MirrorSpec {
         let command = DISTRIBUTION.replace("{binary}", &binary.display().to_string());
         // Otherwise it looks for a collector of traces and fills its log with complaints.
         let command = format!("export OTEL_TRACES_EXPORTER=none; {command}");
-        Ok(Self { name: format!("distribution {version}"), command, config: Some(DISTRIBUTION_CONFIG.to_owned()) })
+        let name = format!("distribution {version}");
+        Ok(Self { name, command, config: Some(DISTRIBUTION_CONFIG.to_owned()), by_name: true })
     }
 
     /// Any other, from a command line and the text of a configuration file, both with placeholders.
     pub fn custom(command: String, config: Option<String>) -> Self {
-        Self { name: "MIRROR_CMD".to_owned(), command, config }
+        Self { name: "MIRROR_CMD".to_owned(), command, config, by_name: true }
     }
 }
 

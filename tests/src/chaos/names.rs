@@ -12,6 +12,8 @@ use crate::cluster::dns::{Table, answer};
 
 /// The name under which upstream is known.
 pub(super) const UPSTREAM: &str = "registry.chaos.test";
+/// The name of its token service: some mirrors trust one in their upstream's domain only.
+pub(super) const TOKENS: &str = "tokens.chaos.test";
 
 /// How it treats questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ impl Names {
 }
 
 async fn serve(socket: UdpSocket, fault: Arc<Mutex<Option<NameFault>>>) {
-    let known = Table::from([(UPSTREAM.to_owned(), Ipv4Addr::LOCALHOST)]);
+    let known = Table::from([UPSTREAM, TOKENS].map(|name| (name.to_owned(), Ipv4Addr::LOCALHOST)));
     let mut buffer = [0; 1500];
     loop {
         // An error here is a former answer that could not be delivered.

@@ -19,6 +19,8 @@ use crate::upstream::{Blob, Content, Fault, Image, On, Scheme, Upstream};
 pub(super) const WARM: &str = "library/warm";
 /// Each kind of miss has its own, so that what a mirror remembers of one does not answer for another.
 pub(super) const COLD: [&str; 6] = ["cold/tag", "cold/blob", "cold/head", "cold/crowd", "cold/flight", "cold/after"];
+/// What containerd takes.
+const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, */*";
 const LAYER: usize = 700_000;
 const PULL_LIMIT: Duration = Duration::from_secs(20);
 const FLAP: Duration = Duration::from_secs(1);
@@ -55,10 +57,13 @@ impl Scene {
         let folder = tempfile::tempdir().context("make a folder for a mirror")?;
         let address = own_address();
         let has = |kind: fn(&Injection) -> bool| row.injections.iter().any(kind);
-        let names = match has(|injection| matches!(injection, Injection::Names(_))) {
+        let names = match spec.by_name || has(|injection| matches!(injection, Injection::Names(_))) {
             true => Some(Names::start(address, folder.path()).await?),
             false => None,
         };
+        if names.is_some() {
+            upstream.name_token_service(names::TOKENS);
+        }
         let place = place(row, folder.path(), address, names.as_ref(), &upstream)?;
         let mirror = Mirror::start(spec, place).await?;
         let mut scene = Self {
@@ -74,18 +79,18 @@ impl Scene {
         if let Err(error) = scene.pull_warm().await {
             return Err(error.context(scene.mirror.output()));
         }
-        if scene.mirror.place.namespace.is_none() {
+        if has(|injection| matches!(injection, Injection::File(_))) {
             scene.await_file().await?;
         }
         Ok(scene)
     }
 
     pub(super) fn get(&self, path: &str) -> Request {
-        Request::get(self.mirror.place.listen(), path)
+        Request::get(self.mirror.place.listen(), path).header("Accept", ACCEPT)
     }
 
     pub(super) fn head(&self, path: &str) -> Request {
-        Request::head(self.mirror.place.listen(), path)
+        Request::head(self.mirror.place.listen(), path).header("Accept", ACCEPT)
     }
 
     async fn pull_warm(&mut self) -> Result<()> {

@@ -55,7 +55,8 @@ struct Token {
 /// The accounts, and the tokens issued.
 #[derive(Debug)]
 pub(super) struct Access {
-    realm: SocketAddr,
+    /// Host and port of the token service.
+    pub(super) realm: String,
     scheme: Scheme,
     accounts: Vec<Account>,
     tokens: HashMap<String, Token>,
@@ -66,7 +67,7 @@ pub(super) struct Access {
 impl Access {
     pub(super) fn new(realm: SocketAddr) -> Self {
         Self {
-            realm,
+            realm: realm.to_string(),
             scheme: Scheme::Open,
             accounts: Vec::new(),
             tokens: HashMap::new(),
