@@ -50,6 +50,13 @@ pub enum Fault {
     ClockSkew(i64),
 }
 
+impl Fault {
+    /// Whether there must be a body for it to show.
+    fn is_of_body(&self) -> bool {
+        matches!(self, Self::ResetAt(_) | Self::TruncateAt(_) | Self::StallAt(_) | Self::Drip(_))
+    }
+}
+
 /// Which requests a fault applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum On {
@@ -125,7 +132,9 @@ impl Rules {
 
     /// The fault that this request meets, counted down if it is bounded.
     pub(super) fn take(&mut self, request: &Recorded) -> Option<Fault> {
-        let met = self.0.iter().rposition(|rule| rule.on.matches(request))?;
+        let has_body = request.method != "HEAD";
+        let applies = |rule: &Rule| rule.on.matches(request) && (has_body || !rule.fault.is_of_body());
+        let met = self.0.iter().rposition(applies)?;
         let fault = self.0[met].fault.clone();
         if let Some(spared) = &mut self.0[met].alternates {
             *spared = !*spared;
