@@ -15,6 +15,7 @@ pub mod mirror;
 pub mod mirror_status;
 pub mod names;
 pub mod node;
+pub mod quantity;
 pub mod relay_token;
 mod schema;
 pub mod selector;

@@ -2,8 +2,8 @@
 
 use super::{Settings, annotations, labels};
 use crate::validate::Valid;
-use breakwater_crds::RegistryMirrorSpec;
 use breakwater_crds::names::{ADMIN_PORT, ADMIN_PORT_NAME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret};
+use breakwater_crds::{RegistryMirrorSpec, quantity};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
     PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration,
@@ -106,6 +106,7 @@ fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
         flag("--upstream-url", spec.upstream_url());
     }
     flag("--data-dir", DATA_DIR.to_owned());
+    flag("--cache-size", cache_size(&spec.cache.storage.size));
     flag("--tls-listen", format!(":{TLS_PORT}"));
     flag("--tls-dir", TLS_DIR.to_owned());
     flag("--token-dir", TOKEN_DIR.to_owned());
@@ -117,6 +118,12 @@ fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
     flag("--max-stale", duration_text(spec.freshness.max_stale.into()));
     flag("--log-format", "json".to_owned());
     arguments
+}
+
+/// The cache keeps within its claim by itself: a claim on a folder of the node's disk and an emptyDir look like the whole disk,
+/// and the kubelet ends a Pod whose emptyDir outgrows its limit. A tenth is left for records and for what is being deleted.
+fn cache_size(claim: &Quantity) -> String {
+    quantity::bytes(claim).map_or_else(|| "90%".to_owned(), |bytes| (bytes - bytes / 10).to_string())
 }
 
 /// A duration as people write it: `1m`, `168h`, `1m30s`, `1500ms`.
