@@ -64,6 +64,7 @@ impl Admin {
             log_lines_lost: telemetry::lines_lost(),
             rate_limit: self.upstream.rate_limit(),
         };
+        self.metrics.disk.set(&self.store);
         match self.metrics.text(&now) {
             Ok(metrics) => {
                 typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.into())

@@ -23,7 +23,7 @@ use crate::{
     flight::Progress,
     metrics::{Held, Metrics},
     sendfile,
-    store::blocking,
+    store::{blobs::StoredBlob, blocking},
 };
 
 const SMALLEST_FRAME: u64 = 16 * 1024;
@@ -56,7 +56,7 @@ pub fn whole(bytes: Bytes) -> Body {
 /// Where bytes come from.
 pub enum Source {
     /// A committed blob.
-    Stored(Arc<File>),
+    Stored(StoredBlob),
     /// A flight.
     Flight(watch::Receiver<Progress>),
 }
@@ -88,7 +88,7 @@ impl Reader {
             return Ok(None);
         }
         let (file, available) = match &mut self.source {
-            Source::Stored(file) => (Arc::clone(file), self.end.unwrap_or(self.offset)),
+            Source::Stored(blob) => (Arc::clone(&blob.file), self.end.unwrap_or(self.offset)),
             Source::Flight(progress) => match beyond(progress, self.offset).await {
                 Ok(at_hand) => at_hand,
                 Err(failure) => {
@@ -120,11 +120,19 @@ impl Reader {
             Some(bytes) => bytes,
             None => {
                 let read = blocking(move || read_at(&file, offset, length)).await;
-                read.ok_or(BodyBroken::Download(Failure::Stopping))?.map_err(BodyBroken::Read)?
+                let read = read.ok_or(BodyBroken::Download(Failure::Stopping))?;
+                read.map_err(|error| self.unreadable(error))?
             }
         };
         self.handed_out = Some((Instant::now(), bytes.len() as u64));
         Ok(bytes)
+    }
+
+    fn unreadable(&self, error: io::Error) -> BodyBroken {
+        if let Source::Stored(blob) = &self.source {
+            blob.doubt();
+        }
+        BodyBroken::Read(error)
     }
 
     fn adapt(&mut self) {

@@ -30,6 +30,8 @@ use crate::{
 
 /// Fewer bytes than this between two breaks are no progress.
 const PROGRESS: u64 = 64 * 1024;
+/// A smaller download is written before its readers have a header.
+const RESERVE_FROM: u64 = 256 * 1024;
 /// Waits before each attempt to resume; progress starts the list anew.
 const RESUME_AFTER: [Duration; 5] = [
     Duration::ZERO,
@@ -115,7 +117,7 @@ impl Download {
     async fn begun(&mut self) -> Result<Begun, Failure> {
         let (store, digest, repository) = (Arc::clone(&self.store), self.digest.clone(), self.repository.clone());
         let begun = self.on_disk(move || {
-            if let Some(blob) = store.blobs.open(&digest) {
+            if let Some(blob) = store.blobs.open_verified(&digest) {
                 return Ok(Begun::Landed(blob));
             }
             let mut partial = store.partials.open(&digest)?;
@@ -218,14 +220,29 @@ impl Download {
             debug!(digest = self.digest.short(), %error, "cannot mark download as public");
         }
         self.publisher.set_public(partial.is_public());
+        self.total = stream.total.or(self.total);
         if !self.has_header {
+            partial = self.reserve(partial).await?;
             self.link(stream.total).await;
         }
         self.has_header = true;
-        self.total = stream.total.or(self.total);
         self.publisher.set_feed(Feed::Registry);
         self.publisher.grow(partial.file(), self.total, partial.length());
         Ok((partial, true))
+    }
+
+    /// Takes the room for what will come, so that a full disk is known before readers have a header.
+    async fn reserve(&self, mut partial: Partial) -> Result<Partial, Failure> {
+        let Some(total) = self.total.filter(|total| *total >= RESERVE_FROM) else { return Ok(partial) };
+        let store = Arc::clone(&self.store);
+        self.on_disk(move || match store.reserve(&mut partial, total) {
+            Ok(()) => Ok(partial),
+            Err(error) => {
+                partial.discard();
+                Err(error)
+            }
+        })
+        .await
     }
 
     /// The digest was served from this repository.
@@ -258,7 +275,7 @@ impl Download {
     async fn land(&self, verified: Verified) -> Result<(), Failure> {
         self.publisher.done(Arc::clone(verified.file()), verified.length());
         let store = Arc::clone(&self.store);
-        if let Some(Err(error)) = blocking(move || store.blobs.commit(&verified)).await {
+        if let Some(Err(error)) = blocking(move || store.keep(verified)).await {
             warn!(digest = self.digest.short(), %error, "download served but not kept");
         }
         Ok(())

@@ -79,7 +79,7 @@ fn read_small(blob: &StoredBlob) -> Option<Vec<u8>> {
 /// Keeps a manifest, and links what it names: layers that came by way of another repository are then hits here too.
 pub fn keep_manifest(store: &Store, repository: &RepositoryName, fetched: &FetchedManifest) -> io::Result<()> {
     let FetchedManifest { manifest, is_private, etag: _ } = fetched;
-    store.blobs.put(&manifest.digest, &manifest.bytes, !is_private)?;
+    store.keep_small(&manifest.digest, &manifest.bytes, !is_private)?;
     let size = Some(manifest.bytes.len() as u64);
     let link = Link { kind: Kind::Manifest, media_type: manifest.media_type.clone(), size };
     store.links.put(repository, &manifest.digest, &link)?;
@@ -137,5 +137,5 @@ pub fn coverage(store: &Store, repository: &RepositoryName, digest: &Digest) -> 
 }
 
 fn has_all(store: &Store, blobs: &[Named]) -> bool {
-    blobs.iter().all(|blob| store.blobs.has(&blob.digest))
+    blobs.iter().all(|blob| store.blobs.has(&blob.digest, Some(blob.size)))
 }

@@ -34,4 +34,6 @@ pub mod store;
 pub mod tag;
 pub mod telemetry;
 pub mod tls;
+pub mod upkeep;
 pub mod upstream;
+pub mod verify;

@@ -1,5 +1,7 @@
 //! What the cache counts. Labels are enums: never a repository, a digest or a client. `docs/metrics.md` lists all of it.
 
+mod disk;
+
 use std::{
     future::Future,
     sync::atomic::Ordering,
@@ -12,6 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use self::disk::Disk;
 use crate::{registry_host::RegistryHost, upstream::RateLimit};
 
 /// The commit that the binary was built from, given by whoever builds the image.
@@ -109,6 +112,8 @@ pub struct Metrics {
     flights: Gauge,
     connections: Family<At, Gauge>,
     used: Gauge,
+    /// The folder.
+    pub disk: Disk,
     log_lines_lost: Counter,
     received: Counter,
     reachable: Gauge,
@@ -151,6 +156,7 @@ impl Metrics {
             flights: Gauge::default(),
             connections: Family::default(),
             used: Gauge::default(),
+            disk: Disk::default(),
             log_lines_lost: Counter::default(),
             received: Counter::default(),
             reachable: Gauge::default(),
@@ -197,6 +203,7 @@ impl Metrics {
         registry.register("cache_flights", "Downloads of blobs that are under way", self.flights.clone());
         registry.register("cache_connections", "Connections that are open", self.connections.clone());
         registry.register("cache_used_bytes", "Bytes of committed content", self.used.clone());
+        self.disk.register(registry);
         registry.register(
             "cache_log_lines_lost",
             "Log lines left out because nobody read them in time",

@@ -36,6 +36,7 @@ use crate::{
     },
     tag::{Freshness, Limits, Resolved, TagResolver},
     upstream::Upstream,
+    verify::{Verdict, Verifier},
 };
 
 type Answer = Result<Response<Body>, Failure>;
@@ -49,6 +50,7 @@ pub struct Pull {
     tags: TagResolver,
     manifests: Questions<(RepositoryName, Digest), Manifest>,
     flights: Arc<Flights>,
+    verifier: Verifier,
 }
 
 impl Pull {
@@ -64,7 +66,8 @@ impl Pull {
         let flights = Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
         let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
         let manifests = Questions::new(Arc::clone(&upstream), background.clone(), question::REMEMBER);
-        Self { registry, store, upstream, metrics, tags, manifests, flights }
+        let verifier = Verifier::new(Arc::clone(&store), background.clone());
+        Self { registry, store, upstream, metrics, tags, manifests, flights, verifier }
     }
 
     /// Answers one request.
@@ -169,15 +172,24 @@ impl Pull {
     async fn blob(&self, repository: &RepositoryName, digest: &Digest, wish: Wish) -> Answer {
         let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
         let holding = blocking(move || holdings::blob(&store, &name, &wanted)).await.ok_or(Failure::Stopping)?;
-        let is_linked = match holding {
-            Holding::Hit(blob) => return Ok(serve::stored_blob(digest, &blob, wish, &self.metrics)),
+        let (here, is_linked) = match holding {
+            Holding::Hit(blob) => (Some(blob), true),
             Holding::IsManifest => return Err(Failure::NotFound),
             Holding::Unproven(blob) => {
                 self.prove(repository, digest).await?;
-                return Ok(serve::stored_blob(digest, &blob, wish, &self.metrics));
+                (Some(blob), true)
             }
-            Holding::Absent { is_linked } => is_linked,
+            Holding::Absent { is_linked } => (None, is_linked),
         };
+        if let Some(blob) = here {
+            match self.verifier.judge(repository, digest, &blob, wish).await? {
+                Verdict::Right => return Ok(serve::stored_blob(digest, &blob, wish, &self.metrics)),
+                Verdict::Open(known) => {
+                    return Ok(serve::unverified_blob(digest, &blob, known, wish, &self.metrics));
+                }
+                Verdict::Wrong => {}
+            }
+        }
         if wish.is_head {
             let size = access::for_upstream(self.upstream.head_blob(repository, digest)).await?;
             let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };

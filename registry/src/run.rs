@@ -1,6 +1,7 @@
 //! Wires the parts together, runs them until a signal, and stops them in order. Asks upstream nothing by itself.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +37,7 @@ use crate::{
     store::{Store, Unusable},
     tag::Limits,
     tls::{Certificate, TlsInvalid, Tokens},
+    upkeep,
     upstream::{Outlet, ProxyInvalid, ProxyUrl, TransportInvalid, Upstream, credentials::CredentialStore},
 };
 
@@ -114,8 +116,7 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
     let open = metrics.connections(Listener::admin);
     servers.spawn(server::serve(admin_socket, None, open, handler, stopping.clone(), DRAIN));
     background.spawn(upstream.keep_informed());
-    let over = stopping.clone();
-    let measuring = tokio::task::spawn_blocking(move || store.blobs.measure(|| over.is_cancelled()));
+    upkeep::start(&store, &background);
     info!(version = env!("CARGO_PKG_VERSION"), %registry, elapsed = ?began.elapsed(), "ready");
 
     tokio::select! {
@@ -129,8 +130,7 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
             error!(%error, "listener ended badly");
         }
     }
-    // It looks at `stopping` between two files.
-    let _ = measuring.await;
+    upkeep::finish(store).await;
     Ok(())
 }
 
@@ -180,6 +180,8 @@ impl Cache {
         let outlet = Outlet { url, roots: roots(&ca_file)?, proxy };
         let metrics = Arc::new(Metrics::new(&registry));
         let store = Arc::new(Store::open(data_dir, &registry, cache_size).map_err(StartFailed::Store)?);
+        // Nothing can be pinned yet.
+        store.pinned.replace(HashSet::new());
         let secure = match (tls_listen, tls_dir, token_dir) {
             (Some(listen), Some(tls_dir), Some(token_dir)) => {
                 let parts = TlsParts::open(tls_dir, token_dir, &metrics).map_err(StartFailed::Tls)?;

@@ -7,12 +7,14 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
+use tokio::sync::watch;
 
 use crate::{
     body::{self, Body, Source},
     digest::Digest,
     manifest::Manifest,
     metrics::Metrics,
+    progress::Progress,
     range::{ByteRange, Span},
     respond::{self, Described, Origin, Provenance},
     store::{blobs::StoredBlob, tags::Target},
@@ -87,6 +89,24 @@ pub fn manifest(manifest: Manifest, provenance: Provenance, wish: Wish) -> Respo
     respond::content(&described, body::whole(part))
 }
 
+/// A whole blob that is here and is still being hashed: its end waits until it is known to be right.
+pub fn unverified_blob(
+    digest: &Digest,
+    blob: &StoredBlob,
+    known: watch::Receiver<Progress>,
+    wish: Wish,
+    metrics: &Arc<Metrics>,
+) -> Response<Body> {
+    let (size, provenance) = (Some(blob.size), Provenance::hit(blob));
+    let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
+    let body = if wish.is_head {
+        body::whole(Bytes::new())
+    } else {
+        body::part(Source::Flight(known), 0, size, Arc::clone(metrics))
+    };
+    respond::content(&described, body)
+}
+
 /// A blob that is here, or the part of it that is wanted.
 pub fn stored_blob(digest: &Digest, blob: &StoredBlob, wish: Wish, metrics: &Arc<Metrics>) -> Response<Body> {
     let provenance = Provenance::hit(blob);
@@ -96,7 +116,7 @@ pub fn stored_blob(digest: &Digest, blob: &StoredBlob, wish: Wish, metrics: &Arc
     };
     let described = Described { digest, media_type: BLOB_TYPE, size: Some(blob.size), span, provenance };
     let Span { start, end } = span.unwrap_or(Span { start: 0, end: blob.size });
-    let source = Source::Stored(Arc::clone(&blob.file));
+    let source = Source::Stored(blob.clone());
     let body = if wish.is_head {
         body::whole(Bytes::new())
     } else {

@@ -3,22 +3,53 @@
 
 pub mod blobs;
 pub mod contact;
+pub mod durable;
+mod evict;
 pub mod links;
 pub mod lock;
+mod marks;
 pub mod partial;
 pub mod pinned;
+mod quarantine;
+mod recency;
+mod scrub;
+mod shelves;
 pub mod size;
 pub mod space;
+mod sweep;
 pub mod tags;
 mod write;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
+
+use bytes::Bytes;
+use tracing::debug;
 
 use self::{
-    blobs::Blobs, contact::LastContact, links::Links, lock::Lock, partial::Partials, pinned::Pinned, size::CacheSize,
-    space::Space, tags::Tags, write::Writer,
+    blobs::Blobs,
+    contact::LastContact,
+    durable::{Boot, Durable},
+    evict::Evictor,
+    links::Links,
+    lock::Lock,
+    marks::Marks,
+    partial::{Counted, Partial, Partials, Verified},
+    pinned::Pinned,
+    quarantine::Quarantine,
+    size::CacheSize,
+    space::Space,
+    tags::Tags,
+    write::Writer,
 };
-use crate::registry_host::RegistryHost;
+pub use self::{evict::Effort, recency::Due};
+use crate::{digest::Digest, registry_host::RegistryHost};
 
 /// The folder and its parts:
 ///
@@ -28,12 +59,15 @@ use crate::registry_host::RegistryHost;
 /// DIR/partial/<hex>                        growing download, re-hashed when resumed; *.tmp: records being written
 /// DIR/repositories/<name>/_tags/<tag>      {current, previous, last complete, validated at, etag}
 /// DIR/repositories/<name>/_links/<hex>     {kind, media type, size}: this repository has this digest
-/// DIR/quarantine/                          what turned out to be wrong
+/// DIR/quarantine/                          what turned out to be wrong: at most a week, 64 files, 5 % of the limit
+/// DIR/marks-<boot id>                      which files were verified in this boot, 8 bytes each; see marks.rs
+/// DIR/durable                              {boot id, generation, synced until}: what surely reached the disk
 /// DIR/LOCK                                 held while in use; names the registry; mtime = upstream's last good answer
 /// ```
 ///
-/// Each file is renamed into place when it is whole. Content is synced before that, so what stands under `blobs` is
-/// right after a power loss too; records are not, and an empty or broken record is the same as none.
+/// Each file is renamed into place when it is whole, and the file system is synced now and then: a killed process loses
+/// nothing. After a power cut any file may be empty, short or wrong. An empty or broken record is the same as none, and
+/// content is hashed once in each boot before it is trusted.
 pub struct Store {
     /// Committed content.
     pub blobs: Blobs,
@@ -42,14 +76,32 @@ pub struct Store {
     /// What eviction must leave alone.
     pub pinned: Pinned,
     /// How much may be kept.
-    pub space: Space,
+    pub space: Arc<Space>,
     /// What tags mean.
     pub tags: Tags,
     /// Which repository has which digest.
     pub links: Links,
     /// When upstream last gave a good answer.
     pub contact: Arc<LastContact>,
+    /// What was done to keep the folder in order.
+    pub tally: Arc<Tally>,
+    durable: Durable,
+    evictor: Evictor,
+    repositories: PathBuf,
     _lock: Lock,
+}
+
+/// Counts what the store does of its own accord.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Files evicted.
+    pub evicted: AtomicU64,
+    /// Their bytes.
+    pub evicted_bytes: AtomicU64,
+    /// Files that turned out to be wrong.
+    pub quarantined: AtomicU64,
+    /// Bytes hashed by the scrub.
+    pub scrubbed_bytes: AtomicU64,
 }
 
 /// Why a folder cannot be used.
@@ -80,6 +132,11 @@ pub enum Unusable {
 impl Store {
     /// Takes the folder for `registry`, making it if needed. Looks at none of its content, however much there is.
     pub fn open(dir: PathBuf, registry: &RegistryHost, size: CacheSize) -> Result<Self, Unusable> {
+        Self::open_in(&Boot::current(), dir, registry, size)
+    }
+
+    /// The same, in a given boot of the machine.
+    pub fn open_in(boot: &Boot, dir: PathBuf, registry: &RegistryHost, size: CacheSize) -> Result<Self, Unusable> {
         let make = |path: PathBuf| match std::fs::create_dir_all(&path) {
             Ok(()) => Ok(path),
             Err(source) => Err(Unusable::Create { path, source }),
@@ -88,19 +145,105 @@ impl Store {
         let lock = Lock::take(&dir, registry)?;
         let (blobs, partial) = (make(dir.join("blobs"))?, make(dir.join("partial"))?);
         let (repositories, quarantine) = (make(dir.join("repositories"))?, make(dir.join("quarantine"))?);
-        let writer = Writer::new(partial.clone());
+        // What an earlier process wrote may not be synced.
+        let is_dirty = Arc::new(AtomicBool::new(true));
+        let writer = Writer::new(partial.clone(), Arc::clone(&is_dirty));
         writer.clear();
+        let (space, tally) = (Arc::new(Space::new(dir.clone(), size)), Arc::new(Tally::default()));
+        let marks = Arc::new(Marks::open(&dir, boot.as_str()));
+        let durable = Durable::open(&dir, boot.clone(), is_dirty);
+        let partials = Partials::new(partial, durable.doubtful_from());
+        let quarantine = Quarantine::new(quarantine, Arc::clone(&space), Arc::clone(&tally));
         Ok(Self {
-            blobs: Blobs::new(blobs, quarantine, writer.clone()),
-            partials: Partials::new(partial),
+            blobs: Blobs::new(blobs, marks, quarantine, writer.clone()),
+            partials,
             pinned: Pinned::default(),
-            space: Space::new(dir, size),
+            space,
             tags: Tags::new(repositories.clone(), writer.clone()),
-            links: Links::new(repositories, writer),
+            links: Links::new(repositories.clone(), writer),
             contact: Arc::new(lock.contact()),
+            tally,
+            durable,
+            evictor: Evictor::default(),
+            repositories,
             _lock: lock,
         })
     }
+
+    /// A download of so many bytes begins: room for them is made and, on disk, taken.
+    pub fn reserve(&self, partial: &mut Partial, total: u64) -> io::Result<()> {
+        if self.is_too_large(total) {
+            // It will not be kept, and nothing has to go for it.
+            return partial
+                .reserve(total, Counted::No)
+                .or_else(|error| if self.free(total) { partial.reserve(total, Counted::No) } else { Err(error) });
+        }
+        let reserved = partial.reserve(total, Counted::Yes);
+        self.has_grown();
+        reserved.or_else(|error| if self.free(total) { partial.reserve(total, Counted::Yes) } else { Err(error) })
+    }
+
+    /// Adds the next bytes of a download. After an error its file is of no use.
+    pub fn append(&self, partial: &mut Partial, pieces: &[Bytes]) -> io::Result<()> {
+        for piece in pieces {
+            partial.append(piece).or_else(|error| {
+                let retry = is_full(&error) && self.free(piece.len() as u64);
+                if retry { partial.append(piece) } else { Err(error) }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a verified download, if it fits.
+    pub fn keep(&self, verified: Verified) -> io::Result<()> {
+        if self.is_too_large(verified.length()) {
+            debug!(digest = verified.digest().short(), "larger than the cache may be: served and not kept");
+            verified.discard();
+            return Ok(());
+        }
+        self.blobs.commit(verified)?;
+        self.has_grown();
+        Ok(())
+    }
+
+    /// Keeps small content whose digest the caller has just computed.
+    pub fn keep_small(&self, digest: &Digest, bytes: &[u8], is_public: bool) -> io::Result<()> {
+        self.blobs.put(digest, bytes, is_public).or_else(|error| {
+            let retry = is_full(&error) && self.free(bytes.len() as u64);
+            if retry { self.blobs.put(digest, bytes, is_public) } else { Err(error) }
+        })?;
+        self.has_grown();
+        Ok(())
+    }
+
+    fn is_too_large(&self, bytes: u64) -> bool {
+        self.space.limit().is_some_and(|limit| bytes > limit)
+    }
+
+    fn has_grown(&self) {
+        if !self.keep_limit(Effort::Quick) {
+            self.space.wake();
+        }
+    }
+
+    /// Reads what was too long to be read at the start.
+    pub fn recall(&self) {
+        self.blobs.marks.load();
+    }
+
+    /// Writes down when what was used, and what was verified.
+    pub fn remember(&self, due: Due) {
+        self.blobs.remember(due);
+    }
+
+    /// Brings to disk what was written.
+    pub fn sync(&self) {
+        self.durable.sync();
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Runs blocking work; `None` only if the runtime is going down or the work panicked.

@@ -1,5 +1,7 @@
 //! From a body to the file: in batches, skipping what is here already. Knows nothing of why a body ends.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::FutureExt;
 
@@ -46,7 +48,8 @@ impl Download {
     }
 
     async fn write(&self, mut partial: Partial, batch: Vec<Bytes>) -> Result<Partial, Failure> {
-        self.on_disk(move || match partial.append(&batch).and_then(|()| partial.catch_up(CATCH_UP)) {
+        let store = Arc::clone(&self.store);
+        self.on_disk(move || match store.append(&mut partial, &batch).and_then(|()| partial.catch_up(CATCH_UP)) {
             Ok(()) => Ok(partial),
             Err(error) => {
                 // Gives the space back if it was the disk's end that was met.

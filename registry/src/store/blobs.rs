@@ -1,35 +1,42 @@
-//! Committed content, by digest. What is here was verified before it was put here.
+//! Committed content, by digest. What is here was verified before it was put here; whether it still is what it was is
+//! known by its mark, and otherwise found out by hashing it.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use rustix::{
+    fs::{Advice, Mode, OFlags, fadvise},
+    io::Errno,
+};
 use tracing::warn;
 
 use super::{
+    marks::{Mark, Marks},
     partial::Verified,
-    write::{Writer, rename},
+    quarantine::Quarantine,
+    recency::{Due, Recency},
+    shelves::Shelves,
+    write::Writer,
 };
-use crate::digest::{Algorithm, Digest};
+use crate::digest::{Digest, Hasher};
 
-/// Last use is kept this coarsely, or each hit would be a write.
-const TOUCH_EVERY: Duration = Duration::from_secs(3600);
 /// File mode of content that was fetched with a login.
 pub(super) const PRIVATE: u32 = 0o640;
 /// File mode of content that upstream serves to anyone.
 pub(super) const PUBLIC: u32 = PRIVATE | OTHERS_MAY_READ;
 const OTHERS_MAY_READ: u32 = 0o004;
+/// What is no longer than this is hashed where it is opened: that takes no longer than a change of threads.
+const HASH_AT_ONCE: u64 = 256 * 1024;
+const READ: usize = 256 * 1024;
 
 /// An open blob. It stays readable whatever happens to its name.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StoredBlob {
     /// Its content.
     pub file: Arc<File>,
@@ -39,126 +46,221 @@ pub struct StoredBlob {
     pub is_public: bool,
     /// When it came here.
     pub stored: SystemTime,
+    /// Whether its bytes are known to be right. If not, none may be trusted before `Blobs::verify` says so.
+    pub is_verified: bool,
+    marks: Arc<Marks>,
 }
 
 /// All committed content.
 pub struct Blobs {
-    dir: PathBuf,
-    quarantine: PathBuf,
+    pub(super) shelves: Shelves,
+    pub(super) marks: Arc<Marks>,
+    pub(super) recency: Recency,
+    pub(super) quarantine: Quarantine,
     writer: Writer,
-    used: AtomicU64,
 }
 
 impl Blobs {
-    pub(super) fn new(dir: PathBuf, quarantine: PathBuf, writer: Writer) -> Self {
-        Self { dir, quarantine, writer, used: AtomicU64::new(0) }
-    }
-
-    fn path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(digest.algorithm().as_str()).join(&digest.hex()[..2]).join(digest.hex())
+    pub(super) fn new(dir: PathBuf, marks: Arc<Marks>, quarantine: Quarantine, writer: Writer) -> Self {
+        Self { shelves: Shelves::new(dir), marks, recency: Recency::default(), quarantine, writer }
     }
 
     /// Opens a blob for reading. What cannot be opened, or is empty and should not be, is not here.
     pub fn open(&self, digest: &Digest) -> Option<StoredBlob> {
-        let file = match File::open(self.path(digest)) {
-            Ok(file) => file,
+        let path = self.shelves.path(digest);
+        let opened = fs::symlink_metadata(&path).and_then(|found| match self.recency.share(digest, found.ino()) {
+            Some(file) => Ok((file, found)),
+            None => open_file(&path).inspect(|(file, found)| self.recency.opened(digest, found.ino(), file)),
+        });
+        match opened {
+            Ok((file, found)) => self.described(digest, file, &found),
             Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
+                if spoils(&error) {
                     warn!(digest = digest.short(), %error, "blob unreadable");
+                    self.set_aside(digest);
                 }
-                return None;
+                None
             }
-        };
-        let blob = describe(file).ok()?;
-        if blob.size == 0 && !digest.is_of_nothing() {
+        }
+    }
+
+    /// The same, verified, however long that takes.
+    pub fn open_verified(&self, digest: &Digest) -> Option<StoredBlob> {
+        let blob = self.open(digest)?;
+        if blob.is_verified {
+            return Some(blob);
+        }
+        self.verify(digest, &blob, || false)?.then(|| StoredBlob { is_verified: true, ..blob })
+    }
+
+    fn described(&self, digest: &Digest, file: Arc<File>, found: &Metadata) -> Option<StoredBlob> {
+        if found.len() == 0 && !digest.is_of_nothing() {
             return None;
         }
-        touch(&blob.file);
+        let mut blob = StoredBlob {
+            file,
+            size: found.len(),
+            is_public: is_public(found),
+            stored: found.created().or_else(|_| found.modified()).ok()?,
+            is_verified: self.marks.has(Mark::of(found)),
+            marks: Arc::clone(&self.marks),
+        };
+        if !blob.is_verified && blob.size <= HASH_AT_ONCE {
+            blob.is_verified = self.verify(digest, &blob, || false)?;
+            return blob.is_verified.then_some(blob);
+        }
         Some(blob)
     }
 
-    /// Whether a blob is here.
-    pub fn has(&self, digest: &Digest) -> bool {
-        fs::metadata(self.path(digest)).is_ok_and(|metadata| metadata.len() > 0 || digest.is_of_nothing())
+    /// Hashes a blob. What is wrong or cannot be read is set aside. `None` if `is_over` became true meanwhile.
+    pub fn verify(&self, digest: &Digest, blob: &StoredBlob, is_over: impl Fn() -> bool) -> Option<bool> {
+        self.verify_file(digest, &blob.file, |_| is_over())
+    }
+
+    /// Hashes a blob without using it, if it changed after `since`; `read` is told of each part and ends it by true.
+    pub(super) fn inspect(&self, digest: &Digest, since: Option<SystemTime>, read: impl FnMut(u64) -> bool) {
+        let Ok((file, found)) = open_file(&self.shelves.path(digest)) else { return };
+        let changed = SystemTime::UNIX_EPOCH
+            + Duration::new(found.ctime().cast_unsigned(), u32::try_from(found.ctime_nsec()).unwrap_or(0));
+        if since.is_none_or(|since| changed > since) {
+            // Nobody is going to read these pages soon because of this.
+            let _ = fadvise(&file, 0, None, Advice::NoReuse);
+            let _ = self.verify_file(digest, &file, read);
+        }
+    }
+
+    fn verify_file(&self, digest: &Digest, file: &File, read: impl FnMut(u64) -> bool) -> Option<bool> {
+        let before = file.metadata().map(|found| Mark::of(&found));
+        let is_right = match hash(digest, file, read) {
+            Ok(None) => return None,
+            Ok(Some(found)) => found == *digest,
+            Err(error) => {
+                warn!(digest = digest.short(), %error, "blob unreadable");
+                false
+            }
+        };
+        match (is_right, before, file.metadata().map(|found| Mark::of(&found))) {
+            // If it was written to meanwhile, nobody knows what it is now.
+            (true, Ok(before), Ok(after)) if before == after => self.marks.add(after),
+            (true, ..) => {}
+            (false, ..) => self.set_aside(digest),
+        }
+        Some(is_right)
+    }
+
+    /// Whether a blob is here, in the size it should have where that is known.
+    pub fn has(&self, digest: &Digest, size: Option<u64>) -> bool {
+        let found = fs::symlink_metadata(self.shelves.path(digest));
+        found.is_ok_and(|found| {
+            let is_plausible = found.len() > 0 || digest.is_of_nothing();
+            found.is_file() && is_plausible && size.is_none_or(|size| size == found.len())
+        })
     }
 
     /// Takes over a verified download.
-    pub fn commit(&self, verified: &Verified) -> io::Result<()> {
-        verified.file().sync_data()?;
-        rename(verified.path(), &self.path(verified.digest()))?;
-        self.used.fetch_add(verified.length(), Ordering::Relaxed);
+    pub(super) fn commit(&self, verified: Verified) -> io::Result<()> {
+        let inode = self.place(verified.path(), verified.digest(), verified.file())?;
+        // Readers of the flight go on reading it.
+        self.recency.opened(verified.digest(), inode, verified.file());
+        self.writer.soil();
+        verified.gone();
         Ok(())
     }
 
     /// Stores small content whose digest the caller has just computed.
-    pub fn put(&self, digest: &Digest, bytes: &[u8], is_public: bool) -> io::Result<()> {
+    pub(super) fn put(&self, digest: &Digest, bytes: &[u8], is_public: bool) -> io::Result<()> {
         // What is public stays public, whoever fetches it again.
         let is_public = is_public || self.open(digest).is_some_and(|blob| blob.is_public);
-        self.writer.content(&self.path(digest), bytes, if is_public { PUBLIC } else { PRIVATE })?;
-        self.used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        let mode = if is_public { PUBLIC } else { PRIVATE };
+        self.writer.aside(bytes, mode, |aside, file| self.place(aside, digest, file).map(drop))
+    }
+
+    fn place(&self, from: &Path, digest: &Digest, file: &File) -> io::Result<u64> {
+        self.shelves.put(from, digest, &self.quarantine)?;
+        // Renaming has changed the change time.
+        let found = file.metadata()?;
+        self.marks.add(Mark::of(&found));
+        Ok(found.ino())
     }
 
     /// Takes wrong content out of the way.
     pub fn set_aside(&self, digest: &Digest) {
         warn!(digest = digest.short(), "blob on disk is wrong, set aside");
-        let path = self.path(digest);
-        if fs::rename(&path, self.quarantine.join(digest.hex())).is_err() {
-            // If it cannot even be removed, its size still keeps it from being served.
-            let _ = fs::remove_file(&path);
-        }
+        self.shelves.take(digest, |path| self.quarantine.receive(path));
+        self.recency.forget(digest);
     }
 
-    /// Bytes of committed content; grows to its true value while `measure` runs.
+    /// Bytes of committed content; complete once everything was surveyed.
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.shelves.used()
     }
 
-    /// Counts what was here at start, file by file.
-    pub fn measure(&self, is_over: impl Fn() -> bool) {
-        let began = SystemTime::now();
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            for folder in list(&self.dir.join(algorithm.as_str())) {
-                for path in list(&folder) {
-                    if is_over() {
-                        return;
-                    }
-                    let earlier = fs::metadata(&path).ok().filter(|found| found.created().is_ok_and(|at| at < began));
-                    self.used.fetch_add(earlier.map_or(0, |found| found.len()), Ordering::Relaxed);
-                }
+    /// Writes to the files when they were used, and to the log what was verified.
+    pub(super) fn remember(&self, due: Due) {
+        for (digest, at) in self.recency.take_due(due) {
+            // A lost touch only makes the blob look older than it is.
+            let _ = self.touch(&digest, at);
+        }
+        self.marks.flush();
+    }
+
+    /// Setting a time changes the change time, so the mark has to follow.
+    fn touch(&self, digest: &Digest, at: SystemTime) -> io::Result<()> {
+        let (file, before) = open_file(&self.shelves.path(digest))?;
+        if before.modified()? < at {
+            file.set_modified(at)?;
+            if self.marks.has(Mark::of(&before)) {
+                self.marks.add(Mark::of(&file.metadata()?));
+                self.marks.forget(Mark::of(&before));
             }
         }
+        Ok(())
     }
 }
 
-fn list(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+impl StoredBlob {
+    /// Its file could not be read: the next who opens it looks closely.
+    pub fn doubt(&self) {
+        if let Ok(found) = self.file.metadata() {
+            self.marks.forget(Mark::of(&found));
+        }
+    }
 }
 
 /// Whether upstream serves the content of a file to anyone.
-pub(super) fn is_public(metadata: &fs::Metadata) -> bool {
+pub(super) fn is_public(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & OTHERS_MAY_READ != 0
 }
 
-/// Describes an open file of the store.
-fn describe(file: File) -> io::Result<StoredBlob> {
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    Ok(StoredBlob {
-        size: metadata.len(),
-        is_public: is_public(&metadata),
-        stored: metadata.created().or_else(|_| metadata.modified())?,
-        file: Arc::new(file),
-    })
+/// Opens a file, and nothing else that may stand there in its place and never answer.
+fn open_file(path: &Path) -> io::Result<(Arc<File>, Metadata)> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    if found.is_file() { Ok((Arc::new(file), found)) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-fn touch(file: &File) {
-    let modified = file.metadata().and_then(|metadata| metadata.modified());
-    let is_due = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TOUCH_EVERY));
-    if is_due {
-        // A lost touch only makes the blob look older than it is.
-        let _ = file.set_modified(SystemTime::now());
+/// Whether an error says something of the file, and not of the process or of there being none.
+fn spoils(error: &io::Error) -> bool {
+    let of_process = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR].map(|errno| Some(errno.raw_os_error()));
+    error.kind() != io::ErrorKind::NotFound && !of_process.contains(&error.raw_os_error())
+}
+
+/// The digest of a file's content; `None` if `read` said so, which is told of each part.
+fn hash(digest: &Digest, file: &File, mut read: impl FnMut(u64) -> bool) -> io::Result<Option<Digest>> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let length = file.metadata()?.len();
+    let mut buffer = vec![0; READ.min(usize::try_from(length).unwrap_or(READ)).max(1)];
+    let mut offset = 0;
+    loop {
+        let part = file.read_at(&mut buffer, offset)?;
+        if part == 0 {
+            return Ok(Some(hasher.finish()));
+        }
+        hasher.update(&buffer[..part]);
+        offset += part as u64;
+        if read(part as u64) {
+            return Ok(None);
+        }
     }
 }

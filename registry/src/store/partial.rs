@@ -1,23 +1,34 @@
 //! Downloads that have not ended: `Partial` grows, `verify` makes it `Verified`, and only that can be committed.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    collections::HashMap,
+    fs::{self, File, Metadata, OpenOptions, Permissions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
 };
 
 use bytes::Bytes;
+use rustix::{
+    fs::{FallocateFlags, OFlags, fallocate},
+    io::Errno,
+};
 
 use super::blobs::{PRIVATE, PUBLIC, is_public};
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 
 const READ: usize = 256 * 1024;
 
 /// The folder of growing downloads.
 pub struct Partials {
     dir: PathBuf,
+    used: Arc<AtomicU64>,
+    growing: Mutex<HashMap<Digest, Weak<File>>>,
 }
 
 /// A growing download: every byte up to `length` is on its way to disk, every byte up to `hashed` in the hash.
@@ -29,6 +40,7 @@ pub struct Partial {
     hashed: u64,
     length: u64,
     is_public: bool,
+    share: Share,
 }
 
 /// A download whose content is that of its digest.
@@ -37,26 +49,163 @@ pub struct Verified {
     path: PathBuf,
     file: Arc<File>,
     length: u64,
+    share: Share,
 }
 
 impl Partials {
-    pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    /// Counts what earlier downloads left: they are few. What a power cut may have spoilt is not worth going on with.
+    pub(super) fn new(dir: PathBuf, doubtful_from: Option<SystemTime>) -> Self {
+        let is_doubtful =
+            |found: &Metadata| doubtful_from.is_some_and(|from| found.modified().is_ok_and(|modified| modified > from));
+        let mut left = 0;
+        for (name, found) in list(&dir) {
+            if !(is_doubtful(&found) && fs::remove_file(dir.join(name)).is_ok()) {
+                left += found.len();
+            }
+        }
+        Self { dir, used: Arc::new(left.into()), growing: Mutex::default() }
+    }
+
+    /// Bytes in the folder, with those that are sure to come.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Continues what an earlier download left, or starts with nothing. What was left is hashed later, as hashing a
     /// large one first would keep its readers waiting.
     pub fn open(&self, digest: &Digest) -> io::Result<Partial> {
         let path = self.dir.join(digest.hex());
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(PRIVATE).open(&path)?;
-        let metadata = file.metadata()?;
-        let (length, is_public) = (metadata.len(), is_public(&metadata));
-        let hasher = Hasher::new(digest.algorithm());
-        Ok(Partial { digest: digest.clone(), path, file: Arc::new(file), hasher, hashed: 0, length, is_public })
+        let partial = self.continued(digest, &path).or_else(|error| {
+            if exhausted(&error) {
+                return Err(error);
+            }
+            // Whatever it is that cannot be read: without it, the download can begin.
+            self.remove(&path);
+            self.continued(digest, &path)
+        })?;
+        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        growing.retain(|_, file| file.strong_count() > 0);
+        growing.insert(digest.clone(), Arc::downgrade(&partial.file));
+        Ok(partial)
+    }
+
+    fn continued(&self, digest: &Digest, path: &Path) -> io::Result<Partial> {
+        let flags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(PRIVATE).custom_flags(flags);
+        let file = file.open(path)?;
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let (length, is_public) = (found.len(), is_public(&found));
+        let share = Share { used: Arc::clone(&self.used), counted: length, stays: length, is_exempt: false };
+        let (digest, path, hasher) = (digest.clone(), path.to_owned(), Hasher::new(digest.algorithm()));
+        Ok(Partial { digest, path, file: Arc::new(file), hasher, hashed: 0, length, is_public, share })
+    }
+
+    fn remove(&self, path: &Path) -> u64 {
+        let length = fs::symlink_metadata(path).map_or(0, |found| if found.is_file() { found.len() } else { 0 });
+        if fs::remove_file(path).or_else(|_| fs::remove_dir_all(path)).is_err() {
+            return 0;
+        }
+        self.used.fetch_sub(length, Ordering::Relaxed);
+        length
+    }
+
+    /// Those that no flight continues now, and when they last grew.
+    pub(super) fn idle(&self) -> Vec<(Digest, Metadata)> {
+        let growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = |digest: &Digest| growing.get(digest).is_none_or(|file| file.strong_count() == 0);
+        let all = list(&self.dir).filter_map(|(name, found)| Some((parse(&name)?, found)));
+        all.filter(|(digest, _)| is_idle(digest)).collect()
+    }
+
+    /// Removes one that no flight continues; gives the bytes that are gone.
+    pub(super) fn remove_idle(&self, digest: &Digest) -> u64 {
+        // Held until it is gone: a download that begins meanwhile begins with nothing.
+        let growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if growing.get(digest).is_some_and(|file| file.strong_count() > 0) {
+            return 0;
+        }
+        self.remove(&self.dir.join(digest.hex()))
+    }
+}
+
+fn list(dir: &Path) -> impl Iterator<Item = (String, Metadata)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.metadata().ok()?)));
+    files.filter(|(_, found)| found.is_file())
+}
+
+fn parse(hex: &str) -> Option<Digest> {
+    [Algorithm::Sha256, Algorithm::Sha512].iter().find_map(|known| format!("{}:{hex}", known.as_str()).parse().ok())
+}
+
+/// Whether it is the disk or the process that has come to its end, and not one file that is bad.
+fn exhausted(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let of_disk = matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::ReadOnlyFilesystem);
+    of_disk || [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error())).contains(&error.raw_os_error())
+}
+
+/// A download's share of the bytes in the folder.
+struct Share {
+    used: Arc<AtomicU64>,
+    /// What is counted for it: the bytes that will come, where that is known.
+    counted: u64,
+    /// What will be left in the folder when it ends now.
+    stays: u64,
+    is_exempt: bool,
+}
+
+/// Whether a download counts as content that is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// It does.
+    Yes,
+    /// It is larger than all that may be kept, and goes when it has been served.
+    No,
+}
+
+impl Share {
+    fn count(&mut self, bytes: u64) {
+        // Wrapping is what makes a difference of either sign right.
+        self.used.fetch_add(bytes.wrapping_sub(self.counted), Ordering::Relaxed);
+        self.counted = bytes;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.count(self.stays);
     }
 }
 
 impl Partial {
+    /// So many bytes will come: they are taken from the disk now, so that it is not found full half-way.
+    pub(super) fn reserve(&mut self, total: u64, counted: Counted) -> io::Result<()> {
+        match counted {
+            Counted::Yes => self.share.count(total.max(self.length)),
+            Counted::No => {
+                self.share.is_exempt = true;
+                self.share.count(0);
+            }
+        }
+        if total <= self.length {
+            return Ok(());
+        }
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.length, total - self.length) {
+            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => {
+                // Some of it may have been taken.
+                self.file.set_len(self.length)?;
+                Err(error.into())
+            }
+            // Not every file system can.
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes here so far.
     pub fn length(&self) -> u64 {
         self.length
@@ -68,14 +217,16 @@ impl Partial {
     }
 
     /// Adds the next bytes. After an error the file is of no use.
-    pub fn append(&mut self, pieces: &[Bytes]) -> io::Result<()> {
-        for piece in pieces {
-            self.file.write_all_at(piece, self.length)?;
-            if self.hashed == self.length {
-                self.hasher.update(piece);
-                self.hashed += piece.len() as u64;
-            }
-            self.length += piece.len() as u64;
+    pub(super) fn append(&mut self, piece: &Bytes) -> io::Result<()> {
+        self.file.write_all_at(piece, self.length)?;
+        if self.hashed == self.length {
+            self.hasher.update(piece);
+            self.hashed += piece.len() as u64;
+        }
+        self.length += piece.len() as u64;
+        self.share.stays = self.length;
+        if !self.share.is_exempt {
+            self.share.count(self.length.max(self.share.counted));
         }
         Ok(())
     }
@@ -119,18 +270,23 @@ impl Partial {
     /// Compares hash and digest; what does not match is removed.
     pub fn verify(mut self) -> io::Result<Option<Verified>> {
         let caught_up = self.catch_up(u64::MAX);
-        let Self { digest, path, file, hasher, hashed: _, length, is_public: _ } = self;
+        let Self { digest, path, file, hasher, hashed: _, length, is_public: _, mut share } = self;
         if caught_up.is_ok() && hasher.finish() == digest {
-            return Ok(Some(Verified { digest, path, file, length }));
+            return Ok(Some(Verified { digest, path, file, length, share }));
         }
         // If it stays, it is hashed and found wrong again the next time.
-        let _ = fs::remove_file(path);
+        if fs::remove_file(path).is_ok() {
+            share.stays = 0;
+        }
         caught_up.map(|()| None)
     }
 
     /// Removes it.
-    pub fn discard(self) {
-        let _ = fs::remove_file(self.path);
+    pub fn discard(mut self) {
+        // What stays is continued, or collected, later.
+        if fs::remove_file(&self.path).is_ok() {
+            self.share.stays = 0;
+        }
     }
 }
 
@@ -152,5 +308,17 @@ impl Verified {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its file stands elsewhere now.
+    pub(super) fn gone(mut self) {
+        self.share.stays = 0;
+    }
+
+    /// Removes it; whoever reads it may read on.
+    pub(super) fn discard(mut self) {
+        if fs::remove_file(&self.path).is_ok() {
+            self.share.stays = 0;
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rustix::fs::statvfs;
+use tokio::sync::Notify;
 
 use super::size::{CacheSize, part};
 
@@ -22,11 +23,12 @@ pub struct Space {
     /// As last measured; zero if that never worked.
     capacity: AtomicU64,
     free: AtomicU64,
+    grown: Notify,
 }
 
 impl Space {
     pub(super) fn new(dir: PathBuf, size: CacheSize) -> Self {
-        let space = Self { dir, size, capacity: AtomicU64::new(0), free: AtomicU64::new(0) };
+        let space = Self { dir, size, capacity: AtomicU64::new(0), free: AtomicU64::new(0), grown: Notify::new() };
         space.look();
         space
     }
@@ -53,6 +55,16 @@ impl Space {
     /// Bytes that are free on the volume, as last measured.
     pub fn free(&self) -> u64 {
         self.free.load(Ordering::Relaxed)
+    }
+
+    /// Something came: the limit may be exceeded.
+    pub(super) fn wake(&self) {
+        self.grown.notify_one();
+    }
+
+    /// Waits until something came.
+    pub async fn grown(&self) {
+        self.grown.notified().await;
     }
 
     /// Bytes of the volume that stay free if it can be helped.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -16,12 +16,19 @@ use std::{
 pub(super) struct Writer {
     aside: PathBuf,
     next: Arc<AtomicU64>,
+    /// Told that something is to be synced.
+    is_dirty: Arc<AtomicBool>,
 }
 
 impl Writer {
     /// `aside` must be on the same file system as all that is written.
-    pub(super) fn new(aside: PathBuf) -> Self {
-        Self { aside, next: Arc::default() }
+    pub(super) fn new(aside: PathBuf, is_dirty: Arc<AtomicBool>) -> Self {
+        Self { aside, next: Arc::default(), is_dirty }
+    }
+
+    /// Something was written, by whomever.
+    pub(super) fn soil(&self) {
+        self.is_dirty.store(true, Ordering::Relaxed);
     }
 
     /// Removes what a killed process left half-written.
@@ -34,27 +41,28 @@ impl Writer {
         }
     }
 
-    /// Puts a record in place; may be lost by a power cut.
+    /// Puts a record in place; may be lost by a power cut, and is never half there otherwise.
     pub(super) fn record(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.write(path, bytes, false, 0o644)
+        self.aside(bytes, 0o644, |aside, _| rename(aside, path))
     }
 
-    /// Puts content in place; what is there after a power cut is right.
-    pub(super) fn content(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-        self.write(path, bytes, true, mode)
-    }
-
-    fn write(&self, path: &Path, bytes: &[u8], sync: bool, mode: u32) -> io::Result<()> {
+    /// Writes a file aside and lets `place` put it where it belongs.
+    pub(super) fn aside(
+        &self,
+        bytes: &[u8],
+        mode: u32,
+        place: impl FnOnce(&Path, &File) -> io::Result<()>,
+    ) -> io::Result<()> {
         let aside = self.aside.join(format!("{}.tmp", self.next.fetch_add(1, Ordering::Relaxed)));
         let written = (|| {
             let mut file = File::create(&aside)?;
             file.write_all(bytes)?;
-            file.set_permissions(Permissions::from_mode(mode))?;
-            if sync {
-                file.sync_data()?;
+            if mode != file.metadata()?.permissions().mode() & 0o777 {
+                file.set_permissions(Permissions::from_mode(mode))?;
             }
-            rename(&aside, path)
+            place(&aside, &file)
         })();
+        self.soil();
         if written.is_err() {
             // Nothing half-written stays, or a full disk would stay full.
             let _ = fs::remove_file(&aside);
@@ -63,7 +71,7 @@ impl Writer {
     }
 }
 
-/// Renames, making the target's folder if it is missing.
+/// Renames, making the target's folder if it is missing and clearing what stands in the way of either.
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
