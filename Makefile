@@ -1,5 +1,7 @@
 # One line each; `make help` lists them. Programs that a target needs are built or installed on first use.
-.PHONY: help demo playground test chaos bench images manifests lint
+FUZZ_SECONDS ?= 30
+
+.PHONY: help demo playground test chaos bench fuzz images manifests lint
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,6 +20,11 @@ chaos: ## The cache under every fault, as a table; docs/chaos.md says how to put
 
 bench: ## Measure the cache beside nginx and distribution, write docs/benchmarks.md; ROWS="blob herd" for some only (root)
 	@cargo run -p breakwater-tests --bin bench -- $(ROWS)
+
+fuzz: ## Fuzz each parser for FUZZ_SECONDS (30); installs cargo-fuzz if need be, any toolchain will do
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --version 0.13.2 --locked
+	@cd fuzz && for target in $$(cargo fuzz list); do echo "== $$target"; mkdir -p corpus/$$target; \
+	  cargo fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 -print_final_stats=1 || exit 1; done
 
 images: ## Build the static binaries and one OCI image archive; its path is the last line printed
 	@cargo run -p breakwater-tests --bin image

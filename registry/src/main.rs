@@ -3,6 +3,7 @@
 use anyhow::Context;
 use breakwater_registry::{args::Args, run, telemetry};
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() {
     // Wrong usage ends here with exit code 2.
@@ -15,6 +16,8 @@ fn main() {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
+    // A client is a descriptor or two; what the soft limit protects is programs that use select(2).
+    raise_file_limit();
     let _log = telemetry::init(args.log_format).context("cannot start a thread")?;
     // The first who asks for TLS would otherwise have to guess which provider is meant.
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -24,4 +27,10 @@ fn start(args: Args) -> anyhow::Result<()> {
     // Blocking look-ups that hang must not keep the process.
     runtime.shutdown_background();
     Ok(outcome?)
+}
+
+fn raise_file_limit() {
+    let Rlimit { current: _, maximum } = getrlimit(Resource::Nofile);
+    // Where that is not allowed, there are fewer connections.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

@@ -46,10 +46,10 @@ impl ByteRange {
         }
         let (first, last) = spec.trim().split_once('-')?;
         match (first.trim(), last.trim()) {
-            ("", length) => Some(Self::Suffix(number(length)?)),
-            (first, "") => Some(Self::From(number(first)?)),
+            ("", length) => Some(Self::Suffix(position(length)?)),
+            (first, "") => Some(Self::From(position(first)?)),
             (first, last) => {
-                let (first, last) = (number(first)?, number(last)?);
+                let (first, last) = (position(first)?, position(last)?);
                 (first <= last).then_some(Self::Closed { first, last })
             }
         }
@@ -74,6 +74,12 @@ pub fn parse_content_range(header: &str) -> Option<(u64, Option<u64>)> {
     Some((number(first)?, size))
 }
 
+/// A position beyond all that can be counted is beyond the end of any content.
+fn position(text: &str) -> Option<u64> {
+    let digits_only = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    digits_only.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
 fn number(text: &str) -> Option<u64> {
     let digits_only = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits_only.then(|| text.parse().ok()).flatten()
@@ -90,17 +96,8 @@ mod tests {
         assert_eq!(ByteRange::parse("bytes=0-"), Some(ByteRange::From(0)));
         assert_eq!(ByteRange::parse("bytes=5-9"), Some(ByteRange::Closed { first: 5, last: 9 }));
         assert_eq!(ByteRange::parse("Bytes= -7"), Some(ByteRange::Suffix(7)));
-        for ignored in [
-            "",
-            "bytes",
-            "bytes=",
-            "bytes=-",
-            "bytes=9-5",
-            "bytes=0-1,3-4",
-            "items=0-1",
-            "bytes=+1-2",
-            "bytes=99999999999999999999-",
-        ] {
+        assert_eq!(ByteRange::parse("bytes=99999999999999999999-"), Some(ByteRange::From(u64::MAX)));
+        for ignored in ["", "bytes", "bytes=", "bytes=-", "bytes=9-5", "bytes=0-1,3-4", "items=0-1", "bytes=+1-2"] {
             assert_eq!(ByteRange::parse(ignored), None, "{ignored}");
         }
     }

@@ -1,28 +1,39 @@
 //! Listeners and connections: accept, TLS, deadlines, limits and a graceful end. Knows nothing of what is served.
 
+mod socket;
+
 use std::{
     convert::Infallible,
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use http::{Request, Response};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http::{HeaderValue, Request, Response, header::CONNECTION};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+use self::socket::Socket;
 use crate::{
     args::Listen,
     body::Body,
@@ -31,10 +42,16 @@ use crate::{
 };
 
 const MOST_CONNECTIONS: usize = 8192;
+/// A connection that sends a blob needs two, and downloads need some too.
+const FILES_PER_CONNECTION: u64 = 3;
 /// For the first byte of a connection and for its TLS handshake.
 const GREETING: Duration = Duration::from_secs(10);
 /// For a request's header, and for an idle connection's next one.
 const HEADER: Duration = Duration::from_secs(60);
+/// Where places are short, a connection that has not asked anything for this long has to go.
+const CROWDED: Duration = Duration::from_secs(1);
+/// For a client that takes not one byte of its answer.
+const STALL: Duration = Duration::from_secs(300);
 /// Per connection, and so what a paused reader holds besides one frame.
 const BUFFER: usize = 64 * 1024;
 const TLS_HELLO: u8 = 0x16;
@@ -81,14 +98,16 @@ pub async fn serve<H, F>(
 {
     let acceptor = tls.map(TlsAcceptor::from);
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let places = Places { free: Arc::new(Semaphore::new(most_connections())), crowded: Arc::default() };
     loop {
         let accepted = tokio::select! {
             () = stopping.cancelled() => break,
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, place)) = accepted else { continue };
-        let connection = Connection { stopping: stopping.clone(), patience, _place: place, _held: open.open() };
+        let crowded = Arc::clone(&places.crowded);
+        let connection =
+            Connection { stopping: stopping.clone(), patience, crowded, _place: place, _held: open.open() };
         let (acceptor, handler) = (acceptor.clone(), handler.clone());
         connections.spawn(async move {
             if let Err(error) = connection.run(stream, acceptor, handler).await {
@@ -102,9 +121,34 @@ pub async fn serve<H, F>(
     connections.wait().await;
 }
 
-/// Waits for a free place first: beyond the limit callers wait in the kernel.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+struct Places {
+    free: Arc<Semaphore>,
+    /// Tells connections that somebody waits for a place.
+    crowded: Arc<Notify>,
+}
+
+/// Not more than there are file descriptors for: a listener without any could not even refuse.
+fn most_connections() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files / FILES_PER_CONNECTION).unwrap_or(usize::MAX).min(MOST_CONNECTIONS)
+}
+
+/// Waits for a free place first: beyond the limit callers wait in the kernel, and who asks nothing has to make room.
+async fn accept(listener: &TcpListener, places: &Places) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let place = match Arc::clone(&places.free).try_acquire_owned() {
+        Ok(place) => place,
+        Err(_) => {
+            let mut again = tokio::time::interval(CROWDED);
+            let place = Arc::clone(&places.free).acquire_owned();
+            let mut place = pin!(place);
+            loop {
+                tokio::select! {
+                    place = place.as_mut() => break place.ok()?,
+                    _ = again.tick() => places.crowded.notify_waiters(),
+                }
+            }
+        }
+    };
     match listener.accept().await {
         Ok((stream, _peer)) => Some((stream, place)),
         Err(error) => {
@@ -121,6 +165,8 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpS
 enum Ended {
     #[error("no greeting in time")]
     Greeting,
+    #[error("asked nothing while others wait for a place")]
+    Crowded,
     #[error("connection broken")]
     Io(#[source] io::Error),
     #[error("TLS on the plain port")]
@@ -132,6 +178,7 @@ enum Ended {
 struct Connection {
     stopping: CancellationToken,
     patience: Duration,
+    crowded: Arc<Notify>,
     _place: OwnedSemaphorePermit,
     _held: Held,
 }
@@ -174,18 +221,38 @@ impl Connection {
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
-        let service = service_fn(move |request| {
+        let (came, has_asked) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        let asks = Arc::clone(&has_asked);
+        let service = service_fn(move |request: Request<Incoming>| {
+            asks.store(true, Ordering::Relaxed);
+            let has_body = !request.body().is_end_stream();
             let answer = handler(request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            async move {
+                let mut answer = answer.await;
+                if has_body {
+                    // Nobody reads it, and what follows it must not be taken for a request.
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER).max_buf_size(BUFFER);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.stopping.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(self.patience, connection).await.unwrap_or(Ok(()))
+        let stream = TokioIo::new(Socket::new(stream, STALL));
+        let mut connection = pin!(builder.serve_connection(stream, service));
+        let ended = loop {
+            tokio::select! {
+                ended = connection.as_mut() => break ended,
+                () = self.stopping.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    break tokio::time::timeout(self.patience, connection).await.unwrap_or(Ok(()));
+                }
+                () = self.crowded.notified() => {
+                    if !has_asked.load(Ordering::Relaxed) && came.elapsed() > CROWDED {
+                        return Err(Ended::Crowded);
+                    }
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         };
         ended.map_err(Ended::Http)

@@ -32,6 +32,7 @@ pub struct Builder {
     url: String,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    most_files: Option<u32>,
     identity: Option<Identity>,
     data: Option<PathBuf>,
 }
@@ -46,6 +47,12 @@ impl Builder {
     /// Sets a variable of its environment.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets it have so many files and connections at once.
+    pub fn most_files(mut self, count: u32) -> Self {
+        self.most_files = Some(count);
         self
     }
 
@@ -101,9 +108,10 @@ impl Builder {
         }
         arguments.extend(self.flags);
         Cache {
-            process: Process::start(&arguments, &self.environment),
+            process: Process::start(&arguments, &self.environment, self.most_files),
             arguments,
             environment: self.environment,
+            most_files: self.most_files,
             identity: self.identity,
             address: None,
             admin: None,
@@ -119,6 +127,7 @@ pub struct Cache {
     process: Process,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    most_files: Option<u32>,
     identity: Option<Identity>,
     address: Option<SocketAddr>,
     admin: Option<SocketAddr>,
@@ -139,6 +148,7 @@ impl Cache {
             url: upstream.url(),
             flags: Vec::new(),
             environment: Vec::new(),
+            most_files: None,
             identity: None,
             data: None,
         }
@@ -244,7 +254,7 @@ impl Cache {
     pub async fn restart(&mut self) -> Duration {
         self.kill9().await;
         let started = Instant::now();
-        self.process = Process::start(&self.arguments, &self.environment);
+        self.process = Process::start(&self.arguments, &self.environment, self.most_files);
         self.await_ready().await;
         started.elapsed()
     }

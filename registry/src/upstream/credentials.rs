@@ -42,6 +42,13 @@ struct DockerAuth {
 pub struct Keyring(Vec<(String, Login)>);
 
 impl Keyring {
+    /// The logins of one `.dockerconfigjson` that concern `registry`; `None` if the text is none.
+    pub fn parse(text: &[u8], registry: &RegistryHost) -> Option<Self> {
+        let mut keyring = Self::default();
+        keyring.add(text, registry)?;
+        Some(keyring)
+    }
+
     /// Adds the logins of a `.dockerconfigjson` that concern `registry`; `None` if the text is none.
     fn add(&mut self, text: &[u8], registry: &RegistryHost) -> Option<()> {
         let config: DockerConfig = serde_json::from_slice(text).ok()?;
@@ -93,12 +100,15 @@ fn host_matches(pattern: &str, registry: &RegistryHost) -> bool {
 }
 
 fn label_matches(pattern: &str, label: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == label,
-        Some((start, rest)) => label.strip_prefix(start).is_some_and(|tail| {
-            (0..=tail.len()).filter_map(|skip| tail.get(skip..)).any(|tail| label_matches(rest, tail))
-        }),
-    }
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == label };
+    let (between, end) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let middle = label.strip_prefix(start).and_then(|tail| tail.strip_suffix(end));
+    // The first place that fits leaves the most for the parts to come, so none has to be tried again.
+    let left = between.split('*').try_fold(middle, |left, part| {
+        let left = left?;
+        Some(Some(&left[left.find(part)? + part.len()..]))
+    });
+    left.flatten().is_some()
 }
 
 fn login_of(auth: DockerAuth) -> Option<Login> {
@@ -187,6 +197,8 @@ fn config_files(folder: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn keyring(registry: &str, auths: &serde_json::Value) -> Keyring {
@@ -222,6 +234,18 @@ mod tests {
         assert_eq!(user(&keyring("docker.io", &auths), "library/nginx").as_deref(), Some("hub"));
         let auths = serde_json::json!({ "*.example.com": {"auth": STANDARD.encode("wild:x")} });
         assert_eq!(user(&keyring("a.example.com", &auths), "x").as_deref(), Some("wild"));
+        for (pattern, label, expected) in [
+            ("*", "", true),
+            ("a*", "abc", true),
+            ("*c", "abc", true),
+            ("a*c*e", "abcde", true),
+            ("a*e*c", "abcde", false),
+            ("ab*ba", "aba", false),
+            (&"a*".repeat(40), &"a".repeat(60), true),
+            (&format!("{}b", "a*".repeat(40)), &"a".repeat(60), false),
+        ] {
+            assert_eq!(label_matches(pattern, label), expected, "{pattern} {label}");
+        }
         assert_eq!(user(&keyring("a.b.example.com", &auths), "x"), None);
         assert_eq!(user(&keyring("a.example.com:5000", &auths), "x"), None);
     }
@@ -238,5 +262,16 @@ mod tests {
     fn debug_shows_no_password() {
         let login = Login { user: "u".into(), password: Secret::new("hunter2") };
         assert!(!format!("{login:?}").contains("hunter2"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_keyring_or_none(text: Vec<u8>, key in "[ -~]{0,30}", auth in "[ -~]{0,30}", host in "[a-z*.:0-9]{1,20}") {
+            let registry = host.parse().unwrap_or_else(|_| "docker.io".parse().unwrap());
+            let _ = Keyring::parse(&text, &registry);
+            let config = serde_json::json!({ "auths": { key: {"auth": STANDARD.encode(&auth)}, host: {"auth": auth} } });
+            let keyring = Keyring::parse(config.to_string().as_bytes(), &registry).unwrap();
+            prop_assert!(keyring.login(&"library/app".parse().unwrap()).is_none_or(|login| !login.user.is_empty()));
+        }
     }
 }

@@ -27,8 +27,17 @@ pub(super) struct Process {
 struct Output(Arc<Mutex<String>>, Arc<watch::Sender<usize>>);
 
 impl Process {
-    pub(super) fn start(arguments: &[String], environment: &[(String, String)]) -> Self {
-        let mut child = Command::new(binaries::binary(binaries::REGISTRY))
+    pub(super) fn start(arguments: &[String], environment: &[(String, String)], most_files: Option<u32>) -> Self {
+        let binary = binaries::binary(binaries::REGISTRY);
+        let mut command = match most_files {
+            None => Command::new(binary),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]).arg(binary);
+                shell
+            }
+        };
+        let mut child = command
             .args(arguments)
             .env_remove("RUST_LOG")
             .envs(environment.iter().cloned())
