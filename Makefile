@@ -16,7 +16,7 @@ test: lint ## Everything: format, lints, unit, property, contract, API, node and
 	@cargo test --workspace --features breakwater-tests/cluster
 
 chaos: ## The cache under every fault, as a table; docs/chaos.md says how to put another mirror under it (root)
-	@cargo run --quiet --release -p breakwater-tests --bin chaos
+	@cargo run --quiet -p breakwater-tests --bin chaos
 
 bench: ## Measure the cache beside nginx and distribution, write docs/benchmarks.md; ROWS="blob herd" for some only (root)
 	@cargo run -p breakwater-tests --bin bench -- $(ROWS)
