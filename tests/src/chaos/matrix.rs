@@ -231,7 +231,7 @@ fn local() -> Vec<Row> {
         file("flipped byte", "A byte of a blob's file is another.", FileFault::Flip).harmless(),
         file("emptied file", "A blob's file is emptied.", FileFault::Empty).harmless(),
         file("removed file", "A blob's file is removed.", FileFault::Remove).harmless(),
-        file("flipped, refuse", "A byte of a blob's file is another, and upstream is gone.", FileFault::Flip)
+        file("flipped + refuse", "A byte of a blob's file is another, and upstream is gone.", FileFault::Flip)
             .and(refuse())
             .losing(),
         volume("disk full", "Nothing more fits on the volume (ENOSPC).", VolumeFault::Full),
@@ -239,7 +239,7 @@ fn local() -> Vec<Row> {
         volume("writes hang", "Every write to the volume waits.", VolumeFault::Frozen),
         Row::new("kill -9", "The mirror is killed while it writes a blob.", Injection::Kill).harmless(),
         Row::new(
-            "kill -9, refuse",
+            "kill -9 + refuse",
             "The mirror is killed while it writes a blob, and upstream is gone.",
             Injection::Kill,
         )
