@@ -172,23 +172,21 @@ impl Store {
 
     /// A download of so many bytes begins: room for them is made and, on disk, taken.
     pub fn reserve(&self, partial: &mut Partial, total: u64) -> io::Result<()> {
-        if self.is_too_large(total) {
-            // It will not be kept, and nothing has to go for it.
-            return partial
-                .reserve(total, Counted::No)
-                .or_else(|error| if self.free(total) { partial.reserve(total, Counted::No) } else { Err(error) });
-        }
-        let reserved = partial.reserve(total, Counted::Yes);
+        // What is too large to be kept is not counted: nothing has to go for it.
+        partial.expect(total, if self.is_too_large(total) { Counted::No } else { Counted::Yes });
         self.has_grown();
-        reserved.or_else(|error| if self.free(total) { partial.reserve(total, Counted::Yes) } else { Err(error) })
+        partial.allocate(total).or_else(|error| {
+            self.free_if_full(error, total)?;
+            partial.allocate(total)
+        })
     }
 
     /// Adds the next bytes of a download. After an error its file is of no use.
     pub fn append(&self, partial: &mut Partial, pieces: &[Bytes]) -> io::Result<()> {
         for piece in pieces {
             partial.append(piece).or_else(|error| {
-                let retry = is_full(&error) && self.free(piece.len() as u64);
-                if retry { partial.append(piece) } else { Err(error) }
+                self.free_if_full(error, piece.len() as u64)?;
+                partial.append(piece)
             })?;
         }
         Ok(())
@@ -209,11 +207,22 @@ impl Store {
     /// Keeps small content whose digest the caller has just computed.
     pub fn keep_small(&self, digest: &Digest, bytes: &[u8], is_public: bool) -> io::Result<()> {
         self.blobs.put(digest, bytes, is_public).or_else(|error| {
-            let retry = is_full(&error) && self.free(bytes.len() as u64);
-            if retry { self.blobs.put(digest, bytes, is_public) } else { Err(error) }
+            self.free_if_full(error, bytes.len() as u64)?;
+            self.blobs.put(digest, bytes, is_public)
         })?;
         self.has_grown();
         Ok(())
+    }
+
+    /// Makes room if the disk is full; any other error stands.
+    fn free_if_full(&self, error: io::Error, bytes: u64) -> io::Result<()> {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            self.keep_limit(Effort::Thorough);
+            self.free(bytes);
+            Ok(())
+        } else {
+            Err(error)
+        }
     }
 
     fn is_too_large(&self, bytes: u64) -> bool {
@@ -240,10 +249,6 @@ impl Store {
     pub fn sync(&self) {
         self.durable.sync();
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Runs blocking work; `None` only if the runtime is going down or the work panicked.

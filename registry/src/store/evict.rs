@@ -93,21 +93,19 @@ impl Store {
         }
     }
 
-    /// The disk is full: gives up what serves nobody now. Says whether it is worth trying again.
-    pub(super) fn free(&self, bytes: u64) -> bool {
-        let emptied = self.blobs.quarantine.empty();
-        let freed = match self.evictor.begin(Effort::Thorough) {
-            Some(mut oldest) if self.pinned.is_known() => {
-                self.evict(&mut oldest, Effort::Thorough, IDLE, |freed| bytes.saturating_sub(freed))
-            }
-            _ => 0,
-        };
+    /// The disk is full: gives up what serves nobody now.
+    pub(super) fn free(&self, bytes: u64) {
+        self.blobs.quarantine.empty();
+        if self.pinned.is_known()
+            && let Some(mut oldest) = self.evictor.begin(Effort::Thorough)
+        {
+            self.evict(&mut oldest, Effort::Thorough, IDLE, |freed| bytes.saturating_sub(freed));
+        }
         self.space.look();
-        freed > 0 || emptied
     }
 
     /// Evicts what was not used for `idle`, oldest first, until `missing` says that nothing is.
-    fn evict(&self, oldest: &mut Oldest, effort: Effort, idle: Duration, missing: impl Fn(u64) -> u64) -> u64 {
+    fn evict(&self, oldest: &mut Oldest, effort: Effort, idle: Duration, missing: impl Fn(u64) -> u64) {
         let (mut freed, mut count) = (0, 0_u64);
         let mut surveyed = false;
         while missing(freed) > 0 {
@@ -133,7 +131,6 @@ impl Store {
         } else if missing(freed) > 0 {
             debug!("nothing left to evict");
         }
-        freed
     }
 
     fn evict_one(&self, Candidate { used, digest, is_partial }: &Candidate) -> u64 {

@@ -183,8 +183,8 @@ impl Drop for Share {
 }
 
 impl Partial {
-    /// So many bytes will come: they are taken from the disk now, so that it is not found full half-way.
-    pub(super) fn reserve(&mut self, total: u64, counted: Counted) -> io::Result<()> {
+    /// So many bytes will come.
+    pub(super) fn expect(&mut self, total: u64, counted: Counted) {
         match counted {
             Counted::Yes => self.share.count(total.max(self.length)),
             Counted::No => {
@@ -192,6 +192,10 @@ impl Partial {
                 self.share.count(0);
             }
         }
+    }
+
+    /// Takes what will come from the disk, so that it is not found full half-way.
+    pub(super) fn allocate(&mut self, total: u64) -> io::Result<()> {
         if total <= self.length {
             return Ok(());
         }

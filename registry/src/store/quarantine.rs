@@ -63,14 +63,11 @@ impl Quarantine {
         }
     }
 
-    /// Removes everything: there is better use for the space. Says whether there was anything.
-    pub(super) fn empty(&self) -> bool {
-        let mut any = false;
+    /// Removes everything: there is better use for the space.
+    pub(super) fn empty(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             remove(&entry.path());
-            any = true;
         }
-        any
     }
 }
 

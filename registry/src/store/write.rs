@@ -71,15 +71,20 @@ impl Writer {
     }
 }
 
-/// Renames, making the target's folder if it is missing and clearing what stands in the way of either.
+/// Renames, making the target's folder if it is missing, and removing what cannot stand where a file or a folder belongs.
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(folder) = to.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            fs::rename(from, to)
+    let Err(error) = fs::rename(from, to) else { return Ok(()) };
+    match error.kind() {
+        io::ErrorKind::NotFound => {}
+        io::ErrorKind::IsADirectory => fs::remove_dir_all(to)?,
+        io::ErrorKind::NotADirectory => {
+            let is_obstacle = |path: &&Path| fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir());
+            to.ancestors().skip(1).find(is_obstacle).map_or(Ok(()), fs::remove_file)?;
         }
-        done => done,
+        _ => return Err(error),
     }
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::rename(from, to)
 }
