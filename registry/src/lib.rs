@@ -14,6 +14,8 @@ pub mod duration;
 pub mod failure;
 pub mod flight;
 pub mod holdings;
+pub mod list_page;
+pub mod lists;
 pub mod manifest;
 pub mod metrics;
 pub mod on_error;

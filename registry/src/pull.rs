@@ -21,6 +21,7 @@ use crate::{
     failure::Failure,
     flight::{Flights, Progress, Seat},
     holdings::{self, Holding},
+    lists::ListKeeper,
     manifest::Manifest,
     metrics::Metrics,
     question::{self, Questions},
@@ -48,6 +49,7 @@ pub struct Pull {
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
     tags: TagResolver,
+    lists: ListKeeper,
     manifests: Questions<(RepositoryName, Digest), Manifest>,
     flights: Arc<Flights>,
     verifier: Verifier,
@@ -65,9 +67,10 @@ impl Pull {
     ) -> Self {
         let flights = Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
         let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
+        let lists = ListKeeper::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
         let manifests = Questions::new(Arc::clone(&upstream), background.clone(), question::REMEMBER);
         let verifier = Verifier::new(Arc::clone(&store), background.clone());
-        Self { registry, store, upstream, metrics, tags, manifests, flights, verifier }
+        Self { registry, store, upstream, metrics, tags, lists, manifests, flights, verifier }
     }
 
     /// Answers one request.
@@ -89,8 +92,8 @@ impl Pull {
             }
             Ok(Route::Blob { repository, digest }) => (Sought::Blob, self.blob(repository, digest, wish).await),
             Ok(Route::List { repository, list }) => {
-                let page = access::for_upstream(self.upstream.get_list(repository, list)).await;
-                (Sought::List, page.map(respond::list))
+                let listed = self.lists.get(repository, list).await;
+                (Sought::List, listed.map(|(page, provenance)| respond::list(page, provenance)))
             }
         };
         answer.unwrap_or_else(|failure| respond::failure(failure, sought))

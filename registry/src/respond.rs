@@ -12,6 +12,7 @@ use crate::{
     body::{self, Body},
     digest::Digest,
     failure::Failure,
+    list_page::ListPage,
     range::Span,
     route::Refused,
 };
@@ -110,9 +111,9 @@ pub fn base() -> Response<Body> {
 }
 
 /// A list of upstream's.
-pub fn list(page: crate::upstream::ListPage) -> Response<Body> {
-    let crate::upstream::ListPage { media_type, link, filters, body } = page;
-    let mut headers = provenance_headers(Provenance { origin: Origin::Miss, age: Duration::ZERO });
+pub fn list(page: ListPage, provenance: Provenance) -> Response<Body> {
+    let ListPage { media_type, link, filters, body } = page;
+    let mut headers = provenance_headers(provenance);
     set(&mut headers, header::CONTENT_TYPE, &media_type);
     headers.insert(header::CONTENT_LENGTH, body.len().into());
     for (name, value) in [(header::LINK, link), (HeaderName::from_static("oci-filters-applied"), filters)] {

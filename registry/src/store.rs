@@ -6,6 +6,7 @@ pub mod contact;
 pub mod durable;
 mod evict;
 pub mod links;
+pub mod lists;
 pub mod lock;
 mod marks;
 pub mod partial;
@@ -38,6 +39,7 @@ use self::{
     durable::{Boot, Durable},
     evict::Evictor,
     links::Links,
+    lists::Lists,
     lock::Lock,
     marks::Marks,
     partial::{Counted, Partial, Partials, Verified},
@@ -59,6 +61,7 @@ use crate::{digest::Digest, registry_host::RegistryHost};
 /// DIR/partial/<hex>                        growing download, re-hashed when resumed; *.tmp: records being written
 /// DIR/repositories/<name>/_tags/<tag>      {current, previous, last complete, validated at, etag}
 /// DIR/repositories/<name>/_links/<hex>     {kind, media type, size}: this repository has this digest
+/// DIR/lists/<hash>                         tags and referrers, a page each, as upstream wrote them; mtime = when it did
 /// DIR/quarantine/                          what turned out to be wrong: at most a week, 64 files, 5 % of the limit
 /// DIR/marks-<boot id>                      which files were verified in this boot, 8 bytes each; see marks.rs
 /// DIR/durable                              {boot id, generation, synced until}: what surely reached the disk
@@ -81,6 +84,8 @@ pub struct Store {
     pub tags: Tags,
     /// Which repository has which digest.
     pub links: Links,
+    /// Lists as upstream last wrote them.
+    pub lists: Lists,
     /// When upstream last gave a good answer.
     pub contact: Arc<LastContact>,
     /// What was done to keep the folder in order.
@@ -145,6 +150,7 @@ impl Store {
         let lock = Lock::take(&dir, registry)?;
         let (blobs, partial) = (make(dir.join("blobs"))?, make(dir.join("partial"))?);
         let (repositories, quarantine) = (make(dir.join("repositories"))?, make(dir.join("quarantine"))?);
+        let lists = make(dir.join("lists"))?;
         // What an earlier process wrote may not be synced.
         let is_dirty = Arc::new(AtomicBool::new(true));
         let writer = Writer::new(partial.clone(), Arc::clone(&is_dirty));
@@ -160,7 +166,8 @@ impl Store {
             pinned: Pinned::default(),
             space,
             tags: Tags::new(repositories.clone(), writer.clone()),
-            links: Links::new(repositories.clone(), writer),
+            links: Links::new(repositories.clone(), writer.clone()),
+            lists: Lists::new(lists, writer),
             contact: Arc::new(lock.contact()),
             tally,
             durable,

@@ -48,6 +48,7 @@ use crate::{
     background::Background,
     digest::{Algorithm, Digest},
     failure::Failure,
+    list_page::ListPage,
     manifest::{self, Manifest},
     metrics::{HostRole, Metrics, Phase, Timer},
     range::parse_content_range,
@@ -87,19 +88,6 @@ pub struct FetchedManifest {
     pub is_private: bool,
     /// Upstream's validator.
     pub etag: Option<String>,
-}
-
-/// A page of a list, as upstream wrote it.
-#[derive(Clone, Debug)]
-pub struct ListPage {
-    /// Its media type.
-    pub media_type: String,
-    /// Where the next page is, relative to this registry.
-    pub link: Option<String>,
-    /// The filters that upstream applied.
-    pub filters: Option<String>,
-    /// The page.
-    pub body: Bytes,
 }
 
 /// A blob on its way.

@@ -10,6 +10,7 @@ pub mod content;
 mod deliver;
 mod fault;
 mod listener;
+mod lists;
 mod record;
 mod state;
 mod wire;
@@ -136,6 +137,11 @@ impl Upstream {
     /// Announces this remaining rate limit with every manifest.
     pub fn announce_rate_limit(&self, remaining: u32) {
         self.shared.store().rate_limit = Some(remaining);
+    }
+
+    /// Answers 404 under `/referrers/`, as a registry from before that API.
+    pub fn lack_referrers(&self) {
+        self.shared.store().lacks_referrers = true;
     }
 
     /// Shows a fault from now until [`Upstream::heal`].

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::content::Blob;
+use super::lists;
 use super::record::Recorded;
 
 /// A response before any fault touches it.
@@ -60,6 +61,7 @@ pub(super) struct Store {
     repositories: HashMap<String, Repository>,
     pub(super) redirect_blobs: bool,
     pub(super) rate_limit: Option<u32>,
+    pub(super) lacks_referrers: bool,
 }
 
 /// The parts of `/v2/<repository>/<kind>/<reference>`.
@@ -126,6 +128,8 @@ impl Store {
                 Some(blob) => bytes_answer(blob, request.header("range")),
                 None => Answer::refusal(404, "BLOB_UNKNOWN"),
             },
+            "tags" if target.reference == "list" => lists::tags(target.repository, &repository.tags, &request.query),
+            "referrers" if !self.lacks_referrers => lists::referrers(&repository.manifests, target.reference),
             _ => Answer::refusal(404, "UNSUPPORTED"),
         }
     }

@@ -61,7 +61,7 @@ impl Blob {
         format!("/v2/{repository}/manifests/{}", self.digest)
     }
 
-    fn descriptor(&self) -> serde_json::Value {
+    pub(super) fn descriptor(&self) -> serde_json::Value {
         json!({"mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len()})
     }
 }
