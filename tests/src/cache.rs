@@ -62,6 +62,12 @@ impl Builder {
         self
     }
 
+    /// Asks upstream at another URL than that of the scripted registry itself.
+    pub fn url(mut self, url: &str) -> Self {
+        url.clone_into(&mut self.url);
+        self
+    }
+
     /// Serves by TLS with this identity, and only to callers that show one of its tokens.
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(identity);

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod distribution;
 pub mod images;
 pub mod product;
+pub mod proxy;
 pub mod release;
 pub mod toolchain;
 pub mod upstream;

@@ -9,6 +9,7 @@ mod answer;
 pub mod content;
 mod deliver;
 mod fault;
+mod front;
 mod listener;
 mod lists;
 mod record;
@@ -24,6 +25,7 @@ use tokio::sync::oneshot;
 pub use access::{Account, Scheme};
 pub use content::{Blob, Content, Image};
 pub use fault::{Fault, On};
+pub use front::{Front, Handshake};
 pub use record::Recorded;
 pub use state::Role;
 

@@ -190,3 +190,37 @@ async fn a_missed_tag_is_pulled_soon_after_upstream_swallowed_the_first_request(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test]
+async fn a_repository_that_stalls_keeps_the_others_fresh() {
+    let (upstream, cache, _image) = warm(&[]).await;
+    upstream.fault(On::Path("/library/bad/".to_owned()), Fault::Silence).await;
+    let stalled = tokio::spawn(cache.request("GET", &Content::blob(9, 10).blob_path("library/bad")).answer());
+    while !stalled.is_finished() {
+        let answer = cache.get(BY_TAG).await;
+        assert!(answer.cache_status().contains("revalidated"), "{}", answer.cache_status());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(stalled.await.expect("an answer").status, 503);
+    // And while nobody else asks: one repository's silence is not the host's.
+    assert_eq!(cache.get(&Content::blob(10, 10).blob_path("library/bad")).await.status, 503);
+    let answer = cache.get(BY_TAG).await;
+    assert!(answer.cache_status().contains("revalidated"), "{}", answer.cache_status());
+}
+
+#[tokio::test]
+async fn a_tag_that_stalls_is_in_the_way_once_and_not_each_time() {
+    let (upstream, cache, image) = warm(&[]).await;
+    upstream.fault(On::Manifests, Fault::Silence).await;
+    let began = Instant::now();
+    let mut slow = 0;
+    while began.elapsed() < Duration::from_secs(9) {
+        let answer = cache.get(BY_TAG).await;
+        assert_eq!(answer.body, image.manifest.bytes);
+        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+        slow += u32::from(answer.took > Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Two questions of 4 s each fit, of which the first is in the way for 1.5 s and the next for 1 s.
+    assert!((1..=3).contains(&slow), "{slow} answers were slow");
+}

@@ -138,6 +138,16 @@ async fn everything_refuses_connections() {
 }
 
 #[tokio::test]
+async fn packets_to_upstream_vanish() {
+    outage(On::Registry, Fault::BlackHole).await;
+}
+
+#[tokio::test]
+async fn packets_to_everything_vanish() {
+    outage(On::Everything, Fault::BlackHole).await;
+}
+
+#[tokio::test]
 async fn upstream_accepts_and_says_nothing() {
     outage(On::Registry, Fault::Silence).await;
 }

@@ -323,20 +323,20 @@ fn literal(url: &Url) -> Option<IpAddr> {
 fn classify(error: &reqwest::Error) -> Failure {
     let mut source = error.source();
     while let Some(cause) = source {
-        if let Some(unresolved) = cause.downcast_ref::<Unresolved>() {
-            return match unresolved {
-                Unresolved::Dns => Failure::Dns,
-                Unresolved::Forbidden => Failure::ForbiddenAddress,
-            };
+        match cause.downcast_ref() {
+            Some(Unresolved::Dns) => return Failure::Dns,
+            Some(Unresolved::Forbidden) => return Failure::ForbiddenAddress,
+            None => {}
         }
-        if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
-            return Failure::InvalidResponse;
-        }
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if cause.is::<rustls::Error>() {
             return Failure::Tls;
         }
-        source = cause.source();
+        if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
+            return Failure::InvalidResponse;
+        }
+        // The source of an I/O error is that of the error in it, which is the one looked for.
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        source = wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| cause.source());
     }
     match (error.is_timeout(), error.is_connect()) {
         (true, true) => Failure::ConnectTimeout,
