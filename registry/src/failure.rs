@@ -44,6 +44,9 @@ pub enum Failure {
     /// An answer that no registry should give.
     #[error("upstream's answer is invalid")]
     InvalidResponse,
+    /// A manifest or list beyond what any registry may send.
+    #[error("upstream's answer is too large: a manifest may have 4 MiB, a list 8 MiB")]
+    TooLarge,
     /// A redirect or realm leads to an address that upstream must not send us to.
     #[error("upstream leads to a forbidden address")]
     ForbiddenAddress,
@@ -84,6 +87,7 @@ impl Failure {
             Self::BrokenBody => "broken_body",
             Self::TokenService => "token_service",
             Self::InvalidResponse => "invalid_response",
+            Self::TooLarge => "too_large",
             Self::ForbiddenAddress => "forbidden_address",
             Self::Redirect => "redirect",
             Self::WrongDigest => "wrong_digest",
@@ -106,7 +110,7 @@ impl Failure {
             | Self::BrokenBody => Class::Unreachable,
             Self::ServerError => Class::ServerError,
             Self::TooManyRequests => Class::TooManyRequests,
-            Self::InvalidResponse | Self::ForbiddenAddress | Self::Redirect | Self::WrongDigest => {
+            Self::InvalidResponse | Self::TooLarge | Self::ForbiddenAddress | Self::Redirect | Self::WrongDigest => {
                 Class::InvalidResponse
             }
             Self::TokenService => Class::TokenService,

@@ -101,6 +101,7 @@ impl Certificate {
     /// Reads the files again whenever they change; a broken pair leaves the old one in use.
     pub async fn keep_fresh(self: Arc<Self>) {
         let mut seen = self.fingerprint();
+        let mut told = None;
         loop {
             tokio::time::sleep(POLL).await;
             let now = self.fingerprint();
@@ -112,14 +113,16 @@ impl Certificate {
                     self.current.store(Arc::new(key));
                     info!("certificate renewed");
                     self.tell_expiry(expiry);
+                    seen = now;
                 }
+                // Tried again each time, told of once.
+                Err(_) if told.as_ref() == Some(&now) => {}
                 Err(error) => {
                     self.metrics.certificate_error();
                     warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays");
+                    told = Some(now);
                 }
             }
-            // Once per change: a broken pair is told of once, and looked at again when the next file comes.
-            seen = now;
         }
     }
 

@@ -62,6 +62,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(6);
 /// For a whole manifest or list.
 const SMALL_BODY: Duration = Duration::from_secs(10);
+/// RFC 6838 allows 127 on either side of the slash; parameters are short.
+const MOST_MEDIA_TYPE: usize = 512;
 const MOST_LIST_BYTES: usize = 8 * 1024 * 1024;
 /// The outcome of a failure of this age still says how upstream is now.
 const RECENT: Duration = Duration::from_secs(30);
@@ -298,13 +300,13 @@ impl Upstream {
         let deadline = tokio::time::Instant::now() + SMALL_BODY;
         let expected = response.content_length();
         if expected.is_some_and(|length| length > most as u64) {
-            return Err(Failure::InvalidResponse);
+            return Err(Failure::TooLarge);
         }
         let mut body = BytesMut::new();
         loop {
             match tokio::time::timeout_at(deadline, response.chunk()).await {
                 Ok(Ok(Some(piece))) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
-                Ok(Ok(Some(_))) => return Err(Failure::InvalidResponse),
+                Ok(Ok(Some(_))) => return Err(Failure::TooLarge),
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) | Err(_) => return Err(Failure::BrokenBody),
             }
@@ -316,7 +318,7 @@ impl Upstream {
 
 fn media_type(response: &Response) -> Option<String> {
     let text = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
-    (!text.is_empty()).then(|| text.to_owned())
+    (1..=MOST_MEDIA_TYPE).contains(&text.len()).then(|| text.to_owned())
 }
 
 fn etag(response: &Response) -> Option<String> {

@@ -31,7 +31,16 @@ impl Nearness {
                     let [.., a, b, c, d] = v6.octets();
                     return Self::of_v4(Ipv4Addr::new(a, b, c, d));
                 }
-                let is_private = (segments[0] & 0xfe00) == 0xfc00;
+                if segments[0] == 0x2002 {
+                    // 6to4: the IPv4 address of the router is in the middle.
+                    let [_, _, a, b, c, d, ..] = v6.octets();
+                    return Self::of_v4(Ipv4Addr::new(a, b, c, d));
+                }
+                if segments[..6] == [0; 6] && !v6.is_loopback() && !v6.is_unspecified() {
+                    // IPv4-compatible addresses have no use any more but to be mistaken.
+                    return Self::Loopback;
+                }
+                let is_private = (segments[0] & 0xfe00) == 0xfc00 || segments[..3] == [0x64, 0xff9b, 1];
                 let is_link_local = (segments[0] & 0xffc0) == 0xfe80;
                 if v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || is_link_local {
                     Self::Loopback
@@ -100,6 +109,8 @@ mod tests {
             "224.0.0.1",
             "255.255.255.255",
             "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "2002:7f00:1::",
         ] {
             check(loopback, Nearness::Loopback);
         }

@@ -52,7 +52,8 @@ struct Token {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// Some services write it as a text, as a fraction or below zero.
+    expires_in: Option<serde_json::Value>,
 }
 
 /// Tokens and the last challenge.
@@ -229,10 +230,19 @@ async fn fetch_token(
     let body = fetch_token_answer(transport, Some(repository), ask, accepted).await?;
     let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| Failure::TokenService)?;
     let value = answer.token.or(answer.access_token).filter(|text| !text.is_empty()).ok_or(Failure::TokenService)?;
-    let life = answer.expires_in.map_or(DEFAULT_LIFE, |seconds| Duration::from_secs(seconds.min(86_400)));
+    let life = answer.expires_in.as_ref().map_or(DEFAULT_LIFE, life);
     // A little early, so that it does not expire on its way.
     let expires = asked + life.saturating_sub((life / 10).min(Duration::from_secs(10)));
     Ok(Token { value: Secret::new(value), is_private, expires })
+}
+
+/// Nonsense is the token spec's default.
+fn life(expires_in: &serde_json::Value) -> Duration {
+    let seconds = expires_in.as_f64().or_else(|| expires_in.as_str()?.trim().parse().ok());
+    match seconds.filter(|seconds| *seconds > 0.0) {
+        Some(seconds) => Duration::from_secs_f64(seconds.min(86_400.0)),
+        None => DEFAULT_LIFE,
+    }
 }
 
 async fn fetch_token_answer(
@@ -293,4 +303,22 @@ fn basic(login: &Login) -> Option<HeaderValue> {
 fn sensitive(mut header: HeaderValue) -> HeaderValue {
     header.set_sensitive(true);
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_lives_of_tokens() {
+        let check = |json: &str, seconds: u64| {
+            assert_eq!(life(&serde_json::from_str(json).unwrap()), Duration::from_secs(seconds), "{json}");
+        };
+        check("300", 300);
+        check("\"300\"", 300);
+        check("1e99", 86_400);
+        for nonsense in ["-1", "0", "null", "\"NaN\"", "{}", "[1]"] {
+            check(nonsense, 60);
+        }
+    }
 }

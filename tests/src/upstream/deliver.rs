@@ -57,6 +57,20 @@ pub(super) async fn deliver(
         swallow(stream).await?;
         return Ok(After::Close);
     }
+    match fault {
+        Some(Fault::Raw(bytes)) => {
+            stream.write_all(bytes).await?;
+            return Ok(After::Close);
+        }
+        Some(Fault::Endless(head, piece)) => {
+            stream.write_all(head).await?;
+            loop {
+                shared.count(place, piece.len() as u64);
+                stream.write_all(piece).await?;
+            }
+        }
+        _ => {}
+    }
     let answer = compose(shared, request, fault);
     let plan = plan(fault);
     let head = response_head(&answer, plan.chunked);

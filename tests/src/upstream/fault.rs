@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::record::Recorded;
 use super::state::Role;
 
@@ -44,6 +46,10 @@ pub enum Fault {
     Chunked,
     /// The body is compressed and says so, asked for or not.
     Gzip,
+    /// These bytes in place of an answer, and then the end of the connection.
+    Raw(Bytes),
+    /// The first bytes, and then the second again and again for as long as they are taken.
+    Endless(Bytes, Bytes),
     /// The token service hands out a token of this many bytes.
     HugeToken(usize),
     /// The clock is off by so many seconds: `Date`, and the time at which tokens say they were issued.
