@@ -159,6 +159,7 @@ impl Store {
         let marks = Arc::new(Marks::open(&dir, boot.as_str()));
         let durable = Durable::open(&dir, boot.clone(), is_dirty);
         let partials = Partials::new(partial, durable.doubtful_from());
+        durable.begin();
         let quarantine = Quarantine::new(quarantine, Arc::clone(&space), Arc::clone(&tally));
         Ok(Self {
             blobs: Blobs::new(blobs, marks, quarantine, writer.clone()),
@@ -179,13 +180,27 @@ impl Store {
 
     /// A download of so many bytes begins: room for them is made and, on disk, taken.
     pub fn reserve(&self, partial: &mut Partial, total: u64) -> io::Result<()> {
-        // What is too large to be kept is not counted: nothing has to go for it.
-        partial.expect(total, if self.is_too_large(total) { Counted::No } else { Counted::Yes });
+        if self.is_too_large(total) {
+            // It will not be kept, and may be a lie: nothing has to go for it.
+            partial.expect(total, Counted::No);
+            return self.take(partial, total);
+        }
+        partial.expect(total, Counted::Yes);
         self.has_grown();
-        partial.allocate(total).or_else(|error| {
+        self.take(partial, total).or_else(|error| {
             self.free_if_full(error, total)?;
-            partial.allocate(total)
+            self.take(partial, total)
         })
+    }
+
+    /// Takes the room for so many bytes, or nothing: merely tried, it would take all that is left from everyone else before
+    /// it fails.
+    fn take(&self, partial: &mut Partial, total: u64) -> io::Result<()> {
+        if self.space.has_room(partial.lacks(total)) {
+            partial.allocate(total)
+        } else {
+            Err(io::ErrorKind::StorageFull.into())
+        }
     }
 
     /// Adds the next bytes of a download. After an error its file is of no use.

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use breakwater_tests::cache::{Cache, End, PATIENCE, cold};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
@@ -162,16 +162,35 @@ async fn a_resume_that_speaks_of_another_size_is_not_mixed_in() {
 }
 
 #[tokio::test]
-async fn a_size_of_ten_terabytes_is_believed_by_nobody_for_long() {
-    let (upstream, cache, blob) = cold(MIB).await;
-    upstream.fault(On::Blobs, Fault::ClaimTotal(10 << 40)).await;
-    let reading = cache.request("GET", &blob.blob_path(REPOSITORY)).send().await;
+async fn a_size_of_ten_terabytes_is_refused_at_the_expense_of_nobody() {
+    let (upstream, mut cache, kept) = cold(MIB).await;
+    let (growing, fresh, liar) = (Content::blob(2, 2 * MIB), Content::blob(3, MIB), Content::blob(4, MIB));
+    [&growing, &fresh, &liar].into_iter().for_each(|blob| upstream.put_blob(REPOSITORY, blob));
+    cache.get(&kept.blob_path(REPOSITORY)).await;
+    let path = cache.await_kept(REPOSITORY, &kept).await;
+    // Used so long ago that it would go for a full disk.
+    let long_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
+    std::fs::File::open(&path).and_then(|file| file.set_modified(long_ago)).expect("an older blob");
+    cache.restart().await;
+    upstream.fault_times(1, On::Blobs, Fault::StallAt(MIB as u64)).await;
+    let mut reading = cache.request("GET", &growing.blob_path(REPOSITORY)).send().await;
+    assert!(reading.read(MIB / 2).await == growing.bytes[..MIB / 2]);
+
+    upstream.fault_times(1, On::Blobs, Fault::ClaimTotal(10 << 40)).await;
+    let answer = cache.get(&liar.blob_path(REPOSITORY)).await;
+    assert_eq!((answer.status, answer.end), (503, End::Complete), "known before the header");
+    assert!(answer.cache_status().contains("detail=disk"), "{}", answer.cache_status());
     assert!(cache.resident_memory() < 200 << 20);
-    assert!(partial_length(&cache, &blob) <= blob.len());
-    let answer = reading.rest().await;
-    assert_eq!(answer.end, End::CutByFin);
-    assert!(blob.bytes.starts_with(&answer.body));
-    assert_eq!(cache.committed(&blob), None);
+
+    let missed = cache.get(&fresh.blob_path(REPOSITORY)).await;
+    assert_eq!((missed.status, missed.end, missed.body == fresh.bytes), (200, End::Complete, true));
+    cache.await_kept(REPOSITORY, &fresh).await;
+    let mark = upstream.mark();
+    assert_eq!(cache.get(&kept.blob_path(REPOSITORY)).await.status, 200);
+    assert_eq!(upstream.content_requests_since(mark).len(), 0, "nothing was evicted for a lie");
+    upstream.heal().await;
+    assert_eq!(reading.rest_equals(&growing.bytes).await, End::Complete, "a download under way goes on");
+    assert_eq!((cache.committed(&liar), partial(&cache, &liar).exists()), (None, false));
 }
 
 #[tokio::test]

@@ -81,6 +81,18 @@ impl Durable {
         self.doubtful_from
     }
 
+    /// What was doubtful among unfinished downloads is gone, and what is committed is hashed before it is trusted: from now
+    /// on a restart in this boot doubts nothing, also one that comes before the first sync.
+    pub(super) fn begin(&self) {
+        let Some(from) = self.doubtful_from else { return };
+        let synced_until = millis(from);
+        let record =
+            Record { boot_id: self.boot.0.clone(), generation: self.generation.load(Ordering::Relaxed), synced_until };
+        if let Err(error) = self.write(&record) {
+            warn!(%error, "cannot note which boot this is: a restart would begin unfinished downloads anew");
+        }
+    }
+
     /// Syncs if anything was written since the last time.
     pub(super) fn sync(&self) {
         if self.is_dirty.swap(false, Ordering::Relaxed)
@@ -95,13 +107,16 @@ impl Durable {
         let synced_until = millis(SystemTime::now() - CLOCK_LAG);
         syncfs(File::open(&self.dir)?)?;
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let record = Record { boot_id: self.boot.0.clone(), generation, synced_until };
-        // The record itself is synced by the next one: an older one makes more doubtful than is.
-        let aside = self.dir.join("durable.tmp");
-        fs::write(&aside, serde_json::to_vec(&record)?)?;
-        fs::rename(aside, self.dir.join("durable"))?;
+        self.write(&Record { boot_id: self.boot.0.clone(), generation, synced_until })?;
         debug!(generation, "synced");
         Ok(())
+    }
+
+    /// The record itself is synced by the next one: an older one makes more doubtful than is.
+    fn write(&self, record: &Record) -> io::Result<()> {
+        let aside = self.dir.join("durable.tmp");
+        fs::write(&aside, serde_json::to_vec(record)?)?;
+        fs::rename(aside, self.dir.join("durable"))
     }
 }
 
@@ -125,6 +140,21 @@ mod tests {
         assert_eq!(open("one").doubtful_from(), None, "a restart doubts nothing");
         let from = open("two").doubtful_from().unwrap();
         assert!(from > before && from < SystemTime::now());
+    }
+
+    #[test]
+    fn a_restart_before_the_first_sync_doubts_nothing_another_boot_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |boot| Durable::open(dir.path(), Boot::named(boot).unwrap(), Arc::new(true.into()));
+        open("one").begin();
+        assert_eq!(open("one").doubtful_from(), None);
+        assert_eq!(open("two").doubtful_from(), Some(UNIX_EPOCH));
+        open("one").sync();
+        let from = open("two").doubtful_from().unwrap();
+        open("two").begin();
+        assert_eq!(open("two").doubtful_from(), None);
+        let still = open("three").doubtful_from().unwrap();
+        assert!(from > UNIX_EPOCH && still == from, "nothing was synced in the second boot");
     }
 
     #[test]

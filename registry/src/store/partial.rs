@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, Metadata, OpenOptions, Permissions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -192,6 +192,12 @@ impl Partial {
                 self.share.count(0);
             }
         }
+    }
+
+    /// How much of `total` bytes is still to be taken from the disk: a killed process may have taken more than it wrote.
+    pub(super) fn lacks(&self, total: u64) -> u64 {
+        let taken = self.file.metadata().map_or(0, |found| found.blocks().saturating_mul(512));
+        total.saturating_sub(taken.max(self.length))
     }
 
     /// Takes what will come from the disk, so that it is not found full half-way.

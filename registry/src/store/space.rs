@@ -57,6 +57,12 @@ impl Space {
         self.free.load(Ordering::Relaxed)
     }
 
+    /// Whether so many bytes are free now, as far as can be known.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.look();
+        self.capacity.load(Ordering::Relaxed) == 0 || bytes <= self.free()
+    }
+
     /// Something came: the limit may be exceeded.
     pub(super) fn wake(&self) {
         self.grown.notify_one();
@@ -85,6 +91,8 @@ mod tests {
         let all = space(CacheSize::Percent(100)).limit().unwrap();
         assert!(all > 0 && space(CacheSize::Bytes(u64::MAX)).limit() == Some(all));
         assert!(space(CacheSize::Percent(50)).limit().unwrap() < all);
+        let space = space(CacheSize::Percent(50));
+        assert!(space.has_room(0) && !space.has_room(u64::MAX));
     }
 
     #[test]
@@ -92,5 +100,6 @@ mod tests {
         let space = |size| Space::new("/no/such/folder".into(), size);
         assert_eq!(space(CacheSize::Percent(90)).limit(), None);
         assert_eq!(space(CacheSize::Bytes(7)).limit(), Some(7));
+        assert!(space(CacheSize::Bytes(7)).has_room(u64::MAX));
     }
 }
