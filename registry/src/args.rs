@@ -95,11 +95,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "BREAKWATER_TLS_DIR", help_heading = "Listeners")]
     pub tls_dir: Option<PathBuf>,
 
-    /// Folder with the tokens that open the TLS listener, in files named relay*
+    /// Folder with the tokens that open the TLS listener: pulls in files named relay*, pins in operator*; read again when they change
     #[arg(long, value_name = "DIR", env = "BREAKWATER_TOKEN_DIR", help_heading = "Listeners")]
     pub token_dir: Option<PathBuf>,
 
-    /// Serve /healthz, /readyz, /metrics and /v1/upstream here
+    /// Serve /healthz, /readyz, /metrics and /v1/upstream here, and /v1/pins where there is no --tls-listen
     #[arg(long, value_name = "ADDR", env = "BREAKWATER_ADMIN_LISTEN", default_value = "127.0.0.1:5001", value_parser = parse_listen, help_heading = "Listeners")]
     pub admin_listen: Listen,
 

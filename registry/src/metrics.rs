@@ -64,6 +64,15 @@ pub enum HostRole {
     redirect,
 }
 
+/// How much of a pinned image is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
+pub enum PinState {
+    complete,
+    partial,
+    missing,
+}
+
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
@@ -99,6 +108,11 @@ struct At {
     listener: Listener,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: PinState,
+}
+
 /// A family without labels shows nothing until it has a value.
 type NoLabels = [(&'static str, &'static str); 0];
 
@@ -114,6 +128,8 @@ pub struct Metrics {
     used: Gauge,
     /// The folder.
     pub disk: Disk,
+    pins: Family<InState, Gauge>,
+    pinned: Gauge,
     log_lines_lost: Counter,
     received: Counter,
     reachable: Gauge,
@@ -157,6 +173,8 @@ impl Metrics {
             connections: Family::default(),
             used: Gauge::default(),
             disk: Disk::default(),
+            pins: Family::default(),
+            pinned: Gauge::default(),
             log_lines_lost: Counter::default(),
             received: Counter::default(),
             reachable: Gauge::default(),
@@ -204,6 +222,8 @@ impl Metrics {
         registry.register("cache_connections", "Connections that are open", self.connections.clone());
         registry.register("cache_used_bytes", "Bytes of committed content", self.used.clone());
         self.disk.register(registry);
+        registry.register("cache_pins", "Pinned images, by how much of each is here", self.pins.clone());
+        registry.register("cache_pinned_bytes", "Bytes that the pinned images need", self.pinned.clone());
         registry.register(
             "cache_log_lines_lost",
             "Log lines left out because nobody read them in time",
@@ -275,6 +295,14 @@ impl Metrics {
     /// The count of a listener's open connections.
     pub fn connections(&self, listener: Listener) -> Connections {
         Connections(self.connections.get_or_create(&At { listener }).clone())
+    }
+
+    /// How many pins there are in each state, and how much they need.
+    pub fn set_pins(&self, counts: [(PinState, usize); 3], bytes: u64) {
+        for (state, count) in counts {
+            self.pins.get_or_create(&InState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.pinned.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Bytes of content received from upstream.

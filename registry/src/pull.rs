@@ -25,7 +25,7 @@ use crate::{
     manifest::Manifest,
     metrics::Metrics,
     question::{self, Questions},
-    reference::{Reference, RepositoryName},
+    reference::{Reference, RepositoryName, Tag},
     registry_host::RegistryHost,
     respond::{self, Described, Origin, Provenance, Sought},
     route::{self, Refused, Route},
@@ -146,15 +146,15 @@ impl Pull {
             let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
             return Ok(serve::head(&target, provenance));
         }
-        Ok(serve::manifest(self.fetch_manifest(repository, digest, wish).await?, provenance, wish))
+        Ok(serve::manifest(self.fetch_manifest(repository, digest, wish.deadline).await?, provenance, wish))
     }
 
     /// Fetches, verifies and keeps a manifest: once for all who ask meanwhile, also when none of them can wait so long.
-    async fn fetch_manifest(
+    pub async fn fetch_manifest(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        wish: Wish,
+        deadline: Instant,
     ) -> Result<Manifest, Failure> {
         let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
         let (name, reference) = (repository.clone(), Reference::Digest(digest.clone()));
@@ -168,7 +168,17 @@ impl Pull {
             }
             Ok(manifest)
         });
-        tokio::time::timeout_at(wish.deadline.into(), asked).await.unwrap_or(Err(Failure::NotYet))
+        tokio::time::timeout_at(deadline.into(), asked).await.unwrap_or(Err(Failure::NotYet))
+    }
+
+    /// What a tag means now.
+    pub async fn resolve(&self, repository: &RepositoryName, tag: &Tag) -> Result<Resolved, Failure> {
+        self.tags.resolve(repository, tag).await
+    }
+
+    /// Joins the download of a blob, or starts it.
+    pub fn join(&self, repository: &RepositoryName, digest: &Digest) -> Result<Seat, Failure> {
+        self.flights.join(repository, digest)
     }
 
     /// From disk if the repository may have it, else from a flight.

@@ -177,7 +177,7 @@ pub fn unauthorized() -> Response<Body> {
 }
 
 /// The distribution spec's error envelope.
-fn error(status: StatusCode, code: &'static str, message: &str, mut headers: HeaderMap) -> Response<Body> {
+pub fn error(status: StatusCode, code: &'static str, message: &str, mut headers: HeaderMap) -> Response<Body> {
     let text = error_body(code, message);
     set(&mut headers, header::CONTENT_TYPE, "application/json");
     headers.insert(header::CONTENT_LENGTH, text.len().into());

@@ -1,7 +1,6 @@
 //! Wires the parts together, runs them until a signal, and stops them in order. Asks upstream nothing by itself.
 
 use std::{
-    collections::HashSet,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,13 +29,15 @@ use crate::{
     body::Body,
     metrics::{Listener, Metrics},
     on_error::OnError,
+    pins::{self, Pins},
     pull::Pull,
     registry_host::RegistryHost,
     respond,
     server::{self, Unbound},
     store::{Store, Unusable},
     tag::Limits,
-    tls::{Certificate, TlsInvalid, Tokens},
+    tls::{Certificate, TlsInvalid},
+    tokens::{Role, Tokens, TokensUnreadable},
     upkeep,
     upstream::{Outlet, ProxyInvalid, ProxyUrl, TransportInvalid, Upstream, credentials::CredentialStore},
 };
@@ -57,6 +58,9 @@ pub enum StartFailed {
     /// The TLS listener.
     #[error(transparent)]
     Tls(TlsInvalid),
+    /// Its tokens.
+    #[error(transparent)]
+    Tokens(TokensUnreadable),
     /// A CA file.
     #[error("--ca-file: cannot read {path}; it must hold certificates in PEM")]
     CaFile {
@@ -95,10 +99,21 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
     let mut terminated = signal(SignalKind::terminate()).map_err(StartFailed::Signals)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(StartFailed::Signals)?;
     let background = Background::default();
-    let Cache { registry, store, upstream, metrics, pull, admin, plain, secure, admin_socket } =
+    let Cache { registry, store, upstream, metrics, pull, tag_ttl, admin, plain, secure, admin_socket } =
         Cache::assemble(args, &background).await?;
 
     announce(plain.as_ref(), secure.as_ref().map(|(listener, _)| listener), &admin_socket, &registry);
+    let parts = pins::Parts {
+        registry: registry.clone(),
+        store: Arc::clone(&store),
+        upstream: Arc::clone(&upstream),
+        pull: Arc::clone(&pull),
+        metrics: Arc::clone(&metrics),
+        tag_ttl,
+    };
+    let pins = Pins::keep(parts, &background);
+    // With a TLS listener pins need the operator's token; without one, whoever reaches the admin listener may pin.
+    let open_pins = secure.is_none().then(|| Arc::clone(&pins));
     let stopping = background.stopping();
     let mut servers = JoinSet::new();
     if let Some(listener) = plain {
@@ -109,11 +124,10 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
         let config = certificate.server_config().map_err(StartFailed::Tls)?;
         background.spawn(certificate.keep_fresh());
         background.spawn(Arc::clone(&tokens).keep_fresh());
-        let (open, handler) = (metrics.connections(Listener::tls), open_to_holders(pull, tokens));
+        let (open, handler) = (metrics.connections(Listener::tls), open_to_holders(pull, pins, tokens));
         servers.spawn(server::serve(listener, Some(config), open, handler, stopping.clone(), DRAIN));
     }
-    let handler = move |request: Request<Incoming>| std::future::ready(admin.answer(&request));
-    let open = metrics.connections(Listener::admin);
+    let (open, handler) = (metrics.connections(Listener::admin), administration(admin, open_pins));
     servers.spawn(server::serve(admin_socket, None, open, handler, stopping.clone(), DRAIN));
     background.spawn(upstream.keep_informed());
     upkeep::start(&store, &background);
@@ -141,6 +155,7 @@ struct Cache {
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
     pull: Arc<Pull>,
+    tag_ttl: Duration,
     admin: Arc<Admin>,
     plain: Option<TcpListener>,
     secure: Option<(TcpListener, TlsParts)>,
@@ -180,11 +195,9 @@ impl Cache {
         let outlet = Outlet { url, roots: roots(&ca_file)?, proxy };
         let metrics = Arc::new(Metrics::new(&registry));
         let store = Arc::new(Store::open(data_dir, &registry, cache_size).map_err(StartFailed::Store)?);
-        // Nothing can be pinned yet.
-        store.pinned.replace(HashSet::new());
         let secure = match (tls_listen, tls_dir, token_dir) {
             (Some(listen), Some(tls_dir), Some(token_dir)) => {
-                let parts = TlsParts::open(tls_dir, token_dir, &metrics).map_err(StartFailed::Tls)?;
+                let parts = TlsParts::open(tls_dir, token_dir, &metrics)?;
                 Some((bind("--tls-listen", listen).await?, parts))
             }
             _ => None,
@@ -205,7 +218,7 @@ impl Cache {
         let (own, held) = (registry.clone(), Arc::clone(&store));
         let (way, counts) = (Arc::clone(&upstream), Arc::clone(&metrics));
         let admin = Arc::new(Admin { registry: own, store: held, upstream: way, metrics: counts });
-        Ok(Self { registry, store, upstream, metrics, pull, admin, plain, secure, admin_socket })
+        Ok(Self { registry, store, upstream, metrics, pull, tag_ttl, admin, plain, secure, admin_socket })
     }
 }
 
@@ -217,12 +230,35 @@ fn open_to_all(pull: Arc<Pull>) -> impl Fn(Request<Incoming>) -> Answering + Clo
     }
 }
 
-/// The TLS listener: whoever shows a token may pull.
-fn open_to_holders(pull: Arc<Pull>, tokens: Arc<Tokens>) -> impl Fn(Request<Incoming>) -> Answering + Clone {
+/// The TLS listener: a relay's token opens pulls, the operator's pins.
+fn open_to_holders(
+    pull: Arc<Pull>,
+    pins: Arc<Pins>,
+    tokens: Arc<Tokens>,
+) -> impl Fn(Request<Incoming>) -> Answering + Clone {
     move |request| {
-        let (pull, tokens) = (Arc::clone(&pull), Arc::clone(&tokens));
+        let (pull, pins, tokens) = (Arc::clone(&pull), Arc::clone(&pins), Arc::clone(&tokens));
         Box::pin(async move {
-            if tokens.admit(request.headers()) { pull.answer(&request).await } else { respond::unauthorized() }
+            let is_of_pins = request.uri().path() == pins::PATH;
+            let role = if is_of_pins { Role::Operator } else { Role::Relay };
+            match (tokens.admit(request.headers(), role), is_of_pins) {
+                (false, _) => respond::unauthorized(),
+                (true, true) => pins.answer(request).await,
+                (true, false) => pull.answer(&request).await,
+            }
+        })
+    }
+}
+
+/// The admin listener, with pins where no other listener asks for tokens.
+fn administration(admin: Arc<Admin>, pins: Option<Arc<Pins>>) -> impl Fn(Request<Incoming>) -> Answering + Clone {
+    move |request| {
+        let (admin, pins) = (Arc::clone(&admin), pins.clone().filter(|_| request.uri().path() == pins::PATH));
+        Box::pin(async move {
+            match pins {
+                Some(pins) => pins.answer(request).await,
+                None => admin.answer(&request),
+            }
         })
     }
 }
@@ -235,9 +271,10 @@ struct TlsParts {
 }
 
 impl TlsParts {
-    fn open(tls_dir: PathBuf, token_dir: PathBuf, metrics: &Arc<Metrics>) -> Result<Self, TlsInvalid> {
-        let certificate = Certificate::open(tls_dir, Arc::clone(metrics))?;
-        Ok(Self { certificate, tokens: Arc::new(Tokens::open(token_dir)?) })
+    fn open(tls_dir: PathBuf, token_dir: PathBuf, metrics: &Arc<Metrics>) -> Result<Self, StartFailed> {
+        let certificate = Certificate::open(tls_dir, Arc::clone(metrics)).map_err(StartFailed::Tls)?;
+        let tokens = Arc::new(Tokens::open(token_dir).map_err(StartFailed::Tokens)?);
+        Ok(Self { certificate, tokens })
     }
 }
 

@@ -10,6 +10,7 @@ pub mod lists;
 pub mod lock;
 mod marks;
 pub mod partial;
+pub mod pin_list;
 pub mod pinned;
 mod quarantine;
 mod recency;
@@ -43,6 +44,7 @@ use self::{
     lock::Lock,
     marks::Marks,
     partial::{Counted, Partial, Partials, Verified},
+    pin_list::PinList,
     pinned::Pinned,
     quarantine::Quarantine,
     size::CacheSize,
@@ -65,6 +67,7 @@ use crate::{digest::Digest, registry_host::RegistryHost};
 /// DIR/quarantine/                          what turned out to be wrong: at most a week, 64 files, 5 % of the limit
 /// DIR/marks-<boot id>                      which files were verified in this boot, 8 bytes each; see marks.rs
 /// DIR/durable                              {boot id, generation, synced until}: what surely reached the disk
+/// DIR/pins.json                            the images that must stay, as last asked for
 /// DIR/LOCK                                 held while in use; names the registry; mtime = upstream's last good answer
 /// ```
 ///
@@ -78,6 +81,8 @@ pub struct Store {
     pub partials: Partials,
     /// What eviction must leave alone.
     pub pinned: Pinned,
+    /// The images that it is about.
+    pub pin_list: PinList,
     /// How much may be kept.
     pub space: Arc<Space>,
     /// What tags mean.
@@ -165,6 +170,7 @@ impl Store {
             blobs: Blobs::new(blobs, marks, quarantine, writer.clone()),
             partials,
             pinned: Pinned::default(),
+            pin_list: PinList::new(dir.join("pins.json"), writer.clone()),
             space,
             tags: Tags::new(repositories.clone(), writer.clone()),
             links: Links::new(repositories.clone(), writer.clone()),

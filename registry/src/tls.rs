@@ -1,14 +1,13 @@
-//! The TLS listener's certificate and tokens, both read again when their files change.
+//! The TLS listener's certificate, read again when its files change.
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, header::AUTHORIZATION};
 use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -22,15 +21,9 @@ use rustls_pki_types::{
 use tracing::{info, warn};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use crate::{
-    digest::{Algorithm, Digest},
-    metrics::Metrics,
-    secret::Secret,
-};
+use crate::metrics::Metrics;
 
-const POLL: Duration = Duration::from_secs(10);
-/// A caller with a new token is not made to wait for the poll, nor can a stranger make us read files all the time.
-const REREAD_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(2);
 
 /// Why the TLS listener cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -53,15 +46,6 @@ pub enum TlsInvalid {
     /// The crypto provider has no fitting TLS version.
     #[error("TLS cannot be set up")]
     Versions(#[source] rustls::Error),
-    /// The token folder cannot be read.
-    #[error("--token-dir: cannot read {path}")]
-    Tokens {
-        /// Which folder.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// The certificate in use.
@@ -165,92 +149,9 @@ fn load(dir: &Path, provider: &CryptoProvider) -> Result<(CertifiedKey, i64), Tl
     Ok((CertifiedKey::from_der(chain, key, provider).map_err(TlsInvalid::Pair)?, expiry))
 }
 
-/// The tokens that open the pull API.
-pub struct Tokens {
-    dir: PathBuf,
-    current: ArcSwap<Vec<Secret>>,
-    read: Mutex<Instant>,
-}
-
-impl Tokens {
-    /// Reads the files named `relay*`.
-    pub fn open(dir: PathBuf) -> Result<Self, TlsInvalid> {
-        let current = read_tokens(&dir).map_err(|source| TlsInvalid::Tokens { path: dir.clone(), source })?;
-        if current.is_empty() {
-            warn!("no token in --token-dir yet, all callers are refused until there is one");
-        }
-        Ok(Self { dir, current: ArcSwap::from_pointee(current), read: Mutex::new(Instant::now()) })
-    }
-
-    /// Whether a request shows a valid token.
-    pub fn admit(&self, headers: &HeaderMap) -> bool {
-        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        let Some(shown) = shown else { return false };
-        self.knows(shown) || (self.reread() && self.knows(shown))
-    }
-
-    /// A token that was taken away must not stay valid either.
-    pub async fn keep_fresh(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(POLL).await;
-            self.reread();
-        }
-    }
-
-    fn knows(&self, shown: &str) -> bool {
-        let tokens = self.current.load();
-        // Hashes are compared, so that the time it takes tells nothing of the token.
-        let hash = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
-        let shown = hash(shown);
-        tokens.iter().any(|token| hash(token.expose()) == shown)
-    }
-
-    fn reread(&self) -> bool {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if read.elapsed() < REREAD_AT_MOST_EVERY {
-            return false;
-        }
-        *read = Instant::now();
-        drop(read);
-        match read_tokens(&self.dir) {
-            Ok(tokens) => self.current.store(Arc::new(tokens)),
-            Err(error) => warn!(%error, "tokens not read again, the old ones stay"),
-        }
-        true
-    }
-}
-
-fn read_tokens(dir: &Path) -> io::Result<Vec<Secret>> {
-    let mut tokens = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().as_encoded_bytes().starts_with(b"relay") {
-            let text = fs::read_to_string(entry.path())?;
-            tokens.extend(Some(text.trim()).filter(|text| !text.is_empty()).map(Secret::new));
-        }
-    }
-    Ok(tokens)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shows(token: &str) -> HeaderMap {
-        HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {token}").parse().unwrap())])
-    }
-
-    #[test]
-    fn only_relay_files_open() {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in [("relay", "one\n"), ("relay-next", " two "), ("operator", "three"), ("relay-empty", "\n")]
-        {
-            fs::write(dir.path().join(name), text).unwrap();
-        }
-        let tokens = Tokens::open(dir.path().to_owned()).unwrap();
-        assert!(tokens.admit(&shows("one")) && tokens.admit(&shows("two")));
-        assert!(!tokens.admit(&shows("three")) && !tokens.admit(&shows("")) && !tokens.admit(&HeaderMap::new()));
-    }
 
     #[test]
     fn a_missing_folder_is_named() {

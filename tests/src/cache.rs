@@ -6,6 +6,7 @@
 pub mod client;
 pub mod cold;
 mod identity;
+pub mod pins;
 mod process;
 
 use std::net::SocketAddr;
@@ -224,6 +225,11 @@ impl Cache {
     /// A GET of the admin listener.
     pub async fn admin(&self, path: &str) -> Answer {
         Request::new(self.admin_address(), None, "GET", path).answer().await
+    }
+
+    /// A request to the admin listener.
+    pub fn admin_request(&self, method: &str, path: &str) -> Request {
+        Request::new(self.admin_address(), None, method, path)
     }
 
     /// What `/v1/upstream` says.

@@ -80,3 +80,52 @@ async fn plain_http_to_the_tls_port_gets_nothing() {
     assert!(!answer.starts_with(b"HTTP/1.1 2"));
     assert_eq!(get_with(&cache, &format!("Bearer {TOKEN}")).await.status, 200);
 }
+
+async fn status_with(cache: &Cache, path: &str, token: &str) -> u16 {
+    let answer = cache.request("GET", path).header("Authorization", &format!("Bearer {token}")).answer().await;
+    if answer.status == 401 {
+        assert_eq!((answer.header("www-authenticate"), answer.error_code().as_str()), (None, "UNAUTHORIZED"));
+    }
+    answer.status
+}
+
+async fn await_status(cache: &Cache, path: &str, token: &str, status: u16) {
+    let met = async {
+        while status_with(cache, path, token).await != status {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, met).await.expect("the token is taken up or ends");
+}
+
+#[tokio::test]
+async fn two_tokens_are_valid_while_one_rotates_and_one_that_is_removed_ends() {
+    let (_upstream, cache, _image, folder) = private().await;
+    Identity::add_token(folder.path(), "relay-next", "77aa88");
+    await_status(&cache, BY_TAG, "77aa88", 200).await;
+    assert_eq!(status_with(&cache, BY_TAG, TOKEN).await, 200);
+    Identity::remove_token(folder.path(), "relay");
+    await_status(&cache, BY_TAG, TOKEN, 401).await;
+    assert_eq!(status_with(&cache, BY_TAG, "77aa88").await, 200);
+}
+
+#[tokio::test]
+async fn pins_need_the_operators_token_which_opens_nothing_else() {
+    let (_upstream, cache, _image, folder) = private().await;
+    Identity::add_token(folder.path(), "operator", "0b5e7e");
+    await_status(&cache, "/v1/pins", "0b5e7e", 200).await;
+    assert_eq!(status_with(&cache, BY_TAG, "0b5e7e").await, 401);
+    assert_eq!(status_with(&cache, "/v1/pins", TOKEN).await, 401);
+    assert_eq!(cache.get("/v1/pins").await.status, 401);
+    let put = cache.request("PUT", "/v1/pins").header("Authorization", "Bearer 0b5e7e");
+    let put = put.body(r#"{"images":[{"image":"library/app:v1"}]}"#).answer().await;
+    assert_eq!(put.status, 200);
+    // Where tokens are asked for, no other listener takes pins.
+    assert_eq!(cache.admin("/v1/pins").await.status, 404);
+    Identity::add_token(folder.path(), "operator-next", "0b5e7f");
+    await_status(&cache, "/v1/pins", "0b5e7f", 200).await;
+    assert_eq!(status_with(&cache, "/v1/pins", "0b5e7e").await, 200);
+    Identity::remove_token(folder.path(), "operator");
+    await_status(&cache, "/v1/pins", "0b5e7e", 401).await;
+    assert!(!cache.output().contains("0b5e7"), "tokens reach no log");
+}

@@ -74,6 +74,7 @@ pub struct Request {
     connector: Option<Connector>,
     head: String,
     method: String,
+    body: Vec<u8>,
 }
 
 impl Request {
@@ -93,6 +94,7 @@ impl Request {
             connector,
             head: format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n"),
             method: method.to_owned(),
+            body: Vec::new(),
         }
     }
 
@@ -100,6 +102,13 @@ impl Request {
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.head.push_str(&format!("{name}: {value}\r\n"));
         self
+    }
+
+    /// Sends a body along.
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        let length = self.body.len().to_string();
+        self.header("Content-Length", &length)
     }
 
     /// Asks for part of a body.
@@ -134,6 +143,7 @@ impl Request {
         };
         let head = format!("{}Connection: close\r\n\r\n", self.head);
         stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&self.body).await?;
         let sent = Instant::now();
         let mut pending = Vec::new();
         let end = loop {

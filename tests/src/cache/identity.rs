@@ -56,6 +56,16 @@ impl Identity {
         std::fs::rename(fresh, folder.join("tokens/relay")).expect("a token file");
     }
 
+    /// Puts a token file beside the first.
+    pub fn add_token(folder: &Path, name: &str, token: &str) {
+        std::fs::write(folder.join("tokens").join(name), token).expect("a token file");
+    }
+
+    /// Takes a token file away.
+    pub fn remove_token(folder: &Path, name: &str) {
+        std::fs::remove_file(folder.join("tokens").join(name)).expect("a token file");
+    }
+
     pub(super) fn flags(&self) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
         vec![

@@ -1,0 +1,102 @@
+//! Fetches what a pin needs, the way pulls do: tags by the resolver, manifests and blobs together with whoever pulls them.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{disk, kept::Sight, list::Pin, plan::Need};
+use crate::{
+    failure::Failure,
+    flight::{Progress, Seat},
+    pull::Pull,
+    reference::{Reference, RepositoryName},
+    store::{Store, blocking},
+    tag::Freshness,
+};
+
+/// For a manifest to come.
+const MANIFEST: Duration = Duration::from_secs(15);
+
+/// Asks what the reference means and fetches the manifests; also says what went wrong, if anything did.
+pub(super) async fn learn(pull: &Arc<Pull>, store: &Arc<Store>, pin: Pin) -> (Sight, Option<Failure>) {
+    let asked = match &pin.reference {
+        Reference::Digest(_) => None,
+        Reference::Tag(tag) => match pull.resolve(&pin.repository, tag).await.map(|resolved| resolved.freshness) {
+            Ok(Freshness::Stale(failure)) | Err(failure) => Some(failure),
+            Ok(_) => None,
+        },
+    };
+    let mut fetched = HashSet::new();
+    loop {
+        let (of, look) = (Arc::clone(store), pin.clone());
+        let Some(sight) = blocking(move || disk::examine(&of, &look)).await else {
+            return (Sight::default(), Some(Failure::Stopping));
+        };
+        let unread: Vec<_> = sight.plan.unread().map(|need| need.digest.clone()).collect();
+        if unread.is_empty() || sight.plan.is_oversized {
+            return (sight, asked);
+        }
+        for digest in unread {
+            if !fetched.insert(digest.clone()) {
+                // It came, but it is not on disk.
+                return (sight, Some(Failure::Disk));
+            }
+            if let Err(failure) = pull.fetch_manifest(&pin.repository, &digest, Instant::now() + MANIFEST).await {
+                return (sight, Some(failure));
+            }
+        }
+    }
+}
+
+/// Brings a blob here, joining its download if there is one.
+pub(super) async fn blob(
+    pull: &Arc<Pull>,
+    store: &Arc<Store>,
+    repository: &RepositoryName,
+    need: &Need,
+) -> Result<(), Failure> {
+    if is_here(store, need).await? {
+        return Ok(());
+    }
+    loop {
+        let seat = pull.join(repository, &need.digest)?;
+        let is_guest = seat.repository != *repository;
+        match landed(seat).await {
+            // Another repository's download may be refused what this one may have.
+            Err(failure) if is_guest && failure.is_absence() => {}
+            Err(failure) => return Err(failure),
+            Ok(()) => break,
+        }
+    }
+    // Right bytes of another size than the manifest says are no use to any runtime; no bytes: the disk did not take them.
+    match is_here(store, need).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::WrongDigest),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// What is here in another size is set aside: it has been cut off or grown since it was verified.
+async fn is_here(store: &Arc<Store>, need: &Need) -> Result<bool, Failure> {
+    let (store, need) = (Arc::clone(store), need.clone());
+    let look = blocking(move || {
+        let is_here = store.blobs.has(&need.digest, need.stated_size());
+        if !is_here && store.blobs.has(&need.digest, None) {
+            store.blobs.set_aside(&need.digest);
+        }
+        is_here
+    });
+    look.await.ok_or(Failure::Stopping)
+}
+
+/// Waits for the end of a download. Its task commits after the last byte and then drops its end of the channel.
+async fn landed(Seat { mut progress, .. }: Seat) -> Result<(), Failure> {
+    while progress.changed().await.is_ok() {}
+    match &*progress.borrow() {
+        Progress::Done { .. } => Ok(()),
+        Progress::Failed(failure) => Err(*failure),
+        Progress::Asking | Progress::Growing { .. } => Err(Failure::Stopping),
+    }
+}
