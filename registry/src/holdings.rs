@@ -1,6 +1,6 @@
 //! What the store holds of a repository, and whether the repository may have it. Does disk I/O, asks nobody.
 
-use std::{collections::BTreeSet, io, os::unix::fs::FileExt};
+use std::{collections::BTreeSet, io, os::unix::fs::FileExt, time::SystemTime};
 
 use crate::{
     digest::Digest,
@@ -50,8 +50,9 @@ pub fn blob(store: &Store, repository: &RepositoryName, digest: &Digest) -> Hold
     }
 }
 
-/// Looks for a manifest. Its bytes are hashed each time: they are few, and everything hangs on them.
+/// Looks for a manifest. Its bytes are hashed each time they are read: they are few, and everything hangs on them.
 pub fn manifest(store: &Store, repository: &RepositoryName, digest: &Digest) -> Option<(Manifest, StoredBlob)> {
+    let seen = store.recent_manifests.begin();
     let link = store.links.get(repository, digest);
     if link.as_ref().is_some_and(|link| link.kind == Kind::Blob) {
         return None;
@@ -66,7 +67,15 @@ pub fn manifest(store: &Store, repository: &RepositoryName, digest: &Digest) -> 
         return None;
     }
     let media_type = link.map(|link| link.media_type).or_else(|| manifest::recognise(&bytes))?;
-    Some((Manifest { digest: digest.clone(), media_type, bytes: bytes.into() }, blob))
+    let found = Manifest { digest: digest.clone(), media_type, bytes: bytes.into() };
+    let (key, size) = ((repository.clone(), digest.clone()), found.bytes.len());
+    store.recent_manifests.put(seen, key, (found.clone(), blob.stored), size);
+    Some((found, blob))
+}
+
+/// A manifest that `manifest` found a moment ago, and since when it is here; does no I/O.
+pub fn recent_manifest(store: &Store, repository: &RepositoryName, digest: &Digest) -> Option<(Manifest, SystemTime)> {
+    store.recent_manifests.get(&(repository.clone(), digest.clone()))
 }
 
 fn read_small(blob: &StoredBlob) -> Option<Vec<u8>> {

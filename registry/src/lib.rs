@@ -24,6 +24,7 @@ pub mod progress;
 pub mod pull;
 pub mod question;
 pub mod range;
+pub mod recent;
 pub mod reference;
 pub mod registry_host;
 pub mod respond;

@@ -7,7 +7,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -127,10 +127,8 @@ impl Pull {
         tag: Option<Resolved>,
         wish: Wish,
     ) -> Answer {
-        let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
-        let here = blocking(move || holdings::manifest(&store, &name, &wanted)).await.flatten();
-        if let Some((manifest, blob)) = here {
-            let provenance = tag.map_or_else(|| Provenance::hit(&blob), |tag| Provenance::of_tag(&tag));
+        if let Some((manifest, stored)) = self.kept_manifest(repository, digest).await {
+            let provenance = tag.map_or_else(|| Provenance::hit(stored), |tag| Provenance::of_tag(&tag));
             return Ok(serve::manifest(manifest, provenance, wish));
         }
         let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
@@ -147,6 +145,15 @@ impl Pull {
             return Ok(serve::head(&target, provenance));
         }
         Ok(serve::manifest(self.fetch_manifest(repository, digest, wish.deadline).await?, provenance, wish))
+    }
+
+    async fn kept_manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<(Manifest, SystemTime)> {
+        if let Some(found) = holdings::recent_manifest(&self.store, repository, digest) {
+            return Some(found);
+        }
+        let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
+        let found = blocking(move || holdings::manifest(&store, &name, &wanted)).await.flatten();
+        found.map(|(manifest, blob)| (manifest, blob.stored))
     }
 
     /// Fetches, verifies and keeps a manifest: once for all who ask meanwhile, also when none of them can wait so long.

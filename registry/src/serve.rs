@@ -63,8 +63,8 @@ impl Provenance {
     }
 
     /// Of content that is here: it was right when it came, and cannot change.
-    pub fn hit(blob: &StoredBlob) -> Self {
-        Self { origin: Origin::Hit, age: SystemTime::now().duration_since(blob.stored).unwrap_or_default() }
+    pub fn hit(stored: SystemTime) -> Self {
+        Self { origin: Origin::Hit, age: SystemTime::now().duration_since(stored).unwrap_or_default() }
     }
 }
 
@@ -97,7 +97,7 @@ pub fn unverified_blob(
     wish: Wish,
     metrics: &Arc<Metrics>,
 ) -> Response<Body> {
-    let (size, provenance) = (Some(blob.size), Provenance::hit(blob));
+    let (size, provenance) = (Some(blob.size), Provenance::hit(blob.stored));
     let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
     let body = if wish.is_head {
         body::whole(Bytes::new())
@@ -109,7 +109,7 @@ pub fn unverified_blob(
 
 /// A blob that is here, or the part of it that is wanted.
 pub fn stored_blob(digest: &Digest, blob: &StoredBlob, wish: Wish, metrics: &Arc<Metrics>) -> Response<Body> {
-    let provenance = Provenance::hit(blob);
+    let provenance = Provenance::hit(blob.stored);
     let span = match wish.range.map(|range| range.within(blob.size)) {
         Some(None) => return respond::no_such_range(blob.size, provenance),
         span => span.flatten(),

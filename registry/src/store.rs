@@ -29,6 +29,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
     },
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -53,7 +54,13 @@ use self::{
     write::Writer,
 };
 pub use self::{evict::Effort, recency::Due};
-use crate::{digest::Digest, registry_host::RegistryHost};
+use crate::{
+    digest::Digest,
+    manifest::Manifest,
+    recent::{Changes, Recent},
+    reference::RepositoryName,
+    registry_host::RegistryHost,
+};
 
 /// The folder and its parts:
 ///
@@ -91,6 +98,8 @@ pub struct Store {
     pub links: Links,
     /// Lists as upstream last wrote them.
     pub lists: Lists,
+    /// Manifests that a repository was found to have a moment ago, and since when they are here.
+    pub recent_manifests: Recent<(RepositoryName, Digest), (Manifest, SystemTime)>,
     /// When upstream last gave a good answer.
     pub contact: Arc<LastContact>,
     /// What was done to keep the folder in order.
@@ -166,14 +175,16 @@ impl Store {
         let partials = Partials::new(partial, durable.doubtful_from());
         durable.begin();
         let quarantine = Quarantine::new(quarantine, Arc::clone(&space), Arc::clone(&tally));
+        let relinked = Changes::default();
         Ok(Self {
             blobs: Blobs::new(blobs, marks, quarantine, writer.clone()),
             partials,
             pinned: Pinned::default(),
             pin_list: PinList::new(dir.join("pins.json"), writer.clone()),
             space,
+            recent_manifests: Recent::new(relinked.clone()),
             tags: Tags::new(repositories.clone(), writer.clone()),
-            links: Links::new(repositories.clone(), writer.clone()),
+            links: Links::new(repositories.clone(), writer.clone(), relinked),
             lists: Lists::new(lists, writer),
             contact: Arc::new(lock.contact()),
             tally,

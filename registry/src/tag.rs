@@ -110,6 +110,9 @@ impl TagResolver {
     }
 
     async fn record(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
+        if let Some(record) = self.store.tags.get_recent(repository, tag) {
+            return Some(record);
+        }
         let (store, repository, tag) = (Arc::clone(&self.store), repository.clone(), tag.clone());
         blocking(move || store.tags.get(&repository, &tag)).await.flatten()
     }

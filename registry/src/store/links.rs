@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::write::Writer;
-use crate::{digest::Digest, reference::RepositoryName};
+use crate::{digest::Digest, recent::Changes, reference::RepositoryName};
 
 /// As what a repository has a digest. A manifest is none of its blobs, and the other way round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +34,12 @@ pub struct Link {
 pub struct Links {
     repositories: PathBuf,
     writer: Writer,
+    changes: Changes,
 }
 
 impl Links {
-    pub(super) fn new(repositories: PathBuf, writer: Writer) -> Self {
-        Self { repositories, writer }
+    pub(super) fn new(repositories: PathBuf, writer: Writer, changes: Changes) -> Self {
+        Self { repositories, writer, changes }
     }
 
     fn path(&self, repository: &RepositoryName, digest: &Digest) -> PathBuf {
@@ -55,7 +56,9 @@ impl Links {
         if self.get(repository, digest).as_ref() == Some(link) {
             return Ok(());
         }
-        self.writer.record(&self.path(repository, digest), &serde_json::to_vec(link)?)
+        let written = self.writer.record(&self.path(repository, digest), &serde_json::to_vec(link)?);
+        self.changes.note();
+        written
     }
 
     /// Adds a link unless there is one: what upstream served outranks what a manifest says of it.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::write::Writer;
 use crate::{
     digest::Digest,
+    recent::{Changes, Recent},
     reference::{RepositoryName, Tag},
 };
 
@@ -65,11 +66,14 @@ impl TagRecord {
 pub struct Tags {
     repositories: PathBuf,
     writer: Writer,
+    changes: Changes,
+    recent: Recent<(RepositoryName, Tag), TagRecord>,
 }
 
 impl Tags {
     pub(super) fn new(repositories: PathBuf, writer: Writer) -> Self {
-        Self { repositories, writer }
+        let changes = Changes::default();
+        Self { repositories, writer, recent: Recent::new(changes.clone()), changes }
     }
 
     fn path(&self, repository: &RepositoryName, tag: &Tag) -> PathBuf {
@@ -78,12 +82,22 @@ impl Tags {
 
     /// The record; a broken one is none.
     pub fn get(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
-        serde_json::from_slice(&std::fs::read(self.path(repository, tag)).ok()?).ok()
+        let seen = self.recent.begin();
+        let record: TagRecord = serde_json::from_slice(&std::fs::read(self.path(repository, tag)).ok()?).ok()?;
+        self.recent.put(seen, (repository.clone(), tag.clone()), record.clone(), 0);
+        Some(record)
+    }
+
+    /// The record, if it was read a moment ago; does no I/O.
+    pub fn get_recent(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
+        self.recent.get(&(repository.clone(), tag.clone()))
     }
 
     /// Puts a record in place.
     pub fn put(&self, repository: &RepositoryName, tag: &Tag, record: &TagRecord) -> io::Result<()> {
-        self.writer.record(&self.path(repository, tag), &serde_json::to_vec(record)?)
+        let written = self.writer.record(&self.path(repository, tag), &serde_json::to_vec(record)?);
+        self.changes.note();
+        written
     }
 }
 

@@ -11,6 +11,7 @@ use clap::Parser;
 #[derive(Parser)]
 struct Args {
     /// Rows to measure; all, if none is named. Only all of them are written down
+    #[arg(value_delimiter = ',')]
     rows: Vec<String>,
     /// The cache's program, in place of a release build of this checkout
     #[arg(long, value_name = "FILE")]
