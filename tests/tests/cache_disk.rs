@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::{Cache, End, PATIENCE, cold};
 use breakwater_tests::upstream::{Blob, Content, Upstream};
@@ -129,10 +129,18 @@ async fn records_that_are_broken_are_asked_for_anew() {
         let repository = cache.data().join("repositories").join(REPOSITORY);
         spoil(&repository.join("_tags/v1"));
         spoil(&repository.join("_links").join(image.manifest.hex()));
-        let answer = cache.get(tag).await;
-        assert_eq!((answer.status, answer.body == image.manifest.bytes), (200, true));
-        assert!(repository.join("_tags/v1").is_file(), "the record is whole again");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !is_record(&repository.join("_tags/v1")) {
+            assert!(Instant::now() < deadline, "the record is never whole again");
+            let answer = cache.get(tag).await;
+            assert_eq!((answer.status, answer.body == image.manifest.bytes), (200, true));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
+}
+
+fn is_record(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"{"))
 }
 
 /// A small file system of its own, unmounted at the end whatever happens.
@@ -214,7 +222,7 @@ async fn a_full_disk_refuses_what_is_new_and_serves_what_is_here() {
     for blob in [&small, &large] {
         while cache.get(&blob.blob_path(REPOSITORY)).await.status != 200 {
             assert!(Instant::now() < deadline, "it never recovered");
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_whole(&cache, blob).await;
     }

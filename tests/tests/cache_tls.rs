@@ -159,7 +159,7 @@ async fn an_expired_certificate_is_shown_and_told_of() {
     std::fs::write(folder.path().join("tls/tls.key"), key.serialize_pem()).expect("a pair");
     let (_upstream, cache) = started(folder.path(), identity).await;
     assert!((metric(&cache, "expiry_timestamp_seconds").await - 1_609_459_200.0).abs() < 1.0);
-    assert!(cache.output().contains("has expired"), "{}", cache.output());
+    until("what it says of it", &cache, async || cache.output().contains("has expired")).await;
     let refused = connect(&cache, &[folder.path()], &[&version::TLS13], &[]).await.expect_err("a client that decides");
     assert!(refused.to_string().contains("certificate"), "{refused}");
 }
