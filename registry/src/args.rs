@@ -6,7 +6,8 @@ use clap::Parser;
 use reqwest::Url;
 
 use crate::{
-    duration, on_error::Rule, registry_host::RegistryHost, secret::Secret, store::size::CacheSize, telemetry::LogFormat,
+    duration, on_error::Rule, peer::PeerAddress, reference::RepositoryName, registry_host::RegistryHost,
+    secret::Secret, store::size::CacheSize, telemetry::LogFormat,
 };
 
 const AFTER_HELP: &str = "\
@@ -37,6 +38,14 @@ pub struct Args {
     /// Where the registry lives, if not at https://HOST (docker.io's place is known)
     #[arg(long, value_name = "URL", env = "BREAKWATER_UPSTREAM_URL", value_parser = parse_url, help_heading = "Upstream")]
     pub upstream_url: Option<Url>,
+
+    /// Registry with the same content, asked for digests when the registry fails; PREFIX begins its repositories' names; may be given again
+    #[arg(long, value_name = "URL[=PREFIX]", env = "BREAKWATER_ALTERNATE", value_delimiter = ',', value_parser = parse_alternate, help_heading = "Upstream")]
+    pub alternate: Vec<AlternateAt>,
+
+    /// Another replica of this cache, asked before upstream; may be given again
+    #[arg(long, value_name = "HOST:PORT", env = "BREAKWATER_PEER", value_delimiter = ',', help_heading = "Replicas")]
+    pub peer: Vec<PeerAddress>,
 
     /// Folder with one sub-folder per Secret, each with a .dockerconfigjson; read again when it changes
     #[arg(long, value_name = "DIR", env = "BREAKWATER_CREDENTIALS_DIR", help_heading = "Upstream")]
@@ -138,6 +147,25 @@ fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }
 
+/// Where an alternate is, and what its repositories' names begin with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AlternateAt {
+    /// Where it is.
+    pub url: Url,
+    /// `library/x` is `<prefix>/library/x` there.
+    pub prefix: Option<RepositoryName>,
+}
+
+fn parse_alternate(text: &str) -> Result<AlternateAt, String> {
+    let (url, prefix) = text.split_once('=').map_or((text, None), |(url, prefix)| (url, Some(prefix)));
+    let prefix = prefix.map(|prefix| {
+        prefix
+            .parse()
+            .map_err(|_| format!("the prefix must begin repository names, such as docker, and not {prefix:?}"))
+    });
+    Ok(AlternateAt { url: parse_url(url)?, prefix: prefix.transpose()? })
+}
+
 fn parse_url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse().map_err(|_| "must be a URL such as https://registry.example.com".to_owned())?;
     let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
@@ -185,6 +213,16 @@ mod tests {
         assert_eq!(parse("not-found=serve-stale,unreachable=deny").map(|args| args.on_error.len()).ok(), Some(2));
         let refused = parse("404=deny").err().map(|error| error.to_string());
         assert!(refused.is_some_and(|text| text.contains("--on-error") && text.contains("not-found")));
+    }
+
+    #[test]
+    fn alternates() {
+        let parsed = parse_alternate("https://public.ecr.aws=docker").unwrap();
+        assert_eq!((parsed.url.as_str(), parsed.prefix.unwrap().as_str()), ("https://public.ecr.aws/", "docker"));
+        assert_eq!(parse_alternate("http://a:1").unwrap().prefix, None);
+        for bad in ["", "a", "https://a/x", "https://a=", "https://a=/x", "https://a=X", "https://a=b=c"] {
+            assert!(parse_alternate(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::{
     failure::Failure,
     flight::Progress,
-    metrics::{Held, Metrics},
+    metrics::{self, Held, Metrics},
     sendfile,
     store::{blobs::StoredBlob, blocking},
 };
@@ -109,6 +109,9 @@ impl Reader {
         };
         self.offset += bytes.len() as u64;
         self.metrics.sent(bytes.len() as u64);
+        if let Source::Stored(_) = self.source {
+            self.metrics.content(metrics::Source::disk, bytes.len() as u64);
+        }
         Ok(Some(bytes))
     }
 

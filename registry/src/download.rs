@@ -5,6 +5,7 @@
 //! everything decides. If that is wrong, the download starts over from zero once, unless a reader has bytes already.
 
 mod copy;
+mod land;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,15 +18,9 @@ use crate::{
     metrics::Metrics,
     progress::{Feed, Publisher},
     reference::RepositoryName,
-    serve::BLOB_TYPE,
-    store::{
-        Store,
-        blobs::StoredBlob,
-        blocking,
-        links::{Kind, Link},
-        partial::{Partial, Verified},
-    },
-    upstream::{BlobStream, Upstream},
+    source::{Source, Sources},
+    store::{Store, blobs::StoredBlob, blocking, links::Link, partial::Partial},
+    upstream::BlobStream,
 };
 
 /// Fewer bytes than this between two breaks are no progress.
@@ -54,12 +49,16 @@ enum Begun {
 /// One download.
 pub(crate) struct Download {
     store: Arc<Store>,
-    upstream: Arc<Upstream>,
+    sources: Arc<Sources>,
     metrics: Arc<Metrics>,
     /// On whose behalf the content is asked for.
     repository: RepositoryName,
     digest: Digest,
     publisher: Publisher,
+    /// Who is asked last: they broke off, stalled or sent wrong bytes.
+    avoid: Vec<Source>,
+    /// Whose bytes these are.
+    used: Vec<Source>,
     /// The size, once it has been said.
     total: Option<u64>,
     /// Whether a header has come.
@@ -70,18 +69,24 @@ pub(crate) struct Download {
 
 impl Download {
     pub(crate) fn new(
-        (store, upstream, metrics): (Arc<Store>, Arc<Upstream>, Arc<Metrics>),
+        (store, sources, metrics): (Arc<Store>, Arc<Sources>, Arc<Metrics>),
         repository: RepositoryName,
         digest: Digest,
         publisher: Publisher,
+        avoid: Vec<Source>,
     ) -> Self {
-        let (total, has_header, is_continued) = (None, false, false);
-        Self { store, upstream, metrics, repository, digest, publisher, total, has_header, is_continued }
+        let (total, has_header, is_continued, used) = (None, false, false, Vec::new());
+        Self { store, sources, metrics, repository, digest, publisher, avoid, used, total, has_header, is_continued }
     }
 
     /// Where its progress is published.
     pub(crate) fn publisher(&self) -> &Publisher {
         &self.publisher
+    }
+
+    /// Whose bytes it holds.
+    pub(crate) fn used(&self) -> &[Source] {
+        &self.used
     }
 
     /// Whether a wrong digest may be the fault of what an earlier process left.
@@ -103,8 +108,12 @@ impl Download {
         if let Some(verified) = self.verify(partial).await? {
             return self.land(verified).await;
         }
-        if !self.is_continued || !self.publisher.start_over() {
+        let has_another_chance = self.is_continued || self.sources.has_more(&self.used);
+        if !has_another_chance || !self.publisher.start_over() {
             return Err(Failure::WrongDigest);
+        }
+        if !self.is_continued {
+            self.avoid.extend_from_slice(&self.used);
         }
         let nothing = self.nothing().await?;
         let partial = self.fill(nothing).await?;
@@ -146,8 +155,8 @@ impl Download {
         loop {
             let before = partial.length();
             self.publisher.set_feed(Feed::None);
-            let failure = match self.upstream.get_blob(&self.repository, &self.digest, before).await {
-                Ok(None) => {
+            let failure = match self.sources.blob(&self.repository, &self.digest, before, &self.avoid).await {
+                Ok((_, None)) => {
                     let (left, is_whole) = self.at_the_end(partial).await?;
                     if is_whole {
                         return Ok(left);
@@ -155,20 +164,22 @@ impl Download {
                     partial = left;
                     Failure::InvalidResponse
                 }
-                Ok(Some(stream)) => match self.begin(&stream, partial).await? {
-                    (kept, false) => {
-                        partial = kept;
-                        Failure::InvalidResponse
-                    }
-                    (kept, true) => {
-                        let (grown, copied) = self.copy(stream, kept).await?;
+                Ok((source, Some(stream))) => {
+                    let (kept, is_ours) = self.begin(source, &stream, partial).await?;
+                    partial = kept;
+                    if is_ours {
+                        let (grown, copied) = self.copy(source, stream, partial).await?;
                         partial = grown;
                         if copied == Copied::ToTheEnd && self.total.is_none_or(|total| partial.length() >= total) {
                             return Ok(partial);
                         }
+                        self.judge(source, copied, partial.length().saturating_sub(before));
                         Failure::BrokenBody
+                    } else {
+                        self.avoid.push(source);
+                        Failure::InvalidResponse
                     }
-                },
+                }
                 Err(failure) if !self.has_header => return Err(failure),
                 Err(failure) => failure,
             };
@@ -177,6 +188,14 @@ impl Download {
             let (digest, at) = (self.digest.short(), partial.length());
             debug!(digest, at, reason = failure.category(), "download resumes");
             tokio::time::sleep(*wait).await;
+        }
+    }
+
+    /// Who stalls, or breaks off without having sent much, is asked last from now on; so is a replica whatever it does, as
+    /// it may be fed by the same registry.
+    fn judge(&mut self, source: Source, copied: Copied, received: u64) {
+        if copied == Copied::Stalled || received < PROGRESS || source == Source::Peers {
+            self.avoid.push(source);
         }
     }
 
@@ -200,7 +219,12 @@ impl Download {
     }
 
     /// A header is here: readers may begin. False if it speaks of another body than the one that is being read.
-    async fn begin(&mut self, stream: &BlobStream, mut partial: Partial) -> Result<(Partial, bool), Failure> {
+    async fn begin(
+        &mut self,
+        source: Source,
+        stream: &BlobStream,
+        mut partial: Partial,
+    ) -> Result<(Partial, bool), Failure> {
         let is_other = stream.total.is_some_and(|total| self.total.is_some_and(|known| known != total))
             || stream.total.is_some_and(|total| total < partial.length());
         if is_other {
@@ -226,7 +250,13 @@ impl Download {
             self.link(stream.total).await;
         }
         self.has_header = true;
-        self.publisher.set_feed(Feed::Registry);
+        self.publisher.set_feed(match source {
+            Source::Peers => Feed::Peer,
+            Source::Registry(_) => Feed::Registry,
+        });
+        if !self.used.contains(&source) {
+            self.used.push(source);
+        }
         self.publisher.grow(partial.file(), self.total, partial.length());
         Ok((partial, true))
     }
@@ -245,40 +275,12 @@ impl Download {
         .await
     }
 
-    /// The digest was served from this repository.
-    async fn link(&self, size: Option<u64>) {
-        let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
-        let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
-        let added = blocking(move || store.links.add(&name.0, &name.1, &link)).await;
-        if let Some(Err(error)) = added {
-            warn!(repository = %self.repository, digest = self.digest.short(), %error, "link not kept");
-        }
-    }
-
     /// An empty download in place of the one that was discarded.
     async fn nothing(&mut self) -> Result<Partial, Failure> {
         (self.is_continued, self.total) = (false, None);
+        self.used.clear();
         let (store, digest) = (Arc::clone(&self.store), self.digest.clone());
         self.on_disk(move || store.partials.open(&digest)).await
-    }
-
-    async fn verify(&self, partial: Partial) -> Result<Option<Verified>, Failure> {
-        let verified = self.on_disk(move || partial.verify()).await?;
-        if verified.is_none() {
-            let (repository, digest) = (&self.repository, self.digest.short());
-            warn!(%repository, digest, is_continued = self.is_continued, "content does not match its digest");
-        }
-        Ok(verified)
-    }
-
-    /// Lets the readers have the last byte, and commits.
-    async fn land(&self, verified: Verified) -> Result<(), Failure> {
-        self.publisher.done(Arc::clone(verified.file()), verified.length());
-        let store = Arc::clone(&self.store);
-        if let Some(Err(error)) = blocking(move || store.keep(verified)).await {
-            warn!(digest = self.digest.short(), %error, "download served but not kept");
-        }
-        Ok(())
     }
 
     async fn on_disk<T: Send + 'static>(

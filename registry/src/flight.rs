@@ -7,15 +7,16 @@
 //! A flight is on the list from `join` until its task has ended: by then its content is committed, or its failure is
 //! remembered. So whoever finds none on the list finds the blob on disk, the reason why not, or starts the next one.
 
+mod memory;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
 use tracing::debug;
 
+use self::memory::Memory;
 pub use crate::progress::{Progress, Seat};
 use crate::{
     background::Background,
@@ -25,42 +26,33 @@ use crate::{
     metrics::{Held, Metrics},
     progress::{self, Publisher},
     reference::RepositoryName,
+    source::Sources,
     store::Store,
-    upstream::Upstream,
 };
 
-/// A failure answers for this long, so that a client that comes back at once goes on to upstream.
-const REMEMBER_FAILURE: Duration = Duration::from_secs(5);
-const MOST_FAILURES: usize = 10_000;
-/// Downloads that run at once; each holds a connection and two files.
-const MOST_RUNNING: usize = 256;
-/// Flights that run or wait to run. More are refused, as nobody would wait for them.
+/// More are refused: upstream is asked for a few at a time, so nobody would wait for them.
 const MOST_FLIGHTS: usize = 4096;
 
 /// All flights.
 pub struct Flights {
     store: Arc<Store>,
-    upstream: Arc<Upstream>,
+    sources: Arc<Sources>,
     metrics: Arc<Metrics>,
     background: Background,
-    slots: Arc<Semaphore>,
     flying: Mutex<HashMap<Digest, Seat>>,
-    failed: Mutex<HashMap<(RepositoryName, Digest), (Instant, Failure)>>,
+    memory: Memory,
 }
 
 impl Flights {
     /// With none in the air.
-    pub fn new(store: Arc<Store>, upstream: Arc<Upstream>, metrics: Arc<Metrics>, background: Background) -> Arc<Self> {
-        let slots = Arc::new(Semaphore::new(MOST_RUNNING));
-        Arc::new(Self {
-            store,
-            upstream,
-            metrics,
-            background,
-            slots,
-            flying: Mutex::default(),
-            failed: Mutex::default(),
-        })
+    pub fn new(store: Arc<Store>, sources: Arc<Sources>, metrics: Arc<Metrics>, background: Background) -> Arc<Self> {
+        let (flying, memory) = Default::default();
+        Arc::new(Self { store, sources, metrics, background, flying, memory })
+    }
+
+    /// The flight of `digest`, if there is one.
+    pub fn find(&self, digest: &Digest) -> Option<Seat> {
+        self.flying.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
     /// Joins the flight of `digest`, or starts one on behalf of `repository`.
@@ -70,7 +62,9 @@ impl Flights {
         if let Some(seat) = flying.get(digest).filter(|seat| !seat.has_failed()) {
             return Ok(seat.clone());
         }
-        self.recent_failure(repository, digest)?;
+        if let Some(failure) = self.memory.failure(repository, digest) {
+            return Err(failure);
+        }
         if flying.len() >= MOST_FLIGHTS {
             return Err(Failure::NotYet);
         }
@@ -84,45 +78,23 @@ impl Flights {
     }
 
     async fn fly(self: Arc<Self>, publisher: Publisher, landing: Landing) {
-        let Ok(_slot) = self.slots.acquire().await else { return };
         let (repository, digest) = (landing.seat.repository.clone(), landing.digest.clone());
-        let name = (repository.clone(), digest.clone());
-        let parts = (Arc::clone(&self.store), Arc::clone(&self.upstream), Arc::clone(&self.metrics));
-        let mut download = Download::new(parts, repository, digest, publisher);
+        let parts = (Arc::clone(&self.store), Arc::clone(&self.sources), Arc::clone(&self.metrics));
+        let liars = self.memory.liars(&digest);
+        let mut download = Download::new(parts, repository.clone(), digest.clone(), publisher, liars);
         if let Err(failure) = download.run().await {
-            debug!(repository = %name.0, digest = name.1.short(), reason = failure.category(), "download failed");
-            // What an earlier process left on disk says nothing of upstream: the next request may start at once. And an open
-            // breaker fails as fast as our memory does, but forgets as soon as upstream is back.
-            if !download.was_spoilt_on_disk() && !self.upstream.is_cut_off() {
-                self.remember(name, failure);
+            debug!(%repository, digest = digest.short(), reason = failure.category(), "download failed");
+            // What an earlier process left on disk says nothing of the sources: the next request may start at once. And an
+            // open breaker fails as fast as our memory does, but forgets as soon as upstream is back.
+            if !download.was_spoilt_on_disk() && !self.sources.is_cut_off() {
+                if failure == Failure::WrongDigest {
+                    self.memory.lied(digest.clone(), download.used().to_vec());
+                }
+                self.memory.failed(repository, digest, failure);
             }
             download.publisher().fail(failure);
         }
         drop(landing);
-    }
-
-    fn remember(&self, name: (RepositoryName, Digest), failure: Failure) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.len() >= MOST_FAILURES {
-            failed.retain(|_, (at, _)| at.elapsed() < REMEMBER_FAILURE);
-            if failed.len() >= MOST_FAILURES {
-                failed.clear();
-            }
-        }
-        failed.insert(name, (Instant::now(), failure));
-    }
-
-    fn recent_failure(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = (repository.clone(), digest.clone());
-        match failed.get(&name) {
-            Some((at, failure)) if at.elapsed() < REMEMBER_FAILURE => Err(*failure),
-            Some(_) => {
-                failed.remove(&name);
-                Ok(())
-            }
-            None => Ok(()),
-        }
     }
 }
 

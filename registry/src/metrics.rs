@@ -1,6 +1,7 @@
 //! What the cache counts. Labels are enums: never a repository, a digest or a client. `docs/metrics.md` lists all of it.
 
 mod disk;
+mod labels;
 
 use std::{
     future::Future,
@@ -9,12 +10,16 @@ use std::{
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
-use self::disk::Disk;
+pub use self::labels::{HostRole, Kind, Listener, Outcome, Phase, PinState, Source};
+use self::{
+    disk::Disk,
+    labels::{Answered, At, From, InPhase, InState, OfHost, Result},
+};
 use crate::{registry_host::RegistryHost, upstream::RateLimit};
 
 /// The commit that the binary was built from, given by whoever builds the image.
@@ -23,95 +28,6 @@ const REVISION: &str = match option_env!("BREAKWATER_REVISION") {
     None => "unknown",
 };
 const SECONDS: [f64; 12] = [0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0];
-
-/// What was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
-pub enum Kind {
-    manifest,
-    blob,
-    list,
-    other,
-}
-
-/// How it was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
-pub enum Outcome {
-    hit,
-    miss,
-    stale,
-    denied,
-    error,
-}
-
-/// A part of a request to upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
-pub enum Phase {
-    resolve,
-    connect,
-    header,
-    body,
-}
-
-/// The part that a host plays for upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
-pub enum HostRole {
-    registry,
-    token,
-    redirect,
-}
-
-/// How much of a pinned image is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
-pub enum PinState {
-    complete,
-    partial,
-    missing,
-}
-
-/// Who may connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs, reason = "the names are the label's values")]
-pub enum Listener {
-    plain,
-    tls,
-    admin,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
-    kind: Kind,
-    result: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Result {
-    result: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InPhase {
-    phase: Phase,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfHost {
-    host: HostRole,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct At {
-    listener: Listener,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InState {
-    state: PinState,
-}
 
 /// A family without labels shows nothing until it has a value.
 type NoLabels = [(&'static str, &'static str); 0];
@@ -122,6 +38,7 @@ pub struct Metrics {
     requests: Family<Answered, Counter>,
     first_byte: Family<Result, Histogram>,
     sent: Counter,
+    content: Family<From, Counter>,
     readers: Gauge,
     flights: Gauge,
     connections: Family<At, Gauge>,
@@ -131,7 +48,6 @@ pub struct Metrics {
     pins: Family<InState, Gauge>,
     pinned: Gauge,
     log_lines_lost: Counter,
-    received: Counter,
     reachable: Gauge,
     phases: Family<InPhase, Histogram>,
     open_breakers: Family<OfHost, Gauge>,
@@ -168,6 +84,7 @@ impl Metrics {
             requests: Family::default(),
             first_byte: Family::new_with_constructor(histogram),
             sent: Counter::default(),
+            content: Family::default(),
             readers: Gauge::default(),
             flights: Gauge::default(),
             connections: Family::default(),
@@ -176,7 +93,6 @@ impl Metrics {
             pins: Family::default(),
             pinned: Gauge::default(),
             log_lines_lost: Counter::default(),
-            received: Counter::default(),
             reachable: Gauge::default(),
             phases: Family::new_with_constructor(histogram),
             open_breakers: Family::default(),
@@ -199,6 +115,9 @@ impl Metrics {
         for result in [Outcome::hit, Outcome::denied] {
             drop(self.requests.get_or_create(&Answered { kind: Kind::other, result }));
         }
+        for source in [Source::upstream, Source::alternate, Source::peer, Source::disk] {
+            drop(self.content.get_or_create(&From { source }));
+        }
         for phase in [Phase::resolve, Phase::connect, Phase::header, Phase::body] {
             drop(self.phases.get_or_create(&InPhase { phase }));
         }
@@ -217,6 +136,11 @@ impl Metrics {
             self.first_byte.clone(),
         );
         registry.register("cache_sent_bytes", "Bytes of blobs read for clients", self.sent.clone());
+        registry.register(
+            "cache_content_bytes",
+            "Bytes of content by where they came from; disk: blobs that clients got without asking anyone",
+            self.content.clone(),
+        );
         registry.register("cache_readers", "Answers with a blob that are under way", self.readers.clone());
         registry.register("cache_flights", "Downloads of blobs that are under way", self.flights.clone());
         registry.register("cache_connections", "Connections that are open", self.connections.clone());
@@ -239,7 +163,6 @@ impl Metrics {
             "Times that tls.crt and tls.key had changed and could not be used; the old pair stays",
             self.certificate_errors.clone(),
         );
-        registry.register("upstream_received_bytes", "Bytes of content received from upstream", self.received.clone());
         registry.register("upstream_reachable", "Whether upstream answers", self.reachable.clone());
         registry.register(
             "upstream_phase_seconds",
@@ -305,9 +228,9 @@ impl Metrics {
         self.pinned.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Bytes of content received from upstream.
-    pub fn received(&self, bytes: u64) {
-        self.received.inc_by(bytes);
+    /// Bytes of content came from `source`.
+    pub fn content(&self, source: Source, bytes: u64) {
+        self.content.get_or_create(&From { source }).inc_by(bytes);
     }
 
     /// Times a part of a request to upstream, also one that fails or is given up.

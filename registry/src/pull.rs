@@ -5,6 +5,8 @@
 //! (tag.rs), manifests as a whole, blobs as a flight that many readers share (flight.rs). What goes wrong before the
 //! header is a status that sends the runtime on to upstream itself; after the header come right bytes or a cut.
 
+mod only_if_cached;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -13,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 
+use self::only_if_cached::OnlyIfCached;
 use crate::{
     access::{self, Answered},
     background::Background,
@@ -30,6 +33,7 @@ use crate::{
     respond::{self, Described, Origin, Provenance, Sought},
     route::{self, Refused, Route},
     serve::{self, BLOB_TYPE, Wish},
+    source::Sources,
     store::{
         Store, blocking,
         links::{Kind, Link},
@@ -51,6 +55,7 @@ pub struct Pull {
     tags: TagResolver,
     lists: ListKeeper,
     manifests: Questions<(RepositoryName, Digest), Manifest>,
+    sources: Arc<Sources>,
     flights: Arc<Flights>,
     verifier: Verifier,
 }
@@ -61,16 +66,19 @@ impl Pull {
         registry: RegistryHost,
         store: Arc<Store>,
         upstream: Arc<Upstream>,
+        sources: Arc<Sources>,
         limits: Limits,
         metrics: Arc<Metrics>,
         background: &Background,
     ) -> Self {
-        let flights = Flights::new(Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics), background.clone());
-        let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
+        let flights = Flights::new(Arc::clone(&store), Arc::clone(&sources), Arc::clone(&metrics), background.clone());
+        let peers = Arc::clone(sources.peers());
+        let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), peers, limits, background.clone());
         let lists = ListKeeper::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
         let manifests = Questions::new(Arc::clone(&upstream), background.clone(), question::REMEMBER);
+        let manifests = manifests.with_other_sources(sources.has_others());
         let verifier = Verifier::new(Arc::clone(&store), background.clone());
-        Self { registry, store, upstream, metrics, tags, lists, manifests, flights, verifier }
+        Self { registry, store, upstream, metrics, tags, lists, manifests, sources, flights, verifier }
     }
 
     /// Answers one request.
@@ -84,6 +92,9 @@ impl Pull {
 
     async fn route<B>(&self, request: &Request<B>, route: Result<&Route, &Refused>, began: Instant) -> Response<Body> {
         let wish = Wish::of(request, began);
+        if let (Ok(route), Some(asked)) = (route, OnlyIfCached::of(request)) {
+            return self.without_upstream(route, wish, &asked).await;
+        }
         let (sought, answer) = match route {
             Err(refused) => return respond::refused(*refused),
             Ok(Route::Base) => return respond::base(),
@@ -133,12 +144,18 @@ impl Pull {
         }
         let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
         match tag {
-            // Upstream fails and what the tag last meant is not here.
-            Some(Resolved { freshness: Freshness::Stale(failure), .. }) => return Err(failure),
+            // Upstream fails and what the tag last meant is not here, but maybe elsewhere.
+            Some(stale @ Resolved { freshness: Freshness::Stale(failure), .. }) => {
+                if !self.sources.has_others() {
+                    return Err(failure);
+                }
+                let fetched = self.fetch_manifest(repository, digest, wish.deadline).await.map_err(|_| failure)?;
+                return Ok(serve::manifest(fetched, Provenance::of_tag(&stale), wish));
+            }
             Some(Resolved { target, .. }) if wish.is_head => return Ok(serve::head(&target, provenance)),
             _ => {}
         }
-        if wish.is_head {
+        if wish.is_head && !self.sources.has_others() {
             let reference = Reference::Digest(digest.clone());
             let head = access::for_upstream(self.upstream.head_manifest(repository, &reference)).await?;
             let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
@@ -163,10 +180,10 @@ impl Pull {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Manifest, Failure> {
-        let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
-        let (name, reference) = (repository.clone(), Reference::Digest(digest.clone()));
+        let (store, sources) = (Arc::clone(&self.store), Arc::clone(&self.sources));
+        let (name, wanted) = (repository.clone(), digest.clone());
         let asked = self.manifests.ask((repository.clone(), digest.clone()), false, || async move {
-            let fetched = upstream.get_manifest(&name, &reference).await?;
+            let fetched = sources.manifest(&name, &wanted).await?;
             let manifest = fetched.manifest.clone();
             let kept = blocking(move || holdings::keep_manifest(&store, &name, &fetched)).await;
             if let Some(Err(error)) = kept {
@@ -211,7 +228,8 @@ impl Pull {
             }
         }
         if wish.is_head {
-            let size = access::for_upstream(self.upstream.head_blob(repository, digest)).await?;
+            let size = access::for_upstream(self.sources.blob_size(repository, digest));
+            let size = tokio::time::timeout_at(wish.deadline.into(), size).await.unwrap_or(Err(Failure::NotYet))?;
             let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
             let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
             return Ok(respond::content(&described, body::whole(Bytes::new())));
@@ -249,12 +267,10 @@ impl Pull {
         let had_landed = matches!(*seat.progress.borrow(), Progress::Done { .. });
         let was_underway = !matches!(*seat.progress.borrow(), Progress::Asking);
         let begun = access::for_upstream(tokio::time::timeout_at(wish.deadline.into(), seat.begin(wish.range)));
-        let size = match begun.await.map_err(|_| Failure::NotYet)? {
-            Progress::Failed(failure) => return Err(failure),
-            Progress::Growing { total, .. } => total,
-            Progress::Done { size, .. } => Some(size),
-            Progress::Asking => None,
-        };
+        let begun = begun.await.map_err(|_| Failure::NotYet)?;
+        if let Progress::Failed(failure) = begun {
+            return Err(failure);
+        }
         if seat.repository != *repository && !is_linked && !seat.is_public() {
             self.prove(repository, digest).await?;
         }
@@ -262,6 +278,17 @@ impl Pull {
             (true, _) => Origin::Hit,
             (false, true) => Origin::Collapsed,
             (false, false) => Origin::Miss,
+        };
+        self.along(seat, &begun, digest, origin, wish)
+    }
+
+    /// Streams what a flight has and what will come.
+    fn along(&self, seat: Seat, begun: &Progress, digest: &Digest, origin: Origin, wish: Wish) -> Answer {
+        let size = match begun {
+            Progress::Failed(failure) => return Err(*failure),
+            Progress::Growing { total, .. } => *total,
+            Progress::Done { size, .. } => Some(*size),
+            Progress::Asking => None,
         };
         let provenance = Provenance { origin, age: Duration::ZERO };
         let span = match (wish.range, size) {
@@ -273,6 +300,9 @@ impl Pull {
             _ => None,
         };
         let described = Described { digest, media_type: BLOB_TYPE, size, span, provenance };
+        if wish.is_head {
+            return Ok(respond::content(&described, body::whole(Bytes::new())));
+        }
         let (start, end) = span.map_or((0, size), |span| (span.start, Some(span.end)));
         Ok(respond::content(&described, self.body(Source::Flight(seat.progress), start, end)))
     }

@@ -36,6 +36,7 @@ pub struct Questions<K, V> {
     asking: Coalesce<K, Result<V, Failure>>,
     failures: Failures<K>,
     memory: Duration,
+    has_other_sources: bool,
 }
 
 impl<K, V> Questions<K, V>
@@ -45,7 +46,12 @@ where
 {
     /// Questions go on in the `background`. While no answer is at hand, failures are repeated for `memory` without asking.
     pub fn new(upstream: Arc<Upstream>, background: Background, memory: Duration) -> Self {
-        Self { upstream, asking: Coalesce::new(background), failures: Arc::default(), memory }
+        Self { upstream, asking: Coalesce::new(background), failures: Arc::default(), memory, has_other_sources: false }
+    }
+
+    /// The same, where an answer may come although upstream is away.
+    pub fn with_other_sources(self, has_other_sources: bool) -> Self {
+        Self { has_other_sources, ..self }
     }
 
     /// Asks by `work`, unless someone else is asking already.
@@ -53,7 +59,7 @@ where
     where
         F: Future<Output = Result<V, Failure>> + Send + 'static,
     {
-        if let Some(failure) = self.upstream.is_away() {
+        if let Some(failure) = self.upstream.is_away().filter(|_| !self.has_other_sources) {
             return Err(failure);
         }
         let failed = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();

@@ -153,6 +153,13 @@ pub fn failure(failure: Failure, sought: Sought) -> Response<Body> {
     error(status, code, &failure.to_string(), headers)
 }
 
+/// 504 (RFC 9111): the request allows no question to upstream, and the content is not here.
+pub fn not_cached() -> Response<Body> {
+    let mut headers = HeaderMap::new();
+    set(&mut headers, CACHE_STATUS, "breakwater; detail=not_cached");
+    error(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "not in this cache", headers)
+}
+
 /// A request that leads nowhere.
 pub fn refused(refused: Refused) -> Response<Body> {
     let mut headers = own_headers(&format!("breakwater; detail={}", refused.category()));

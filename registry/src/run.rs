@@ -10,6 +10,7 @@ use std::{
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use reqwest::Url;
 use rustls::RootCertStore;
 use rustls_pki_types::{
     CertificateDer,
@@ -24,17 +25,19 @@ use tracing::{error, info};
 
 use crate::{
     admin::Admin,
-    args::{Args, Listen},
+    args::{AlternateAt, Args, Listen},
     background::Background,
     body::Body,
-    metrics::{Listener, Metrics},
+    metrics::{self, Listener, Metrics},
     on_error::OnError,
+    peer::{Peers, PeersInvalid, Trust},
     pins::{self, Pins},
     pull::Pull,
     registry_host::RegistryHost,
     respond,
     server::{self, Unbound},
-    store::{Store, Unusable},
+    source::{Alternate, Sources},
+    store::{Store, Unusable, contact::LastContact},
     tag::Limits,
     tls::{Certificate, TlsInvalid},
     tokens::{Role, Tokens, TokensUnreadable},
@@ -85,6 +88,12 @@ pub enum StartFailed {
     /// The HTTP client.
     #[error(transparent)]
     Client(TransportInvalid),
+    /// What is needed to speak to the other replicas.
+    #[error(transparent)]
+    Peers(PeersInvalid),
+    /// The host of an alternate is odd.
+    #[error("--alternate: {0} has a host that no image name could hold")]
+    Alternate(Url),
     /// The default URL of a registry whose name is odd.
     #[error("--upstream-registry: {0} gives no URL; set --upstream-url")]
     Url(RegistryHost),
@@ -169,6 +178,8 @@ impl Cache {
         let Args {
             upstream_registry: registry,
             upstream_url,
+            alternate,
+            peer,
             credentials_dir,
             ca_file,
             proxy_url,
@@ -192,12 +203,12 @@ impl Cache {
         if let Some(proxy) = &proxy {
             info!(proxy = proxy.as_str(), "upstream is asked by way of a proxy");
         }
-        let outlet = Outlet { url, roots: roots(&ca_file)?, proxy };
+        let roots = roots(&ca_file)?;
         let metrics = Arc::new(Metrics::new(&registry));
         let store = Arc::new(Store::open(data_dir, &registry, cache_size).map_err(StartFailed::Store)?);
-        let secure = match (tls_listen, tls_dir, token_dir) {
+        let secure = match (tls_listen, &tls_dir, token_dir) {
             (Some(listen), Some(tls_dir), Some(token_dir)) => {
-                let parts = TlsParts::open(tls_dir, token_dir, &metrics)?;
+                let parts = TlsParts::open(tls_dir.clone(), token_dir, &metrics)?;
                 Some((bind("--tls-listen", listen).await?, parts))
             }
             _ => None,
@@ -208,13 +219,28 @@ impl Cache {
         };
         let admin_socket = bind("--admin-listen", admin_listen).await?;
 
-        let credentials = CredentialStore::open(credentials_dir, registry.clone());
-        let contact = Arc::clone(&store.contact);
-        let upstream = Upstream::new(registry.clone(), outlet, credentials, contact, Arc::clone(&metrics), background)
-            .map_err(StartFailed::Client)?;
+        let trust = match (&secure, &tls_dir) {
+            (Some((_, parts)), Some(dir)) if !peer.is_empty() => Trust::tls(dir, Arc::clone(&parts.tokens), background),
+            _ => Trust::plain(background.clone()),
+        };
+        let peers = Peers::new(peer, trust.map_err(StartFailed::Peers)?, background.clone());
+        let reach = |counted, host: RegistryHost, url, contact| {
+            let credentials = CredentialStore::open(credentials_dir.clone(), host.clone());
+            let outlet = Outlet { url, roots: roots.clone(), proxy: proxy.clone() };
+            Upstream::new(counted, host, outlet, credentials, contact, Arc::clone(&metrics), background)
+                .map_err(StartFailed::Client)
+        };
+        let upstream = reach(metrics::Source::upstream, registry.clone(), url, Arc::clone(&store.contact))?;
+        let alternates = alternate.into_iter().map(|AlternateAt { url, prefix }| {
+            let upstream = reach(metrics::Source::alternate, host_of(&url)?, url, Arc::new(LastContact::unkept()))?;
+            background.spawn(Arc::clone(&upstream).keep_informed());
+            Ok(Alternate { upstream, prefix })
+        });
+        let alternates = alternates.collect::<Result<Vec<_>, StartFailed>>()?;
+        let sources = Sources::new(Arc::clone(&upstream), alternates, peers, background.clone());
         let limits = Limits { tag_ttl, max_stale, on_error: OnError::of(&on_error) };
         let parts = (registry.clone(), Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&metrics));
-        let pull = Arc::new(Pull::new(parts.0, parts.1, parts.2, limits, parts.3, background));
+        let pull = Arc::new(Pull::new(parts.0, parts.1, parts.2, sources, limits, parts.3, background));
         let (own, held) = (registry.clone(), Arc::clone(&store));
         let (way, counts) = (Arc::clone(&upstream), Arc::clone(&metrics));
         let admin = Arc::new(Admin { registry: own, store: held, upstream: way, metrics: counts });
@@ -280,6 +306,13 @@ impl TlsParts {
 
 async fn bind(flag: &'static str, listen: Listen) -> Result<TcpListener, StartFailed> {
     server::bind(flag, listen).await.map_err(StartFailed::Listen)
+}
+
+/// The host by which an alternate's logins are found.
+fn host_of(url: &Url) -> Result<RegistryHost, StartFailed> {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let host = format!("{}{port}", url.host_str().unwrap_or_default());
+    host.parse().map_err(|_| StartFailed::Alternate(url.clone()))
 }
 
 /// The public roots are compiled in, as an image without a system has none.

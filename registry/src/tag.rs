@@ -9,6 +9,7 @@ use crate::{
     failure::Failure,
     holdings,
     on_error::OnError,
+    peer::Peers,
     question::Questions,
     reference::{Reference, RepositoryName, Tag},
     store::{
@@ -68,24 +69,35 @@ impl Limits {
 pub struct TagResolver {
     store: Arc<Store>,
     upstream: Arc<Upstream>,
+    peers: Arc<Peers>,
     limits: Limits,
     questions: Questions<(RepositoryName, Tag), TagRecord>,
 }
 
 impl TagResolver {
     /// Questions to upstream go on in the `background`.
-    pub fn new(store: Arc<Store>, upstream: Arc<Upstream>, limits: Limits, background: Background) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        upstream: Arc<Upstream>,
+        peers: Arc<Peers>,
+        limits: Limits,
+        background: Background,
+    ) -> Self {
         let questions = Questions::new(Arc::clone(&upstream), background, Duration::ZERO);
-        Self { store, upstream, limits, questions }
+        Self { store, upstream, peers, limits, questions }
     }
 
     /// What `tag` means now.
     pub async fn resolve(&self, repository: &RepositoryName, tag: &Tag) -> Result<Resolved, Failure> {
-        let known = self.record(repository, tag).await;
-        if let Some(record) = known.as_ref().filter(|record| !record.is_gone)
-            && let Some(age) = record.age().filter(|age| *age < self.limits.tag_ttl)
-        {
-            return Ok(Resolved { target: record.current.clone(), freshness: Freshness::Fresh, age });
+        let mut known = self.record(repository, tag).await;
+        if let Some(fresh) = known.as_ref().and_then(|record| self.fresh(record)) {
+            return Ok(fresh);
+        }
+        if let Some(newer) = self.newer(repository, tag, known.as_ref()).await {
+            if let Some(fresh) = self.fresh(&newer) {
+                return Ok(fresh);
+            }
+            known = Some(newer);
         }
         let has_answer = known.as_ref().is_some_and(|record| self.may_serve(record));
         let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
@@ -99,6 +111,43 @@ impl TagResolver {
             (Err(failure), Some(known)) => self.stale(repository, known, failure).await,
             (Err(failure), None) => Err(failure),
         }
+    }
+
+    /// What `tag` means without asking anyone: within `tag-ttl`, or for as long as it may be served in an outage.
+    pub async fn at_hand(&self, repository: &RepositoryName, tag: &Tag, may_be_stale: bool) -> Option<Resolved> {
+        let known = self.record(repository, tag).await?;
+        let silence = self.upstream.contact().silence();
+        let stale = || {
+            let is_allowed = may_be_stale && !known.is_gone && silence <= self.limits.max_stale;
+            // Without an age nobody could tell how old it is.
+            let age = known.age().filter(|_| is_allowed)?;
+            Some(Resolved { target: known.current.clone(), freshness: Freshness::Fresh, age })
+        };
+        self.fresh(&known).or_else(stale)
+    }
+
+    fn fresh(&self, record: &TagRecord) -> Option<Resolved> {
+        let age = record.age().filter(|age| !record.is_gone && *age < self.limits.tag_ttl)?;
+        Some(Resolved { target: record.current.clone(), freshness: Freshness::Fresh, age })
+    }
+
+    /// What another replica has heard from upstream since then; it is kept as if it had been heard here.
+    async fn newer(&self, repository: &RepositoryName, tag: &Tag, known: Option<&TagRecord>) -> Option<TagRecord> {
+        let theirs = self.peers.tag(repository, tag).await?;
+        if known.is_some_and(|known| known.validated_at >= theirs.validated_at) {
+            return None;
+        }
+        let (store, name, known) = (Arc::clone(&self.store), (repository.clone(), tag.clone()), known.cloned());
+        blocking(move || {
+            let TagRecord { current: Target { digest, media_type, size }, validated_at, etag, .. } = theirs;
+            let head = ManifestHead { digest, media_type, size, etag };
+            let record = TagRecord { validated_at, ..updated(&store, &name.0, head, known) };
+            if let Err(error) = store.tags.put(&name.0, &name.1, &record) {
+                warn!(repository = %name.0, %error, "tag not kept");
+            }
+            record
+        })
+        .await
     }
 
     /// What `tag` may mean instead when upstream said so just now but `failure` keeps its manifest from coming.

@@ -10,10 +10,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use tracing::{info, warn};
 
-use crate::digest::{Algorithm, Digest};
+use crate::{
+    digest::{Algorithm, Digest},
+    secret::Secret,
+};
 
 /// A token that was taken away opens nothing after this long.
 const POLL: Duration = Duration::from_secs(2);
@@ -55,11 +58,12 @@ pub struct Tokens {
     read: Mutex<Instant>,
 }
 
-/// A token's hash: hashes are compared, so that the time it takes tells nothing of a token.
+/// A token: hashes are compared, so that the time it takes tells nothing of it.
 #[derive(PartialEq, Eq)]
 struct Known {
     role: Role,
     hash: Digest,
+    text: Secret,
 }
 
 impl Tokens {
@@ -78,6 +82,15 @@ impl Tokens {
         let Some((_, token)) = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")) else { return false };
         let hash = hash(token);
         self.knows(&hash, role) || (self.reread() && self.knows(&hash, role))
+    }
+
+    /// What opens other replicas for `role`: all are given the same tokens.
+    pub fn shown(&self, role: Role) -> Option<HeaderValue> {
+        let current = self.current.load();
+        let token = &current.iter().find(|known| known.role == role)?.text;
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).ok()?;
+        value.set_sensitive(true);
+        Some(value)
     }
 
     /// A token that was taken away must not stay valid either.
@@ -121,7 +134,8 @@ fn read(dir: &Path) -> io::Result<Vec<Known>> {
         let Some(role) = Role::of_file(name.as_encoded_bytes()) else { continue };
         let text = fs::read_to_string(dir.join(name))?;
         // An empty file opens nothing, least of all to a caller who shows an empty token.
-        tokens.extend(Some(text.trim()).filter(|text| !text.is_empty()).map(|text| Known { role, hash: hash(text) }));
+        let known = |text| Known { role, hash: hash(text), text: Secret::new(text) };
+        tokens.extend(Some(text.trim()).filter(|text| !text.is_empty()).map(known));
     }
     Ok(tokens)
 }
@@ -156,6 +170,7 @@ mod tests {
             assert_eq!(roles(bad), [false, false], "{bad}");
         }
         assert!(!tokens.admit(&HeaderMap::new(), Role::Relay));
+        assert_eq!(tokens.shown(Role::Relay).unwrap(), "Bearer one");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod address;
 mod auth;
+mod blob;
 pub mod breaker;
 mod budget;
 pub mod challenge;
@@ -24,12 +25,12 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    Method, StatusCode,
-    header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK},
+    Method,
+    header::{CONTENT_TYPE, ETAG, LINK},
 };
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
 
+pub(crate) use self::resolver::LookUps;
 use self::{
     auth::Auth,
     breaker::HostKey,
@@ -39,6 +40,7 @@ use self::{
     transport::Transport,
 };
 pub use self::{
+    blob::{BlobStream, Broken, stated_length},
     budget::RateLimit,
     probe::UpstreamState,
     proxy::{ProxyInvalid, ProxyUrl},
@@ -50,16 +52,13 @@ use crate::{
     failure::Failure,
     list_page::ListPage,
     manifest::{self, Manifest},
-    metrics::{HostRole, Metrics, Phase, Timer},
-    range::parse_content_range,
+    metrics::{self, HostRole, Metrics, Phase},
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
     route::List,
     store::contact::LastContact,
 };
 
-/// Between two pieces of a body. Shorter than the relay's patience, so that a stall is mended before it cuts us off.
-const IDLE: Duration = Duration::from_secs(6);
 /// For a whole manifest or list.
 const SMALL_BODY: Duration = Duration::from_secs(10);
 /// RFC 6838 allows 127 on either side of the slash; parameters are short.
@@ -92,32 +91,11 @@ pub struct FetchedManifest {
     pub etag: Option<String>,
 }
 
-/// A blob on its way.
-pub struct BlobStream {
-    /// Offset of the first byte that comes: what was asked for, or 0 if upstream ignores ranges.
-    pub start: u64,
-    /// Size of the whole blob, if upstream says so.
-    pub total: Option<u64>,
-    /// Whether a login was needed.
-    pub is_private: bool,
-    response: Response,
-    _place: OwnedSemaphorePermit,
-    _timer: Timer,
-}
-
-impl BlobStream {
-    /// The next piece, `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        match tokio::time::timeout(IDLE, self.response.chunk()).await {
-            Ok(Ok(piece)) => Ok(piece),
-            Ok(Err(_)) | Err(_) => Err(Failure::BrokenBody),
-        }
-    }
-}
-
 /// The way to one registry.
 pub struct Upstream {
     registry: RegistryHost,
+    /// As what its content counts.
+    counted: metrics::Source,
     transport: Arc<Transport>,
     auth: Auth,
     credentials: Arc<CredentialStore>,
@@ -132,6 +110,7 @@ pub struct Upstream {
 impl Upstream {
     /// Does no I/O to upstream.
     pub fn new(
+        counted: metrics::Source,
         registry: RegistryHost,
         outlet: Outlet,
         credentials: CredentialStore,
@@ -141,6 +120,7 @@ impl Upstream {
     ) -> Result<Arc<Self>, TransportInvalid> {
         let credentials = Arc::new(credentials);
         Ok(Arc::new(Self {
+            counted,
             registry,
             transport: Arc::new(Transport::new(outlet, Arc::clone(&metrics), background.clone())?),
             auth: Auth::new(Arc::clone(&credentials), background.clone()),
@@ -244,39 +224,6 @@ impl Upstream {
         Ok(FetchedManifest { manifest, is_private: answer.is_private, etag })
     }
 
-    /// Asks for a blob's size; `None` if upstream has it but does not say.
-    pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let answer = self.ask(Ask::new(Method::HEAD, repository, format!("blobs/{digest}"))).await?;
-        let length = answer.response.headers().get(http::header::CONTENT_LENGTH);
-        Ok(length.and_then(|value| value.to_str().ok()?.parse().ok()))
-    }
-
-    /// Begins to fetch a blob, from `offset` on where upstream can do that. `Ok(None)`: there is nothing at `offset`.
-    pub async fn get_blob(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        offset: u64,
-    ) -> Result<Option<BlobStream>, Failure> {
-        let ask = Ask::new(Method::GET, repository, format!("blobs/{digest}")).from(offset);
-        let exchange::Answer { response, is_private, place } = self.ask(ask).await?;
-        let stated = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let (start, total) = match response.status() {
-            StatusCode::RANGE_NOT_SATISFIABLE => return Ok(None),
-            StatusCode::PARTIAL_CONTENT => {
-                let (start, total) =
-                    stated(CONTENT_RANGE).and_then(parse_content_range).ok_or(Failure::InvalidResponse)?;
-                if start != offset {
-                    return Err(Failure::InvalidResponse);
-                }
-                (start, total)
-            }
-            _ => (0, response.content_length()),
-        };
-        let timer = self.metrics.timer(Phase::body);
-        Ok(Some(BlobStream { start, total, is_private, response, _place: place, _timer: timer }))
-    }
-
     /// Fetches a page of a list.
     pub async fn get_list(&self, repository: &RepositoryName, list: &List) -> Result<ListPage, Failure> {
         let ask = match list {
@@ -311,7 +258,7 @@ impl Upstream {
                 Ok(Err(_)) | Err(_) => return Err(Failure::BrokenBody),
             }
         }
-        self.metrics.received(body.len() as u64);
+        self.metrics.content(self.counted, body.len() as u64);
         Ok(body.freeze())
     }
 }

@@ -36,6 +36,7 @@ pub struct Builder {
     most_files: Option<u32>,
     identity: Option<Identity>,
     data: Option<PathBuf>,
+    port: u16,
 }
 
 impl Builder {
@@ -75,6 +76,12 @@ impl Builder {
         self
     }
 
+    /// Listens on this port, which others know before it starts.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
     /// Keeps its data in this folder in place of one of its own.
     pub fn data(mut self, folder: &Path) -> Self {
         self.data = Some(folder.to_owned());
@@ -111,7 +118,7 @@ impl Builder {
         ];
         match &self.identity {
             Some(identity) => arguments.extend(identity.flags()),
-            None => arguments.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]),
+            None => arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{}", self.port)]),
         }
         arguments.extend(self.flags);
         Cache {
@@ -158,6 +165,7 @@ impl Cache {
             most_files: None,
             identity: None,
             data: None,
+            port: 0,
         }
     }
 

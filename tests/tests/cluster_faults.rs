@@ -29,8 +29,8 @@ impl Scene<'_> {
 
     /// Bytes that the cache got from its registry; a cache that is just being killed does not answer.
     async fn received(&self) -> f64 {
-        let metric = "breakwater_upstream_received_bytes_total";
-        self.product.cache_metric("registry-a", metric, "").await.unwrap_or_default()
+        let metric = "breakwater_cache_content_bytes_total";
+        self.product.cache_metric("registry-a", metric, "source=\"upstream\"").await.unwrap_or_default()
     }
 
     /// Starts a Pod of a new large image, kills `program` when part of the image has come, and waits for the Pod.

@@ -6,7 +6,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 
 use super::Download;
-use crate::{failure::Failure, store::partial::Partial, upstream::BlobStream};
+use crate::{
+    failure::Failure,
+    metrics,
+    source::Source,
+    store::partial::Partial,
+    upstream::{BlobStream, Broken},
+};
 
 /// Bytes written and hashed at once.
 const BATCH: usize = 256 * 1024;
@@ -18,6 +24,8 @@ const CATCH_UP: u64 = 8 * 1024 * 1024;
 pub(super) enum Copied {
     /// The body ended as it should.
     ToTheEnd,
+    /// Nothing came for too long.
+    Stalled,
     /// It broke off, or held more than it should; what came is kept.
     BrokenOff,
 }
@@ -25,6 +33,7 @@ pub(super) enum Copied {
 impl Download {
     pub(super) async fn copy(
         &self,
+        source: Source,
         mut stream: BlobStream,
         mut partial: Partial,
     ) -> Result<(Partial, Copied), Failure> {
@@ -34,7 +43,7 @@ impl Download {
             let (batch, end) = next_batch(&mut stream, &mut skip).await;
             let received = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
             if received > 0 {
-                self.metrics.received(received);
+                self.metrics.content(counter(source), received);
                 if self.total.is_some_and(|total| partial.length() + received > total) {
                     return Ok((partial, Copied::BrokenOff));
                 }
@@ -61,6 +70,14 @@ impl Download {
     }
 }
 
+fn counter(source: Source) -> metrics::Source {
+    match source {
+        Source::Peers => metrics::Source::peer,
+        Source::Registry(0) => metrics::Source::upstream,
+        Source::Registry(_) => metrics::Source::alternate,
+    }
+}
+
 /// Waits for one piece and takes what else is here already; also says whether that was the end.
 async fn next_batch(stream: &mut BlobStream, skip: &mut u64) -> (Vec<Bytes>, Option<Copied>) {
     let mut batch = Vec::new();
@@ -69,7 +86,8 @@ async fn next_batch(stream: &mut BlobStream, skip: &mut u64) -> (Vec<Bytes>, Opt
     loop {
         match next {
             Ok(None) => return (batch, Some(Copied::ToTheEnd)),
-            Err(_) => return (batch, Some(Copied::BrokenOff)),
+            Err(Broken::Stalled) => return (batch, Some(Copied::Stalled)),
+            Err(Broken::Off) => return (batch, Some(Copied::BrokenOff)),
             Ok(Some(mut piece)) => {
                 let skipped = piece.len().min(usize::try_from(*skip).unwrap_or(usize::MAX));
                 *skip -= skipped as u64;

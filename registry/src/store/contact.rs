@@ -17,7 +17,7 @@ const PERSIST_EVERY: u64 = 60;
 /// The time of the last good answer, kept as the modification time of a file. Within a process the monotonic clock counts:
 /// a clock that is set in an outage makes no answer older.
 pub struct LastContact {
-    file: Arc<File>,
+    file: Option<Arc<File>>,
     /// The origin of `good_at`, and the silence that there had been then.
     opened: Instant,
     silence_before: Duration,
@@ -31,13 +31,18 @@ impl LastContact {
     /// Continues from what `file` says.
     pub fn of(file: Arc<File>) -> Self {
         let modified = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
-        Self {
-            file,
-            opened: Instant::now(),
-            silence_before: SystemTime::now().duration_since(modified).unwrap_or_default(),
-            good_at: AtomicU64::new(0),
-            persisted: seconds_of(modified).into(),
-        }
+        let silence = SystemTime::now().duration_since(modified).unwrap_or_default();
+        Self { file: Some(file), persisted: seconds_of(modified).into(), ..Self::after(silence) }
+    }
+
+    /// Of a registry whose answers say nothing of upstream.
+    pub fn unkept() -> Self {
+        Self::after(Duration::ZERO)
+    }
+
+    fn after(silence_before: Duration) -> Self {
+        let (good_at, persisted) = Default::default();
+        Self { file: None, opened: Instant::now(), silence_before, good_at, persisted }
     }
 
     /// Upstream has just given a good answer.
@@ -45,10 +50,11 @@ impl LastContact {
         let now = seconds_of(SystemTime::now());
         let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.good_at.store(since.max(1), Ordering::Relaxed);
+        let Some(file) = &self.file else { return };
         let persisted = self.persisted.load(Ordering::Relaxed);
         let is_due = now.abs_diff(persisted) >= PERSIST_EVERY;
         if is_due && self.persisted.compare_exchange(persisted, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            let file = Arc::clone(&self.file);
+            let file = Arc::clone(file);
             // One system call a minute; nothing waits for it.
             drop(tokio::task::spawn_blocking(move || {
                 if let Err(error) = file.set_modified(SystemTime::now()) {

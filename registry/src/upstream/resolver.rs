@@ -35,18 +35,18 @@ pub(super) enum Unresolved {
 }
 
 /// Look-ups shared by all clients.
-pub(super) struct LookUps {
+pub(crate) struct LookUps {
     running: Coalesce<(String, u64), Option<Vec<SocketAddr>>>,
     known: Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>,
     began: Instant,
 }
 
 impl LookUps {
-    pub(super) fn new(background: Background) -> Arc<Self> {
+    pub(crate) fn new(background: Background) -> Arc<Self> {
         Arc::new(Self { running: Coalesce::new(background), known: Arc::default(), began: Instant::now() })
     }
 
-    async fn addresses(&self, name: &str) -> Option<Vec<SocketAddr>> {
+    pub(crate) async fn addresses(&self, name: &str) -> Option<Vec<SocketAddr>> {
         // getaddrinfo blocks a thread for as long as DNS hangs, so there is one per name and slot of time: few threads, and
         // what DNS has swallowed does not delay who asks after its return.
         let slot = self.began.elapsed().as_millis() / SLOT.as_millis();

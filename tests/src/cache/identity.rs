@@ -32,7 +32,7 @@ impl Identity {
         let certificate = authority.self_signed(&authority_key).expect("an authority");
         let issuer = Issuer::new(authority, authority_key);
         let key = KeyPair::generate().expect("a key");
-        let names = vec![SERVICE.to_owned(), "cache-test".to_owned()];
+        let names = vec![SERVICE.to_owned(), "cache-test".to_owned(), "localhost".to_owned()];
         let leaf = CertificateParams::new(names).expect("names for a certificate");
         let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
         let write = |name: &str, text: String| {
@@ -47,6 +47,11 @@ impl Identity {
         write("tokens/relay", format!("{token}\n"));
         let identity = Self { folder: folder.path().to_owned(), authority: certificate.der().clone() };
         (identity, folder)
+    }
+
+    /// The same files again, for another replica.
+    pub fn again(&self) -> Self {
+        Self { folder: self.folder.clone(), authority: self.authority.clone() }
     }
 
     /// Replaces the token in an identity's folder as the kubelet replaces a mounted Secret: in one step.

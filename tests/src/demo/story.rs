@@ -56,7 +56,8 @@ async fn pull_through_the_cache(stage: &Stage, product: Product<'_>, report: &mu
     let blobs = |agent: &str| asked.iter().filter(|request| is_blob(request, agent)).count();
     ensure!(blobs("containerd") == 0, "the node pulled past its cache: {asked:?}");
     ensure!(blobs("breakwater") > 0, "the cache asked for no blob: {asked:?}");
-    let bytes = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
+    let bytes =
+        product.cache_metric("registry-a", "breakwater_cache_content_bytes_total", "source=\"upstream\"").await?;
     let misses = product.cache_metric("registry-a", "breakwater_cache_requests_total", "result=\"miss\"").await?;
     ensure!(bytes > 5e6 && misses > 0.0, "the cache's metrics know of {misses} misses and {bytes} bytes");
     report.held("first Pod on node-1, pulled through the cache", format!("{} in all", seconds(start.total)));

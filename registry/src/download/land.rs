@@ -1,0 +1,48 @@
+//! The end of a download: its hash against its digest, the last byte to the readers, the commit, and the link that says
+//! from where it was served.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::Download;
+use crate::{
+    failure::Failure,
+    serve::BLOB_TYPE,
+    store::{
+        blocking,
+        links::{Kind, Link},
+        partial::{Partial, Verified},
+    },
+};
+
+impl Download {
+    /// The digest was served from this repository.
+    pub(super) async fn link(&self, size: Option<u64>) {
+        let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
+        let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
+        let added = blocking(move || store.links.add(&name.0, &name.1, &link)).await;
+        if let Some(Err(error)) = added {
+            warn!(repository = %self.repository, digest = self.digest.short(), %error, "link not kept");
+        }
+    }
+
+    pub(super) async fn verify(&self, partial: Partial) -> Result<Option<Verified>, Failure> {
+        let verified = self.on_disk(move || partial.verify()).await?;
+        if verified.is_none() {
+            let (repository, digest) = (&self.repository, self.digest.short());
+            warn!(%repository, digest, is_continued = self.is_continued, "content does not match its digest");
+        }
+        Ok(verified)
+    }
+
+    /// Lets the readers have the last byte, and commits.
+    pub(super) async fn land(&self, verified: Verified) -> Result<(), Failure> {
+        self.publisher.done(Arc::clone(verified.file()), verified.length());
+        let store = Arc::clone(&self.store);
+        if let Some(Err(error)) = blocking(move || store.keep(verified)).await {
+            warn!(digest = self.digest.short(), %error, "download served but not kept");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! Replicas ask each other before upstream: one download for all of them, and a lost disk fills from the others.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use breakwater_tests::cache::{Cache, End, Identity};
+use breakwater_tests::upstream::{Account, Blob, Content, Fault, Image, On, Scheme, Upstream};
+
+const REPOSITORY: &str = "library/app";
+const MIB: usize = 1 << 20;
+
+/// Ports that were free a moment ago: replicas must know each other's before they start.
+fn ports<const N: usize>() -> [u16; N] {
+    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    held.each_ref().map(|listener| listener.local_addr().expect("an address").port())
+}
+
+/// A replica on `own` that knows all `ports`, its own too, as replicas of a StatefulSet do.
+async fn replica(upstream: &Upstream, own: u16, ports: &[u16], flags: &[(&str, &str)]) -> Cache {
+    let mut cache = Cache::of(upstream).port(own);
+    for port in ports {
+        cache = cache.flag("--peer", &format!("127.0.0.1:{port}"));
+    }
+    for (name, value) in flags {
+        cache = cache.flag(name, value);
+    }
+    cache.start().await
+}
+
+async fn two(upstream: &Upstream) -> (Cache, Cache) {
+    let both = ports::<2>();
+    (replica(upstream, both[0], &both, &[]).await, replica(upstream, both[1], &both, &[]).await)
+}
+
+fn downloads(upstream: &Upstream, blob: &Blob) -> usize {
+    let requests = upstream.requests();
+    requests.iter().filter(|request| request.method == "GET" && request.path.ends_with(&blob.digest)).count()
+}
+
+async fn pull(cache: &Cache, image: &Image) {
+    let manifest = cache.get("/v2/library/app/manifests/v1").await;
+    assert_eq!((manifest.status, manifest.body == image.manifest.bytes), (200, true));
+    for blob in image.blobs() {
+        let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+        assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+    }
+}
+
+#[tokio::test]
+async fn what_one_replica_has_upstream_is_not_asked_for_again() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[MIB, 1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let (one, other) = two(&upstream).await;
+    pull(&one, &image).await;
+    for blob in image.blobs() {
+        one.await_kept(REPOSITORY, blob).await;
+    }
+    let mark = upstream.mark();
+    pull(&other, &image).await;
+    assert_eq!(upstream.content_requests_since(mark).len(), 0, "not even for the tag: it is fresh at the other");
+}
+
+#[tokio::test]
+async fn in_an_outage_a_lost_disk_fills_from_the_others() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[MIB, 1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let both = ports::<2>();
+    let one = replica(&upstream, both[0], &both, &[("--tag-ttl", "1ms")]).await;
+    pull(&one, &image).await;
+    for blob in image.blobs() {
+        one.await_kept(REPOSITORY, blob).await;
+    }
+    upstream.fault(On::Everything, Fault::Refuse).await;
+    let fresh = replica(&upstream, both[1], &both, &[("--tag-ttl", "1ms")]).await;
+    pull(&fresh, &image).await;
+    drop(one);
+    pull(&fresh, &image).await;
+}
+
+#[tokio::test]
+async fn a_tag_older_than_max_stale_is_no_answer_for_a_replica_either() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[10]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let both = ports::<2>();
+    let flags = [("--tag-ttl", "1ms"), ("--max-stale", "1s")];
+    let one = replica(&upstream, both[0], &both, &flags).await;
+    pull(&one, &image).await;
+    upstream.fault(On::Everything, Fault::Refuse).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let fresh = replica(&upstream, both[1], &both, &flags).await;
+    assert_eq!(fresh.get("/v2/library/app/manifests/v1").await.status, 503);
+}
+
+#[tokio::test]
+async fn a_growing_download_is_read_along_by_the_other_replica() {
+    let upstream = Upstream::start().await;
+    let blob = Content::blob(1, 8 * MIB);
+    upstream.put_blob(REPOSITORY, &blob);
+    let (one, other) = two(&upstream).await;
+    upstream.fault(On::Blobs, Fault::StallAt(2 * MIB as u64)).await;
+    let path = blob.blob_path(REPOSITORY);
+    let mut first = one.request("GET", &path).send().await;
+    assert!(first.read(MIB).await == blob.bytes[..MIB]);
+    let mut second = other.request("GET", &path).send().await;
+    assert!(second.read(MIB).await == blob.bytes[..MIB]);
+    upstream.heal().await;
+    assert_eq!(first.rest_equals(&blob.bytes).await, End::Complete);
+    assert_eq!(second.rest_equals(&blob.bytes).await, End::Complete);
+    assert_eq!((downloads(&upstream, &blob), upstream.bytes_sent(&blob.digest)), (1, blob.len()));
+}
+
+#[tokio::test]
+async fn replicas_that_begin_at_once_are_one_download_and_never_wait_for_each_other() {
+    let upstream = Upstream::start().await;
+    let all = ports::<3>();
+    let replicas = futures::future::join_all(all.iter().map(|own| replica(&upstream, *own, &all, &[]))).await;
+    for seed in 1..=8 {
+        let blob = Content::blob(seed, MIB);
+        upstream.put_blob(REPOSITORY, &blob);
+        let path = blob.blob_path(REPOSITORY);
+        let answers = futures::future::join_all(replicas.iter().map(|replica| replica.get(&path))).await;
+        for answer in answers {
+            assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+            assert!(answer.header_after < Duration::from_secs(3), "{:?}", answer.header_after);
+        }
+        assert!(downloads(&upstream, &blob) <= 2, "{} downloads", downloads(&upstream, &blob));
+    }
+}
+
+#[tokio::test]
+async fn a_dead_or_frozen_replica_costs_one_short_wait() {
+    let upstream = Upstream::start().await;
+    let both = ports::<2>();
+    let one = replica(&upstream, both[0], &both, &[]).await;
+    let frozen = replica(&upstream, both[1], &both, &[]).await;
+    frozen.freeze();
+    let mut took = Vec::new();
+    for seed in 1..=4 {
+        let blob = Content::blob(seed, 1000);
+        upstream.put_blob(REPOSITORY, &blob);
+        let answer = one.get(&blob.blob_path(REPOSITORY)).await;
+        assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
+        took.push(answer.took);
+    }
+    assert!(took[0] < Duration::from_secs(3), "{took:?}");
+    assert!(took[1..].iter().all(|took| *took < Duration::from_millis(800)), "{took:?}");
+    frozen.thaw();
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_in_mid_body_is_gone_on_from_upstream() {
+    let upstream = Upstream::start().await;
+    let blob = Content::blob(1, 8 * MIB);
+    upstream.put_blob(REPOSITORY, &blob);
+    let (mut one, other) = two(&upstream).await;
+    upstream.fault_times(1, On::Blobs, Fault::StallAt(4 * MIB as u64)).await;
+    let path = blob.blob_path(REPOSITORY);
+    let mut first = one.request("GET", &path).send().await;
+    first.read(3 * MIB).await;
+    let mut second = other.request("GET", &path).send().await;
+    assert!(second.read(3 * MIB).await == blob.bytes[..3 * MIB]);
+    one.kill9().await;
+    assert_eq!(second.rest_equals(&blob.bytes).await, End::Complete);
+    let resumed = upstream.requests().iter().any(|request| request.header("range").is_some());
+    assert!(resumed, "what the other replica had sent was fetched again");
+}
+
+#[tokio::test]
+async fn private_content_stays_private_at_the_next_replica() {
+    let upstream = Upstream::start().await;
+    let secret = Content::blob(1, 1000);
+    upstream.put_blob("team/secret", &secret);
+    upstream.require(Scheme::Basic, &[Account::new("team/secret", "robot", "hunter2")]);
+    let logins = tempfile::tempdir().expect("a folder");
+    let key = format!("{}/team", upstream.host());
+    let auths = serde_json::json!({"auths": {key: {"username": "robot", "password": "hunter2"}}});
+    std::fs::write(logins.path().join(".dockerconfigjson"), auths.to_string()).expect("logins");
+    let folder = logins.path().display().to_string();
+    let both = ports::<2>();
+    let flags = [("--credentials-dir", folder.as_str())];
+    let one = replica(&upstream, both[0], &both, &flags).await;
+    assert_eq!(one.get(&secret.blob_path("team/secret")).await.status, 200);
+    one.await_kept("team/secret", &secret).await;
+    let other = replica(&upstream, both[1], &both, &flags).await;
+    assert_eq!(other.get(&secret.blob_path("library/stranger")).await.status, 404, "the other replica proves it too");
+    assert_eq!(other.get(&secret.blob_path("team/secret")).await.status, 200);
+    other.await_kept("team/secret", &secret).await;
+    assert_eq!(
+        other.get(&secret.blob_path("library/stranger")).await.status,
+        404,
+        "it came from a replica, still private"
+    );
+}
+
+#[tokio::test]
+async fn only_if_cached_is_answered_from_here_or_by_504() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+    let paths = ["/v2/library/app/manifests/v1".to_owned(), image.layers[0].blob_path(REPOSITORY)];
+    let ask = async |path: &str, control: &str| {
+        cache.request("GET", path).header("Cache-Control", control).answer().await.status
+    };
+    for path in &paths {
+        assert_eq!(ask(path, "only-if-cached").await, 504, "{path}");
+    }
+    assert_eq!(upstream.content_requests_since(upstream.mark()).len(), 0);
+    assert!(upstream.requests().iter().all(|request| !request.asks_for_content()));
+    pull(&cache, &image).await;
+    cache.await_kept(REPOSITORY, &image.layers[0]).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mark = upstream.mark();
+    assert_eq!(ask(&paths[0], "only-if-cached").await, 504, "past its TTL");
+    assert_eq!(ask(&paths[0], "only-if-cached, max-stale").await, 200);
+    assert_eq!(ask(&paths[1], "only-if-cached").await, 200);
+    assert_eq!(upstream.content_requests_since(mark).len(), 0);
+}
+
+#[tokio::test]
+async fn replicas_with_a_tls_listener_speak_tls_and_show_a_token() {
+    let upstream = Upstream::start().await;
+    let blob = Content::blob(1, MIB);
+    upstream.put_blob(REPOSITORY, &blob);
+    let (identity, _folder) = Identity::with_token("relay-token");
+    let one = Cache::of(&upstream).identity(identity.again()).start().await;
+    let token = ("Authorization", "Bearer relay-token");
+    let path = blob.blob_path(REPOSITORY);
+    assert_eq!(one.request("GET", &path).header(token.0, token.1).answer().await.status, 200);
+    one.await_kept(REPOSITORY, &blob).await;
+    let peer = format!("localhost:{}", one.address().port());
+    let other = Cache::of(&upstream).identity(identity).flag("--peer", &peer).start().await;
+    let answer = other.request("GET", &path).header(token.0, token.1).answer().await;
+    assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
+    assert_eq!(downloads(&upstream, &blob), 1);
+}
