@@ -14,6 +14,8 @@ pub const NODES_READY: &str = "NodesReady";
 pub const UPSTREAM_REACHABLE: &str = "UpstreamReachable";
 /// The upstream accepts the mirror's credentials.
 pub const UPSTREAM_CREDENTIALS_ACCEPTED: &str = "UpstreamCredentialsAccepted";
+/// The node's container runtime comes to the relay for what the agent wrote.
+pub const RUNTIME_CONFIGURED: &str = "RuntimeConfigured";
 /// Work is under way; present only while True.
 pub const RECONCILING: &str = "Reconciling";
 /// Nothing will happen until somebody acts; present only while True.
@@ -93,6 +95,22 @@ pub mod reason {
     pub const CERTIFICATES_WITHOUT_HOSTS: &str = "CertificatesWithoutHosts";
     /// Inactive mirror: the file could not be written. Do what the message says.
     pub const WRITE_FAILED: &str = "WriteFailed";
+    /// RuntimeConfigured: the container runtime was seen to come to the relay for every mirror.
+    pub const PROVEN: &str = "Proven";
+    /// RuntimeConfigured, inactive mirror: the container runtime was not seen to come to the relay. While the state is Pending, wait or
+    /// pull an image; once it is Failed, do what the message says.
+    pub const NOT_PROVEN: &str = "NotProven";
+    /// RuntimeConfigured, inactive mirror: containerd reads no hosts.toml, because `config_path` is empty. Set it and restart containerd.
+    pub const CONFIG_PATH_UNSET: &str = "ConfigPathUnset";
+    /// RuntimeConfigured, inactive mirror: containerd reads other folders than the one that the agent writes. Give the agent that folder.
+    pub const CONFIG_PATH_ELSEWHERE: &str = "ConfigPathElsewhere";
+    /// RuntimeConfigured, inactive mirror: `config_path` is a list, which this containerd takes for one folder. Set one and restart
+    /// containerd.
+    pub const MULTIPLE_PATHS: &str = "MultiplePaths";
+    /// RuntimeConfigured, inactive mirror: `registry.mirrors` is set, which excludes hosts.toml. Move it there and restart containerd.
+    pub const LEGACY_MIRRORS: &str = "LegacyMirrors";
+    /// RuntimeConfigured, inactive mirror: the runtime's configuration cannot be read. Mount it into the agent.
+    pub const CONFIG_UNREADABLE: &str = "ConfigUnreadable";
     /// Inactive mirror, MirrorNode Ready: the relay's port is taken. Free it.
     pub const RELAY_PORT_TAKEN: &str = "RelayPortTaken";
 }

@@ -65,7 +65,7 @@ pub struct MirrorNodeStatus {
     #[serde(default)]
     pub inactive: Vec<InactiveMirror>,
 
-    /// Ready: every mirror that selects this node is active.
+    /// Ready: every mirror that selects this node is active. RuntimeConfigured: the container runtime reads what the agent writes.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

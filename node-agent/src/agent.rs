@@ -2,22 +2,25 @@
 //!
 //! Whenever something changed, and every 30 seconds, one turn: what is known of the cluster (`watch`, kept on disk by
 //! `known`) becomes a plan (`plan`, pure), the relay gets its routes (`relay`), the files are written or given back
-//! (`files`, `hosts_toml`), and what came of it is reported (`status`, `report`). Files are written only while the relay
-//! listens. At a stop, `departure` decides whether they stay.
+//! (`files`, `hosts_toml`), the container runtime is looked at (`runtime`) and seen to read them (`prove`, `cri`), and what
+//! came of it is reported (`status`, `report`). Files are written only while the relay listens. At a stop, `departure`
+//! decides whether they stay.
 
 use crate::args::Args;
 use crate::departure::{self, Departure};
 use crate::files::{Files, Outcome};
 use crate::known::{Known, Trust};
 use crate::plan::{self, Plan};
+use crate::prove::{Target, prove_forever};
 use crate::registry_host::RegistryHost;
 use crate::relay::{Relay, Route, trust_only};
 use crate::report::{self, Report};
-use crate::status::{self, Seen};
+use crate::runtime::{Look, Places, look};
+use crate::status::{self, RuntimeSeen, Seen};
 use crate::watch::{self, Sources};
-use breakwater_crds::{Runtime, names};
+use breakwater_crds::names;
 use kube::Client;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// What others do to the files is noticed after at most this time.
 const RESCAN: Duration = Duration::from_secs(30);
+/// While the runtime was not seen to read the files it is looked at more often: somebody may be mending it.
+const RELOOK: Duration = Duration::from_secs(5);
 /// A taken port is tried again after this time.
 const REBIND: Duration = Duration::from_secs(2);
 
@@ -55,6 +60,8 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         node_name,
         certs_dir,
         config_path,
+        runtime_config,
+        cri_socket,
         state_dir,
         relay_listen,
         namespace,
@@ -70,7 +77,13 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     let mut reporter = JoinSet::new();
     reporter.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
 
-    let mut agent = Agent::start(certs_dir, config_path, state_dir, stored, relay_listen, reports).await?;
+    let (targets, to_prove) = tokio::sync::watch::channel(None);
+    let places = Places { config: runtime_config, socket: cri_socket.0 };
+    let telling = Telling { config_path, places, reports, targets };
+
+    let mut agent = Agent::start(certs_dir, state_dir, stored, relay_listen, telling).await?;
+    let mut prover = JoinSet::new();
+    prover.spawn(prove_forever(to_prove, agent.relay.clone(), known));
     while !stop.is_cancelled() {
         agent.turn(&mut news).await?;
         tokio::select! {
@@ -81,6 +94,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
             () = sleep(agent.pause()) => {}
             Some(Err(died)) = watches.join_next() => return Err(AgentFault::Task(died)),
             Some(Err(died)) = reporter.join_next() => return Err(AgentFault::Task(died)),
+            Some(Err(died)) = prover.join_next() => return Err(AgentFault::Task(died)),
             Some(Err(died)) = agent.serving.join_next() => return Err(AgentFault::Task(died)),
         }
     }
@@ -89,6 +103,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     tracing::info!(node = node_name, ?departure, "stopping");
     watches.shutdown().await;
     reporter.shutdown().await;
+    prover.shutdown().await;
     if departure == Departure::End {
         agent.give_everything_back().await?;
         report::withdraw(client, &node_name).await;
@@ -110,20 +125,28 @@ struct Agent {
     trust: Result<(), String>,
     /// At home except during a turn's disk work.
     files: Option<Files>,
-    config_path: String,
     state_dir: PathBuf,
     stored: Known,
+    telling: Telling,
+    /// Whether the runtime was seen to read every file that is in place.
+    proven: bool,
+}
+
+/// What is said of the node's side, and to whom.
+struct Telling {
+    config_path: String,
+    places: Places,
     reports: Sender<Option<Report>>,
+    targets: Sender<Option<Target>>,
 }
 
 impl Agent {
     async fn start(
         certs_dir: PathBuf,
-        config_path: String,
         state_dir: PathBuf,
         stored: Known,
         relay_listen: SocketAddr,
-        reports: Sender<Option<Report>>,
+        telling: Telling,
     ) -> Result<Self, AgentFault> {
         let mut agent = Self {
             relay: Relay::default(),
@@ -134,10 +157,10 @@ impl Agent {
             routed: None,
             trust: Ok(()),
             files: None,
-            config_path,
             stored,
             state_dir,
-            reports,
+            telling,
+            proven: false,
         };
         // The relay first: a file that points at it must never be the older of the two.
         agent.listen().await;
@@ -158,8 +181,11 @@ impl Agent {
             self.route(plan, known.trust.as_ref());
         }
         let outcome = self.write(plan.as_ref(), &known).await?;
-        if let (Some(plan), Some(node)) = (&plan, &known.node) {
-            self.report(plan, &outcome, node.uid.clone(), known.runtime_version);
+        let (places, version) = (self.telling.places.clone(), known.runtime_version.clone());
+        let look = spawn_blocking(move || look(&places, version.as_deref())).await.map_err(AgentFault::Task)?;
+        if let Some(plan) = &plan {
+            self.prove(&outcome, &look, &known);
+            self.report(plan, &outcome, &look, known);
         }
         Ok(())
     }
@@ -241,26 +267,39 @@ impl Agent {
         Ok(outcome)
     }
 
-    fn report(&self, plan: &Plan, outcome: &Outcome, node_uid: String, runtime_version: Option<String>) {
-        let config_path = self.config_path.clone();
+    /// Has the files proven that are in place.
+    fn prove(&mut self, outcome: &Outcome, look: &Look, known: &Known) {
+        let placed = outcome.placed.iter().filter(|(_, placed)| placed.is_ok());
+        let registries: BTreeSet<_> = placed.map(|(registry, _)| registry.to_string()).collect();
+        self.proven = registries.iter().all(|registry| known.proofs.is_proven(registry, &look.fingerprint));
+        let target = self.listening.is_ok().then(|| Target {
+            registries,
+            fingerprint: look.fingerprint.clone(),
+            socket: look.socket.clone(),
+        });
+        send_news(&self.telling.targets, target);
+    }
+
+    fn report(&self, plan: &Plan, outcome: &Outcome, look: &Look, known: Known) {
+        let Some(node) = known.node else { return };
         let seen = Seen {
             plan,
             placed: &outcome.placed,
             views: &self.relay.views(),
             listening: &self.listening.as_ref().map(|_| ()).map_err(Clone::clone),
             trust: &self.trust,
-            runtime: runtime_version.map(|version| Runtime { version, config_path }),
+            runtime_version: known.runtime_version,
+            runtime: RuntimeSeen { proofs: &known.proofs, look, folder: &self.telling.config_path },
         };
-        let report = Some(Report { node_uid, findings: status::findings(seen) });
-        self.reports.send_if_modified(|before| {
-            let modified = *before != report;
-            *before = report;
-            modified
-        });
+        send_news(&self.telling.reports, Some(Report { node_uid: node.uid, findings: status::findings(seen) }));
     }
 
     fn pause(&self) -> Duration {
-        if self.listening.is_ok() { RESCAN } else { REBIND }
+        match (&self.listening, self.proven) {
+            (Err(_), _) => REBIND,
+            (Ok(_), false) => RELOOK,
+            (Ok(_), true) => RESCAN,
+        }
     }
 
     async fn give_everything_back(&mut self) -> Result<(), AgentFault> {
@@ -271,6 +310,14 @@ impl Agent {
         self.stop_serving.cancel();
         while self.serving.join_next().await.is_some() {}
     }
+}
+
+fn send_news<T: PartialEq>(to: &Sender<T>, news: T) {
+    to.send_if_modified(|before| {
+        let modified = *before != news;
+        *before = news;
+        modified
+    });
 }
 
 type Routes = BTreeMap<RegistryHost, Option<Arc<Route>>>;

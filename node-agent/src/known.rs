@@ -2,6 +2,7 @@
 //! away too. Knows no client.
 
 use crate::durable;
+use crate::proof::Proofs;
 use breakwater_crds::{RegistryMirror, RelayKey};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -23,6 +24,9 @@ pub struct Known {
     pub node: Option<Node>,
     /// The container runtime as the kubelet reports it.
     pub runtime_version: Option<String>,
+    /// Of what it was seen to read.
+    #[serde(default)]
+    pub proofs: Proofs,
 }
 
 /// One EndpointSlice of a cache.

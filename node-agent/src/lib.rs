@@ -2,14 +2,19 @@
 
 pub mod agent;
 pub mod args;
+pub mod cri;
 pub mod departure;
 pub mod durable;
 pub mod files;
 pub mod hosts_toml;
 pub mod known;
+pub mod offline;
 pub mod plan;
+pub mod proof;
+pub mod prove;
 pub mod registry_host;
 pub mod relay;
 pub mod report;
+pub mod runtime;
 pub mod status;
 pub mod watch;

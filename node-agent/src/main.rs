@@ -1,8 +1,9 @@
 //! The agent's process: settings, log, signals. The story is in [`breakwater_node_agent::agent`].
 
 use anyhow::{Context, Result};
-use breakwater_node_agent::agent;
-use breakwater_node_agent::args::{Args, LogFormat};
+use breakwater_node_agent::args::{Args, Cli, Command, LogFormat};
+use breakwater_node_agent::offline::{OfflineFault, Told};
+use breakwater_node_agent::{agent, offline};
 use clap::Parser;
 use kube::Client;
 use std::io::IsTerminal;
@@ -14,15 +15,30 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Fails only where one is installed already, which nobody else does.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    let args = Args::parse();
-    log_to_stderr(args.log_format);
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let Cli { command, agent } = Cli::parse().check().unwrap_or_else(|error| error.exit());
+    log_to_stderr(agent.log_format);
+    let done = match command {
+        None => run(agent).map(|()| ExitCode::SUCCESS),
+        Some(Command::Plan(args)) => tell(offline::plan(args)),
+        Some(Command::Restore(args)) => tell(offline::restore(&args)),
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Exit code 1 also where only a part could be done.
+fn tell(told: Result<Told, OfflineFault>) -> Result<ExitCode> {
+    let Told { text, troubles } = told?;
+    print!("{text}");
+    for trouble in &troubles {
+        eprintln!("error: {trouble}");
+    }
+    Ok(if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run(args: Args) -> Result<()> {

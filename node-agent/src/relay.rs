@@ -4,6 +4,7 @@
 mod ask;
 mod body;
 mod cache;
+mod canary;
 mod connect;
 mod forward;
 mod health;
@@ -21,11 +22,12 @@ use arc_swap::ArcSwap;
 use ask::{Ask, Refusal};
 use body::RelayBody;
 use cache::Cache;
+use canary::Canaries;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use listen::{Answer, Room};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use cache::View;
+pub use canary::Canary;
 pub use health::Standing;
 pub use route::{NoRoute, Route, trust_only};
 
@@ -48,6 +51,7 @@ pub struct Relay(Arc<Inner>);
 
 struct Inner {
     caches: ArcSwap<BTreeMap<String, Arc<Cache>>>,
+    canaries: Arc<Canaries>,
     changed: Arc<Notify>,
     beat: ArcSwap<Instant>,
 }
@@ -55,7 +59,7 @@ struct Inner {
 impl Default for Relay {
     fn default() -> Self {
         let beat = ArcSwap::from_pointee(Instant::now());
-        Self(Arc::new(Inner { caches: ArcSwap::default(), changed: Arc::default(), beat }))
+        Self(Arc::new(Inner { caches: ArcSwap::default(), canaries: Arc::default(), changed: Arc::default(), beat }))
     }
 }
 
@@ -89,6 +93,22 @@ impl Relay {
         self.0.changed.notified().await;
     }
 
+    /// Lets out an image that only this relay can serve; None without random numbers.
+    #[must_use]
+    pub fn release_canary(&self, registry: &str) -> Option<Canary> {
+        self.0.canaries.release(registry)
+    }
+
+    /// From now on, real content asked of these registries is told by [`Self::asked`].
+    pub fn await_proof(&self, registries: BTreeSet<String>) {
+        self.0.canaries.await_proof(registries);
+    }
+
+    /// Waits until a runtime asked for real content of registries that wait for it.
+    pub async fn asked(&self) -> BTreeSet<String> {
+        self.0.canaries.asked().await
+    }
+
     /// The main loop turned.
     pub fn beat(&self) {
         self.0.beat.store(Arc::new(Instant::now()));
@@ -118,6 +138,9 @@ impl Inner {
             Err(Refusal::Method) => return refuse_method(),
             Err(Refusal::Path) => return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "no such path"),
         };
+        if let Some(answer) = self.canaries.answer(&parts.method, &content) {
+            return answer;
+        }
         let Some(cache) = self.caches.load().get(&content.registry).cloned() else {
             return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "this node has no mirror of that registry");
         };

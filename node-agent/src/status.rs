@@ -1,5 +1,9 @@
 //! What the node's `MirrorNode` says, from what the agent did and saw. Pure.
 
+mod runtime;
+
+pub use runtime::RuntimeSeen;
+
 use crate::files::Fault;
 use crate::plan::Plan;
 use crate::registry_host::RegistryHost;
@@ -25,8 +29,10 @@ pub struct Seen<'a> {
     pub listening: &'a Result<(), String>,
     /// Whether caches can be trusted, or what is missing.
     pub trust: &'a Result<(), String>,
-    /// The container runtime, once known.
-    pub runtime: Option<Runtime>,
+    /// The container runtime's version, once known.
+    pub runtime_version: Option<String>,
+    /// What is known of how it is configured.
+    pub runtime: RuntimeSeen<'a>,
 }
 
 /// The findings: the status without times, so that equal findings are equal.
@@ -35,7 +41,7 @@ pub struct Findings {
     runtime: Option<(String, String)>,
     active: Vec<String>,
     inactive: Vec<Inactive>,
-    verdict: Verdict,
+    verdicts: [Verdict; 2],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,10 +55,16 @@ struct Inactive {
 /// What is to be reported.
 #[must_use]
 pub fn findings(seen: Seen<'_>) -> Findings {
-    let Seen { plan, placed, views, listening, trust, runtime } = seen;
+    let Seen { plan, placed, views, listening, trust, runtime_version, runtime } = seen;
     let (mut active, mut inactive) = (Vec::new(), Vec::new());
     for registry in plan.mirrors.iter().map(|planned| &planned.wanted.registry) {
-        match verdict_of(placed.get(registry), views.get(registry.as_str()), listening, trust) {
+        match verdict_of(
+            placed.get(registry),
+            views.get(registry.as_str()),
+            listening,
+            trust,
+            runtime.unread(registry.as_str()),
+        ) {
             None => active.push(registry.to_string()),
             Some((state, reason, message)) => {
                 inactive.push(Inactive { registry: registry.to_string(), state, reason, message });
@@ -67,10 +79,13 @@ pub fn findings(seen: Seen<'_>) -> Findings {
     }));
     active.sort();
     inactive.sort_by(|a, b| a.registry.cmp(&b.registry));
-    let verdict = ready(&active, &inactive, listening);
-    let runtime = runtime.map(|runtime| (runtime.version, runtime.config_path));
-    Findings { runtime, active, inactive, verdict }
+    let configured = runtime.configured(plan, |registry| matches!(placed.get(registry), Some(Ok(()))));
+    let verdicts = [ready(&active, &inactive, listening), configured];
+    let runtime = runtime_version.map(|version| (version, runtime.folder.to_owned()));
+    Findings { runtime, active, inactive, verdicts }
 }
+
+type Unfit = (MirrorState, &'static str, String);
 
 /// Why a mirror is not active; None if it is.
 fn verdict_of(
@@ -78,7 +93,8 @@ fn verdict_of(
     view: Option<&View>,
     listening: &Result<(), String>,
     trust: &Result<(), String>,
-) -> Option<(MirrorState, &'static str, String)> {
+    unread: Option<Unfit>,
+) -> Option<Unfit> {
     if let Err(error) = listening {
         return Some((MirrorState::Failed, reason::RELAY_PORT_TAKEN, error.clone()));
     }
@@ -90,8 +106,10 @@ fn verdict_of(
         }
     }
     let standing = view.map_or(Standing::Unknown, |view| view.standing);
-    if standing == Standing::In {
-        return None;
+    match unread {
+        Some(unread) if standing == Standing::In || unread.0 == MirrorState::Failed => return Some(unread),
+        None if standing == Standing::In => return None,
+        _ => {}
     }
     let state = if standing == Standing::Out { MirrorState::Bypassed } else { MirrorState::Pending };
     if let Err(missing) = trust {
@@ -142,7 +160,7 @@ fn named<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
 /// The status with times: each stays as long as what it dates.
 #[must_use]
 pub fn stamp(findings: &Findings, before: &MirrorNodeStatus, now: &Time) -> MirrorNodeStatus {
-    let Findings { runtime, active, inactive, verdict } = findings;
+    let Findings { runtime, active, inactive, verdicts } = findings;
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     let observed = Observed { mirrors: count(active.len() + inactive.len()), active: count(active.len()) };
     let since = |one: &Inactive| {
@@ -165,7 +183,9 @@ pub fn stamp(findings: &Findings, before: &MirrorNodeStatus, now: &Time) -> Mirr
         inactive: listed.collect(),
         conditions: before.conditions.clone(),
     };
-    conditions::set(&mut stamped.conditions, verdict.clone(), None, now);
+    for verdict in verdicts {
+        conditions::set(&mut stamped.conditions, verdict.clone(), None, now);
+    }
     stamped
 }
 

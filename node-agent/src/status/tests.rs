@@ -4,6 +4,8 @@ use super::*;
 use crate::files::Wanted;
 use crate::hosts_toml::{Entry, Server};
 use crate::plan::Planned;
+use crate::proof::{Proofs, Verdict as Proof};
+use crate::runtime::{Effective, Look, Lookup};
 
 fn planned(registry: &str) -> Planned {
     let entry = Entry { mirror: "m".into(), relay: "http://127.0.0.1:429".into(), server: Server::Default };
@@ -14,6 +16,14 @@ fn view(standing: Standing, trouble: Option<&str>) -> View {
     View { standing, pods: 1, answering: 1, trouble: trouble.map(str::to_owned) }
 }
 
+const FOLDER: &str = "/etc/containerd/certs.d";
+
+fn looked(lookup: Lookup) -> Look {
+    let file = "/etc/containerd/config.toml".into();
+    let effective = Ok(Effective { lookup, file, plugin: "io.containerd.cri.v1.images" });
+    Look { effective, fingerprint: "1".into(), socket: Some("/run/containerd/containerd.sock".into()) }
+}
+
 /// What is found of mirrors that are otherwise well.
 struct Case {
     plan: Plan,
@@ -21,6 +31,8 @@ struct Case {
     views: BTreeMap<String, View>,
     listening: Result<(), String>,
     trust: Result<(), String>,
+    proofs: Proofs,
+    look: Look,
 }
 
 impl Case {
@@ -28,14 +40,17 @@ impl Case {
         let plan = Plan { mirrors: registries.iter().map(|registry| planned(registry)).collect(), refused: Vec::new() };
         let placed = plan.mirrors.iter().map(|planned| (planned.wanted.registry.clone(), Ok(()))).collect();
         let views = registries.iter().map(|registry| ((*registry).to_owned(), view(Standing::In, None))).collect();
-        Self { plan, placed, views, listening: Ok(()), trust: Ok(()) }
+        let mut proofs = Proofs::default();
+        registries.iter().for_each(|registry| proofs.note(registry, "1", Proof::Proven));
+        let look = looked(Lookup::Folders(vec![FOLDER.to_owned()]));
+        Self { plan, placed, views, listening: Ok(()), trust: Ok(()), proofs, look }
     }
 
     fn findings(&self) -> Findings {
-        let Self { plan, placed, views, listening, trust } = self;
-        let runtime =
-            Some(Runtime { version: "containerd://2.4.2".into(), config_path: "/etc/containerd/certs.d".into() });
-        findings(Seen { plan, placed, views, listening, trust, runtime })
+        let Self { plan, placed, views, listening, trust, proofs, look } = self;
+        let runtime_version = Some("containerd://2.4.2".into());
+        let runtime = RuntimeSeen { proofs, look, folder: FOLDER };
+        findings(Seen { plan, placed, views, listening, trust, runtime_version, runtime })
     }
 
     fn status(&self) -> MirrorNodeStatus {
@@ -109,11 +124,53 @@ fn each_way_of_not_being_active() {
 }
 
 #[test]
+fn a_node_whose_runtime_ignores_the_files_is_not_active_and_says_the_mend() {
+    let check = |lookup, socket: bool, proof: Option<Proof>, state: Option<MirrorState>, status: &str, reason: &str| {
+        let mut case = Case::well(&["docker.io"]);
+        case.look = looked(lookup);
+        case.look.socket = case.look.socket.filter(|_| socket);
+        case.proofs = Proofs::default();
+        if let Some(proof) = proof.clone() {
+            case.proofs.note("docker.io", "1", proof);
+        }
+        let found = case.status();
+        let configured = found.conditions.iter().find(|one| one.type_ == "RuntimeConfigured").unwrap();
+        let context = format!("{proof:?} {found:?}");
+        assert_eq!((configured.status.as_str(), configured.reason.as_str()), (status, reason), "{context}");
+        assert_eq!(found.inactive.first().map(|one| one.state), state, "{context}");
+        if let Some(one) = found.inactive.first() {
+            assert_eq!((&one.reason, &one.message), (&configured.reason, &configured.message));
+        }
+    };
+    let fits = || Lookup::Folders(vec![FOLDER.to_owned()]);
+    let elsewhere = || Lookup::Folders(vec!["/elsewhere".to_owned()]);
+    let (missed, unclear) = (|| Some(Proof::Missed("not found".into())), || Some(Proof::Unclear("silent".into())));
+    let (failed, pending) = (Some(MirrorState::Failed), Some(MirrorState::Pending));
+    // The canary has the last word, whatever the configuration says.
+    check(Lookup::Nowhere, true, Some(Proof::Proven), None, "True", "Proven");
+    check(Lookup::Nowhere, true, missed(), failed, "False", "ConfigPathUnset");
+    check(Lookup::Unsplit("/a:/b".into()), true, missed(), failed, "False", "MultiplePaths");
+    check(Lookup::LegacyMirrors, true, missed(), failed, "False", "LegacyMirrors");
+    check(elsewhere(), true, missed(), failed, "False", "ConfigPathElsewhere");
+    check(fits(), true, missed(), failed, "False", "NotProven");
+    // It is out, or could not be sent out.
+    check(Lookup::Nowhere, true, None, pending, "Unknown", "NotProven");
+    check(Lookup::Nowhere, true, unclear(), failed, "False", "ConfigPathUnset");
+    check(fits(), true, unclear(), pending, "Unknown", "NotProven");
+    // Without a socket the configuration is taken at its word where that is a no, and a pull proves the yes.
+    check(Lookup::Nowhere, false, None, failed, "False", "ConfigPathUnset");
+    check(elsewhere(), false, None, pending, "Unknown", "NotProven");
+    check(fits(), false, None, pending, "Unknown", "NotProven");
+    check(fits(), false, Some(Proof::Proven), None, "True", "Proven");
+}
+
+#[test]
 fn names_are_counted_beyond_three_and_lists_are_bounded() {
     let mut case = Case::well(&["ok.example"]);
     for i in 0..60 {
         let registry = format!("r{i:02}.example");
         case.plan.mirrors.push(planned(&registry));
+        case.proofs.note(&registry, "1", Proof::Proven);
         case.placed.insert(RegistryHost::parse(&registry).unwrap(), Ok(()));
     }
     let status = case.status();

@@ -1,0 +1,76 @@
+//! Which registries the container runtime was seen to ask the relay for. Part of the last known set, so that a restart of the
+//! agent asks nothing anew. Pure.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What is proven, by registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proofs(BTreeMap<String, Proof>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Proof {
+    fingerprint: String,
+    verdict: Verdict,
+}
+
+/// What an attempt to prove a registry showed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The runtime came to the relay.
+    Proven,
+    /// It answered and had not come; what it said.
+    Missed(String),
+    /// It could not be asked; why.
+    Unclear(String),
+}
+
+impl Proofs {
+    /// What is known of a registry. An older runtime's verdict counts until there is a newer one.
+    #[must_use]
+    pub fn of(&self, registry: &str) -> Option<&Verdict> {
+        self.0.get(registry).map(|proof| &proof.verdict)
+    }
+
+    /// Whether it is proven of the runtime as it is now.
+    #[must_use]
+    pub fn is_proven(&self, registry: &str, fingerprint: &str) -> bool {
+        self.0.get(registry).is_some_and(|proof| proof.fingerprint == fingerprint && proof.verdict == Verdict::Proven)
+    }
+
+    /// Takes note. What could not be asked takes nothing away that was proven or missed.
+    pub fn note(&mut self, registry: &str, fingerprint: &str, verdict: Verdict) {
+        let is_settled = |proof: &Proof| !matches!(proof.verdict, Verdict::Unclear(_));
+        if matches!(verdict, Verdict::Unclear(_)) && self.0.get(registry).is_some_and(is_settled) {
+            return;
+        }
+        self.0.insert(registry.to_owned(), Proof { fingerprint: fingerprint.to_owned(), verdict });
+    }
+
+    /// Forgets registries that are mirrored no more.
+    pub fn keep(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.0.retain(|registry, _| wanted(registry));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_stands_until_a_better_one_and_a_proof_is_of_one_runtime() {
+        let mut proofs = Proofs::default();
+        let silent = || Verdict::Unclear("silent".into());
+        proofs.note("docker.io", "1", silent());
+        assert_eq!(proofs.of("docker.io"), Some(&silent()));
+        proofs.note("docker.io", "1", Verdict::Proven);
+        assert!(proofs.is_proven("docker.io", "1") && !proofs.is_proven("docker.io", "2"));
+        proofs.note("docker.io", "2", silent());
+        assert_eq!(proofs.of("docker.io"), Some(&Verdict::Proven));
+        proofs.note("docker.io", "2", Verdict::Missed("not found".into()));
+        assert_eq!(proofs.of("docker.io"), Some(&Verdict::Missed("not found".into())));
+        proofs.note("quay.io", "2", Verdict::Proven);
+        proofs.keep(|registry| registry == "quay.io");
+        assert_eq!((proofs.of("docker.io"), proofs.of("quay.io")), (None, Some(&Verdict::Proven)));
+    }
+}

@@ -1,0 +1,107 @@
+//! A containerd that ignores hosts.toml, as it does by default, on a real cluster: the node says so with the mend, Pods start,
+//! and once mended pulls go through the cache.
+#![cfg(feature = "cluster")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakwater_crds::{MirrorNode, MirrorState};
+use breakwater_tests::binaries::workspace;
+use breakwater_tests::cluster::{Cluster, ClusterConfig, Node, until};
+use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::images::Image;
+use breakwater_tests::product::Product;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Api;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const ONE_FOLDER: &str = r#"config_path = "/etc/containerd/certs.d""#;
+const PRESETS: [&str; 6] = ["k3s", "rke2", "k0s", "microk8s", "talos", "without-socket"];
+
+/// Waits for the condition that tells whether the runtime reads our files.
+async fn configured(cluster: &Cluster, node: &Node, reason: &str) -> Result<(Condition, MirrorNode)> {
+    let nodes: Api<MirrorNode> = Api::all(cluster.client());
+    let mut last = None;
+    let reached = until(LIMIT, &format!("RuntimeConfigured to be {reason}"), async || {
+        let Some(found) = nodes.get_opt(node.name()).await.context("get the MirrorNode")? else { return Ok(None) };
+        let conditions = found.status.iter().flat_map(|status| &status.conditions);
+        last = conditions.clone().find(|one| one.type_ == "RuntimeConfigured").cloned();
+        Ok(last.clone().filter(|one| one.reason == reason).map(|one| (one, found)))
+    })
+    .await;
+    reached.with_context(|| format!("RuntimeConfigured is {last:?}"))
+}
+
+/// Restarts the node with another `config_path`.
+async fn reboot_with(node: &Node, from: &str, to: &str) -> Result<()> {
+    let path = node.containerd_config();
+    let text = std::fs::read_to_string(&path).context("read config.toml")?;
+    ensure!(text.contains(from), "config.toml does not say {from}");
+    node.power_off().await?;
+    std::fs::write(&path, text.replace(from, to)).context("write config.toml")?;
+    node.power_on().await
+}
+
+async fn no_canary_is_left(node: &Node) -> Result<()> {
+    let images = node.ctr(&["images", "ls"]).await?;
+    ensure!(!images.contains("breakwater-canary"), "{images}");
+    Ok(())
+}
+
+/// The API server judges every field of what a preset makes of config/default.
+async fn presets_are_accepted(cluster: &Cluster, folder: &Path) -> Result<()> {
+    for preset in PRESETS {
+        let config = workspace().join("config").canonicalize().context("find config")?;
+        let (base, component) = (config.join("default"), config.join("node-agent/presets").join(preset));
+        // Kustomize takes relative paths alone.
+        let up = "../".repeat(folder.components().count() - 1);
+        let below = |path: &Path| format!("{up}{}", path.display().to_string().trim_start_matches('/'));
+        let overlay = format!("resources: [{}]\ncomponents: [{}]\n", below(&base), below(&component));
+        std::fs::write(folder.join("kustomization.yaml"), overlay).context("write an overlay")?;
+        let applied = cluster.kubectl(&["apply", "--dry-run=server", "-k", &folder.to_string_lossy()]).await;
+        let applied = applied.with_context(|| format!("apply the preset {preset}"))?;
+        ensure!(applied.contains("daemonset.apps/breakwater-node-agent configured"), "{preset}: {applied}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_ignores_the_files_is_found_out_and_mended() -> Result<()> {
+    let cluster = Cluster::start(ClusterConfig { nodes: 1, ..ClusterConfig::default() }).await?;
+    let upstream = Distribution::start(&cluster, DistributionConfig::at("registry-a.test")).await?;
+    let node = cluster.node("node-1")?;
+    let product = Product::install(&cluster).await?;
+    product.mirror("registry-a", &upstream).await?;
+    product.ready(LIMIT).await?;
+    let (proven, _) = configured(&cluster, node, "Proven").await?;
+    ensure!(proven.status == "True" && proven.message.contains("registry-a.test"), "{proven:?}");
+    no_canary_is_left(node).await?;
+    let folder = tempfile::tempdir().context("make a folder")?;
+    presets_are_accepted(&cluster, &folder.path().canonicalize().context("find the folder")?).await?;
+
+    // Without a word of its own, this containerd takes two folders and then reads neither.
+    reboot_with(node, ONE_FOLDER, "").await?;
+    let (ignored, found) = configured(&cluster, node, "MultiplePaths").await?;
+    ensure!(ignored.status == "False", "{ignored:?}");
+    for part in ["/etc/containerd/config.toml", "io.containerd.cri.v1.images", ONE_FOLDER, "restart containerd"] {
+        ensure!(ignored.message.contains(part), "{part} is not in {}", ignored.message);
+    }
+    let inactive = found.status.unwrap_or_default().inactive;
+    ensure!(inactive.len() == 1 && inactive[0].state == MirrorState::Failed, "{inactive:?}");
+    let failed = product.condition("registry-a", "NodesReady", "False", LIMIT).await?;
+    ensure!(failed.reason == "NodesFailed", "{failed:?}");
+    let image = upstream.push(&Image::busybox_app("team/past", 1, &[1000])?).await?;
+    cluster.run_pod("past", &image, None).await?.running(LIMIT).await?;
+
+    let table = "[plugins.'io.containerd.cri.v1.images'.registry]\n";
+    reboot_with(node, table, &format!("{table}  {ONE_FOLDER}\n")).await?;
+    configured(&cluster, node, "Proven").await?;
+    product.ready(LIMIT).await?;
+    let image = upstream.push(&Image::busybox_app("team/through", 2, &[1000])?).await?;
+    cluster.run_pod("through", &image, None).await?.running(LIMIT).await?;
+    let received = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
+    ensure!(received > 0.0, "the cache got nothing");
+    no_canary_is_left(node).await?;
+    cluster.remove().await
+}
