@@ -33,6 +33,16 @@ async fn configured(cluster: &Cluster, node: &Node, reason: &str) -> Result<(Con
     reached.with_context(|| format!("RuntimeConfigured is {last:?}"))
 }
 
+/// Waits until the node pulls through its cache. Ready of the mirror would not do: it forgives a node for a while.
+async fn active(cluster: &Cluster, node: &Node) -> Result<()> {
+    let nodes: Api<MirrorNode> = Api::all(cluster.client());
+    until(LIMIT, "the mirror to be active", async || {
+        let status = nodes.get(node.name()).await.context("get the MirrorNode")?.status.unwrap_or_default();
+        Ok((status.observed.mirrors == 1 && status.observed.active == 1).then_some(()))
+    })
+    .await
+}
+
 /// Restarts the node with another `config_path`.
 async fn reboot_with(node: &Node, from: &str, to: &str) -> Result<()> {
     let path = node.containerd_config();
@@ -97,7 +107,7 @@ async fn a_runtime_that_ignores_the_files_is_found_out_and_mended() -> Result<()
     let table = "[plugins.'io.containerd.cri.v1.images'.registry]\n";
     reboot_with(node, table, &format!("{table}  {ONE_FOLDER}\n")).await?;
     configured(&cluster, node, "Proven").await?;
-    product.ready(LIMIT).await?;
+    active(&cluster, node).await?;
     let image = upstream.push(&Image::busybox_app("team/through", 2, &[1000])?).await?;
     cluster.run_pod("through", &image, None).await?.running(LIMIT).await?;
     let received = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
