@@ -9,7 +9,6 @@ use serde::Serialize;
 use crate::{
     body::{self, Body},
     metrics::{Metrics, Now},
-    pins,
     registry_host::RegistryHost,
     store::Store,
     telemetry,
@@ -53,13 +52,7 @@ impl Admin {
             "/healthz" | "/readyz" => text(StatusCode::OK, "ok\n".into()),
             "/metrics" => self.metrics(),
             "/v1/upstream" => self.upstream(),
-            pins::PATH => {
-                text(StatusCode::NOT_FOUND, "pins are on the TLS listener, for the operator's token\n".into())
-            }
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "there are /healthz, /readyz, /metrics, /v1/upstream and, without TLS, /v1/pins\n".into(),
-            ),
+            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /v1/upstream\n".into()),
         }
     }
 

@@ -108,7 +108,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "BREAKWATER_TOKEN_DIR", help_heading = "Listeners")]
     pub token_dir: Option<PathBuf>,
 
-    /// Serve /healthz, /readyz, /metrics and /v1/upstream here, and /v1/pins where there is no --tls-listen
+    /// Serve /healthz, /readyz, /metrics and /v1/upstream here
     #[arg(long, value_name = "ADDR", env = "BREAKWATER_ADMIN_LISTEN", default_value = "127.0.0.1:5001", value_parser = parse_listen, help_heading = "Listeners")]
     pub admin_listen: Listen,
 

@@ -220,11 +220,15 @@ impl Metrics {
         Connections(self.connections.get_or_create(&At { listener }).clone())
     }
 
-    /// How many pins there are in each state, and how much they need.
-    pub fn set_pins(&self, counts: [(PinState, usize); 3], bytes: u64) {
+    /// How many pins there are in each state.
+    pub fn set_pins(&self, counts: [(PinState, usize); 3]) {
         for (state, count) in counts {
             self.pins.get_or_create(&InState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// How much the pins need.
+    pub fn set_pinned(&self, bytes: u64) {
         self.pinned.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 

@@ -119,10 +119,9 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
         pull: Arc::clone(&pull),
         metrics: Arc::clone(&metrics),
         tag_ttl,
+        background: background.clone(),
     };
-    let pins = Pins::keep(parts, &background);
-    // With a TLS listener pins need the operator's token; without one, whoever reaches the admin listener may pin.
-    let open_pins = secure.is_none().then(|| Arc::clone(&pins));
+    let pins = Arc::new(Pins::keep(parts));
     let stopping = background.stopping();
     let mut servers = JoinSet::new();
     if let Some(listener) = plain {
@@ -133,10 +132,11 @@ pub async fn run(args: Args) -> Result<(), StartFailed> {
         let config = certificate.server_config().map_err(StartFailed::Tls)?;
         background.spawn(certificate.keep_fresh());
         background.spawn(Arc::clone(&tokens).keep_fresh());
-        let (open, handler) = (metrics.connections(Listener::tls), open_to_holders(pull, pins, tokens));
+        let (open, handler) = (metrics.connections(Listener::tls), open_to_holders(pull, Arc::clone(&pins), tokens));
         servers.spawn(server::serve(listener, Some(config), open, handler, stopping.clone(), DRAIN));
     }
-    let (open, handler) = (metrics.connections(Listener::admin), administration(admin, open_pins));
+    let handler = move |request: Request<Incoming>| std::future::ready(admin.answer(&request));
+    let open = metrics.connections(Listener::admin);
     servers.spawn(server::serve(admin_socket, None, open, handler, stopping.clone(), DRAIN));
     background.spawn(upstream.keep_informed());
     upkeep::start(&store, &background);
@@ -271,19 +271,6 @@ fn open_to_holders(
                 (false, _) => respond::unauthorized(),
                 (true, true) => pins.answer(request).await,
                 (true, false) => pull.answer(&request).await,
-            }
-        })
-    }
-}
-
-/// The admin listener, with pins where no other listener asks for tokens.
-fn administration(admin: Arc<Admin>, pins: Option<Arc<Pins>>) -> impl Fn(Request<Incoming>) -> Answering + Clone {
-    move |request| {
-        let (admin, pins) = (Arc::clone(&admin), pins.clone().filter(|_| request.uri().path() == pins::PATH));
-        Box::pin(async move {
-            match pins {
-                Some(pins) => pins.answer(request).await,
-                None => admin.answer(&request),
             }
         })
     }

@@ -253,6 +253,14 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps the list of pins.
+    pub fn keep_pins(&self, list: &[u8]) -> io::Result<()> {
+        self.pin_list.put(list).or_else(|error| {
+            self.free_if_full(error, list.len() as u64)?;
+            self.pin_list.put(list)
+        })
+    }
+
     /// Makes room if the disk is full; any other error stands.
     fn free_if_full(&self, error: io::Error, bytes: u64) -> io::Result<()> {
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {

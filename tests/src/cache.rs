@@ -235,11 +235,6 @@ impl Cache {
         Request::new(self.admin_address(), None, "GET", path).answer().await
     }
 
-    /// A request to the admin listener.
-    pub fn admin_request(&self, method: &str, path: &str) -> Request {
-        Request::new(self.admin_address(), None, method, path)
-    }
-
     /// What `/v1/upstream` says.
     pub async fn upstream_state(&self) -> Value {
         let answer = self.admin("/v1/upstream").await;

@@ -6,11 +6,13 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::{
     Pins,
-    kept::Status,
+    board::Shown,
     list::{self, ListInvalid},
+    status::Status,
 };
 use crate::{
     body::{self, Body},
@@ -22,9 +24,7 @@ use crate::{
 /// Where the API is.
 pub const PATH: &str = "/v1/pins";
 const MOST_BYTES: usize = 4 * 1024 * 1024;
-/// Of a body that is too large so much is still read: a client that is cut off while it sends never sees why.
-const MOST_READ: usize = 16 * MOST_BYTES;
-/// For the body to come.
+/// For the body to come. One that is too large is read all the same: a client that is cut off while it sends never sees why.
 const BODY: Duration = Duration::from_secs(30);
 /// For the answer, which waits for a look at the disk when there are new pins or the process has just started.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,9 +41,11 @@ enum Refused {
     #[error(transparent)]
     Invalid(ListInvalid),
     #[error("{0}: the pins are as before")]
-    Unavailable(Failure),
-    #[error("the pins of an earlier run are still being looked up; ask again soon")]
-    NotKnown,
+    NotKept(Failure),
+    #[error("the pins are still being looked up; ask again soon")]
+    NotYet,
+    #[error("the list in pins.json is damaged: PUT it again; nothing is evicted until then")]
+    Lost,
 }
 
 #[derive(Serialize)]
@@ -62,16 +64,14 @@ impl Pins {
             Method::PUT => self.put(request.into_body()).await,
             _ => Err(Refused::Method),
         };
-        let statuses = match done {
-            Ok(()) => self.board.statuses(PATIENCE).await.ok_or(Refused::NotKnown),
+        let json = match done {
+            Ok(()) => self.tell().await,
             Err(refused) => Err(refused),
         };
-        match statuses {
-            Ok(statuses) => tell(&Answer { images: statuses.iter().map(|status| &**status).collect() }),
-            Err(refused) => refuse(&refused),
-        }
+        json.map_or_else(|refused| refuse(&refused), answer)
     }
 
+    /// Replaces the list; when this returns it is on disk, and what is here of it is protected.
     async fn put<B>(&self, body: B) -> Result<(), Refused>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin,
@@ -79,11 +79,26 @@ impl Pins {
         let bytes = tokio::time::timeout(BODY, read(body)).await.map_err(|_| Refused::Incomplete)??;
         let registry = self.registry.clone();
         let parsed = blocking(move || list::parse(&bytes, &registry)).await;
-        let pins = parsed.ok_or(Refused::Unavailable(Failure::Stopping))?.map_err(Refused::Invalid)?;
-        if self.board.has(&pins) {
-            return Ok(());
-        }
-        self.accept(pins, PATIENCE).await.map_err(Refused::Unavailable)
+        let pins = parsed.ok_or(Refused::NotKept(Failure::Stopping))?.map_err(Refused::Invalid)?;
+        let (done, answer) = oneshot::channel();
+        let accepted = async {
+            self.lists.send((pins, done)).await.map_err(|_| Failure::Stopping)?;
+            answer.await.map_err(|_| Failure::Stopping)?
+        };
+        let accepted = tokio::time::timeout(PATIENCE, accepted).await.map_err(|_| Refused::NotYet)?;
+        accepted.map_err(Refused::NotKept)
+    }
+
+    async fn tell(&self) -> Result<Vec<u8>, Refused> {
+        let images = match self.board.shown(PATIENCE).await {
+            Shown::Known(images) => images,
+            Shown::NotYet => return Err(Refused::NotYet),
+            Shown::Lost => return Err(Refused::Lost),
+        };
+        // Thousands of them take their time.
+        let json =
+            blocking(move || serde_json::to_vec(&Answer { images: images.iter().map(|image| &**image).collect() }));
+        json.await.and_then(Result::ok).ok_or(Refused::NotYet)
     }
 }
 
@@ -91,21 +106,18 @@ async fn read<B>(mut body: B) -> Result<Bytes, Refused>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
-    let (mut bytes, mut length) = (BytesMut::new(), 0);
+    let (mut bytes, mut is_too_large) = (BytesMut::new(), false);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Refused::Incomplete)?.into_data() else { continue };
-        length += data.len();
-        if length <= MOST_BYTES {
+        is_too_large |= bytes.len() + data.len() > MOST_BYTES;
+        if !is_too_large {
             bytes.extend_from_slice(&data);
-        } else if length > MOST_READ {
-            break;
         }
     }
-    if length > MOST_BYTES { Err(Refused::TooLarge) } else { Ok(bytes.freeze()) }
+    if is_too_large { Err(Refused::TooLarge) } else { Ok(bytes.freeze()) }
 }
 
-fn tell(answer: &Answer<'_>) -> Response<Body> {
-    let Ok(json) = serde_json::to_vec(answer) else { return refuse(&Refused::Unavailable(Failure::Stopping)) };
+fn answer(json: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::default());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CONTENT_LENGTH, json.len().into());
@@ -122,7 +134,7 @@ fn refuse(refused: &Refused) -> Response<Body> {
         }
         Refused::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
         Refused::Incomplete | Refused::Invalid(_) => (StatusCode::BAD_REQUEST, "PINS_INVALID"),
-        Refused::Unavailable(_) | Refused::NotKnown => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+        Refused::NotKept(_) | Refused::NotYet | Refused::Lost => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     };
     respond::error(status, code, &refused.to_string(), headers)
 }

@@ -10,36 +10,42 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{
-    kept::{State, Status},
-    list::Pin,
-};
+use super::status::Status;
 use crate::metrics::{Metrics, PinState};
 
-/// The board. It is empty until the pins of an earlier run have been looked up.
+/// What can be told of the pins.
+#[derive(Clone, Default)]
+pub(super) enum Shown {
+    /// Nothing yet: those of an earlier run are being looked up.
+    #[default]
+    NotYet,
+    /// There were some, but nobody knows which.
+    Lost,
+    /// The state of each, in the order of the list.
+    Known(Vec<Arc<Status>>),
+}
+
+/// The board.
 pub(super) struct Board {
-    shown: watch::Sender<Option<Shown>>,
+    shown: watch::Sender<Shown>,
     asked: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
-struct Shown {
-    pins: Vec<Pin>,
-    statuses: Vec<Arc<Status>>,
-    bytes: u64,
-}
-
 impl Board {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { shown: watch::Sender::new(None), asked: AtomicBool::new(false), metrics }
+        Self { shown: watch::Sender::default(), asked: AtomicBool::new(false), metrics }
     }
 
-    /// The state of each pin; `None` if it is not known within `patience`.
-    pub(super) async fn statuses(&self, patience: Duration) -> Option<Vec<Arc<Status>>> {
+    /// What is known now, or within `patience` if that is nothing.
+    pub(super) async fn shown(&self, patience: Duration) -> Shown {
         self.asked.store(true, Ordering::Relaxed);
         let mut shown = self.shown.subscribe();
-        let shown = tokio::time::timeout(patience, shown.wait_for(Option::is_some)).await.ok()?.ok()?;
-        shown.as_ref().map(|shown| shown.statuses.clone())
+        let known = shown.wait_for(|shown| !matches!(shown, Shown::NotYet));
+        match tokio::time::timeout(patience, known).await {
+            Ok(Ok(shown)) => shown.clone(),
+            Ok(Err(_)) | Err(_) => Shown::NotYet,
+        }
     }
 
     /// Whether somebody has asked for the state since this was last called.
@@ -47,42 +53,38 @@ impl Board {
         self.asked.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether these are the pins already.
-    pub(super) fn has(&self, pins: &[Pin]) -> bool {
-        self.shown.borrow().as_ref().is_some_and(|shown| shown.pins == pins)
+    /// Whether the list is known.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(*self.shown.borrow(), Shown::Known(_))
     }
 
-    /// What was last said to be wrong with a pin.
-    pub(super) fn error(&self, place: usize) -> Option<&'static str> {
-        self.shown.borrow().as_ref()?.statuses.get(place)?.error
-    }
-
-    /// Replaces everything. `bytes`: what the pins need.
-    pub(super) fn publish(&self, pins: Vec<Pin>, statuses: impl Iterator<Item = Status>, bytes: u64) {
-        let statuses = statuses.map(Arc::new).collect();
-        self.shown.send_replace(Some(Shown { pins, statuses, bytes }));
+    /// Replaces everything.
+    pub(super) fn show(&self, shown: Shown) {
+        self.shown.send_replace(shown);
         self.count();
     }
 
-    /// Replaces the state of one pin.
-    pub(super) fn update(&self, place: usize, status: Status) {
+    /// Replaces the state of one pin; gives the one before.
+    pub(super) fn update(&self, place: usize, status: Arc<Status>) -> Option<Arc<Status>> {
+        let mut before = None;
         self.shown.send_if_modified(|shown| {
-            if let Some(old) = shown.as_mut().and_then(|shown| shown.statuses.get_mut(place)) {
-                *old = Arc::new(status);
+            if let Shown::Known(statuses) = shown
+                && let Some(old) = statuses.get_mut(place)
+            {
+                before = Some(std::mem::replace(old, status));
             }
             // Nobody waits for this.
             false
         });
         self.count();
+        before
     }
 
     fn count(&self) {
-        if let Some(Shown { statuses, bytes, .. }) = &*self.shown.borrow() {
-            let count = |state: State| statuses.iter().filter(|status| status.state == state).count();
-            let states = [(State::Complete, PinState::complete), (State::Partial, PinState::partial)];
-            let [complete, partial] = states.map(|(state, label)| (label, count(state)));
-            let missing = (PinState::missing, count(State::Missing));
-            self.metrics.set_pins([complete, partial, missing], *bytes);
+        if let Shown::Known(statuses) = &*self.shown.borrow() {
+            let states = [PinState::complete, PinState::partial, PinState::missing];
+            let is_in = |state| statuses.iter().filter(|status| PinState::from(status.state) == state).count();
+            self.metrics.set_pins(states.map(|state| (state, is_in(state))));
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 const MANIFEST: Duration = Duration::from_secs(15);
 
 /// Asks what the reference means and fetches the manifests; also says what went wrong, if anything did.
-pub(super) async fn learn(pull: &Arc<Pull>, store: &Arc<Store>, pin: Pin) -> (Sight, Option<Failure>) {
+pub(super) async fn learn(pull: &Arc<Pull>, store: &Arc<Store>, pin: Arc<Pin>) -> (Sight, Option<Failure>) {
     let asked = match &pin.reference {
         Reference::Digest(_) => None,
         Reference::Tag(tag) => match pull.resolve(&pin.repository, tag).await.map(|resolved| resolved.freshness) {
@@ -30,12 +30,12 @@ pub(super) async fn learn(pull: &Arc<Pull>, store: &Arc<Store>, pin: Pin) -> (Si
     };
     let mut fetched = HashSet::new();
     loop {
-        let (of, look) = (Arc::clone(store), pin.clone());
+        let (of, look) = (Arc::clone(store), Arc::clone(&pin));
         let Some(sight) = blocking(move || disk::examine(&of, &look)).await else {
             return (Sight::default(), Some(Failure::Stopping));
         };
         let unread: Vec<_> = sight.plan.unread().map(|need| need.digest.clone()).collect();
-        if unread.is_empty() || sight.plan.is_oversized {
+        if unread.is_empty() {
             return (sight, asked);
         }
         for digest in unread {
@@ -70,25 +70,17 @@ pub(super) async fn blob(
             Ok(()) => break,
         }
     }
-    // Right bytes of another size than the manifest says are no use to any runtime; no bytes: the disk did not take them.
-    match is_here(store, need).await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::WrongDigest),
-        Err(failure) => Err(failure),
-    }
+    if is_here(store, need).await? { Ok(()) } else { Err(Failure::Disk) }
 }
 
-/// What is here in another size is set aside: it has been cut off or grown since it was verified.
+/// Right bytes of another size than the manifest says are of no use to any runtime, and no others will come.
 async fn is_here(store: &Arc<Store>, need: &Need) -> Result<bool, Failure> {
-    let (store, need) = (Arc::clone(store), need.clone());
-    let look = blocking(move || {
-        let is_here = store.blobs.has(&need.digest, need.stated_size());
-        if !is_here && store.blobs.has(&need.digest, None) {
-            store.blobs.set_aside(&need.digest);
-        }
-        is_here
-    });
-    look.await.ok_or(Failure::Stopping)
+    let (store, digest) = (Arc::clone(store), need.digest.clone());
+    let held = blocking(move || store.blobs.open_verified(&digest).map(|blob| blob.size)).await;
+    match (held.ok_or(Failure::Stopping)?, need.stated_size()) {
+        (Some(held), Some(stated)) if held != stated => Err(Failure::InvalidResponse),
+        (held, _) => Ok(held.is_some()),
+    }
 }
 
 /// Waits for the end of a download. Its task commits after the last byte and then drops its end of the channel.

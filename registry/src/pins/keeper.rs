@@ -2,89 +2,79 @@
 //! all is still here. The one owner of their state; what it knows is published for the API to read.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
-    board::Board,
-    disk, fetch,
-    kept::{Kept, Sight, State},
+    Parts,
+    board::{Board, Shown},
+    disk,
+    kept::Kept,
     list::{self, Pin},
-    plan::Need,
     space,
+    status::{State, Status},
 };
 use crate::{
-    digest::Digest,
     failure::Failure,
-    pull::Pull,
-    registry_host::RegistryHost,
     store::{Store, blocking},
-    upstream::Upstream,
 };
 
-/// Downloads, or questions to upstream, at a time: pulls go first.
-const AT_A_TIME: usize = 4;
 const TICK: Duration = Duration::from_secs(1);
-/// After so long with downloads everything else gets its turn; they go on meanwhile.
-const MOST_FETCHING: Duration = Duration::from_secs(5);
-/// Questions for the meaning of tags, each tick.
-const MOST_REFRESHES: usize = 5;
-/// What is here is looked at so often, and soon after somebody has asked for the state.
-const RECHECK_EVERY: Duration = Duration::from_secs(600);
-const RECHECK_IF_ASKED: Duration = Duration::from_secs(2);
-/// Upstream's "too many requests" is its answer to all pins.
-const PAUSE: Duration = Duration::from_secs(60);
+/// What is here is looked at so often, and soon after somebody has asked for the state or something was set aside.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+const LOOK_IF_ASKED: Duration = Duration::from_secs(2);
 
 /// A list to take over, and where to say that it is kept.
 pub(super) type Accept = (Vec<Pin>, oneshot::Sender<Result<(), Failure>>);
 
 /// The keeper of all pins.
 pub(super) struct Keeper {
-    pub(super) registry: RegistryHost,
-    pub(super) store: Arc<Store>,
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) pull: Arc<Pull>,
-    pub(super) tag_ttl: Duration,
-    pub(super) board: Arc<Board>,
+    pub(super) parts: Parts,
+    board: Arc<Board>,
     pub(super) kept: Vec<Kept>,
     /// What is needed has changed since it was last protected.
     pub(super) has_changed: bool,
-    pub(super) was_away: bool,
+    /// What the cache could hold then.
+    limit: Option<u64>,
+    /// Upstream was away when the turn began.
+    pub(super) is_away: bool,
+    /// When upstream may be asked again after it limited the rate.
     pub(super) paused_until: Option<Instant>,
-    pub(super) rechecked: Instant,
-}
-
-/// Something to do for one pin, named by its place in the list.
-enum Job {
-    /// Find out what it needs.
-    Learn(usize),
-    /// Fetch a blob that it needs.
-    Fetch(usize, Need),
-}
-
-/// What came of a job.
-enum Outcome {
-    Learned(usize, Sight, Option<Failure>),
-    Fetched(usize, Digest, Result<(), Failure>),
+    looked: Instant,
+    /// How much had been set aside by then.
+    quarantined: u64,
 }
 
 impl Keeper {
+    pub(super) fn new(parts: Parts, board: Arc<Board>) -> Self {
+        let (kept, looked) = (Vec::new(), Instant::now());
+        let (has_changed, is_away) = (false, false);
+        Self { parts, board, kept, has_changed, limit: None, is_away, paused_until: None, looked, quarantined: 0 }
+    }
+
     /// Runs for as long as the process does.
     pub(super) async fn run(mut self, mut lists: mpsc::Receiver<Accept>) {
-        let (store, registry) = (Arc::clone(&self.store), self.registry.clone());
-        let recalled = blocking(move || disk::recall(&store, &registry)).await.unwrap_or_default();
-        self.replace(recalled).await;
+        let (store, registry) = (self.store(), self.parts.registry.clone());
+        match blocking(move || disk::recall(&store, &registry)).await {
+            Some(Ok(pins)) => self.replace(pins).await,
+            Some(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                error!(error, "pins.json is of no use: nothing is evicted until a list of pins is put again");
+                self.board.show(Shown::Lost);
+            }
+            None => return,
+        }
         loop {
             // A new list ends the turn; downloads under way go on and are joined again.
             tokio::select! {
                 accept = lists.recv() => match accept {
-                    Some(accept) => self.accept(accept).await,
+                    // Whoever asked may have left.
+                    Some((pins, done)) => { let _ = done.send(self.accept(pins).await); }
                     None => return,
                 },
                 () = self.turn() => {}
@@ -92,223 +82,124 @@ impl Keeper {
         }
     }
 
-    async fn accept(&mut self, (pins, done): Accept) {
-        let (store, list) = (Arc::clone(&self.store), pins.clone());
-        let written = blocking(move || store.pin_list.put(&list::write(&list)?)).await;
-        let answer = match written {
-            Some(Ok(())) => {
-                info!(count = pins.len(), "pins accepted");
-                self.replace(pins).await;
-                Ok(())
-            }
-            Some(Err(error)) => {
-                warn!(%error, "pins cannot be kept, the old ones stay");
-                Err(Failure::Disk)
-            }
-            None => Err(Failure::Stopping),
-        };
-        // Whoever asked may have left.
-        let _ = done.send(answer);
+    fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.parts.store)
+    }
+
+    async fn accept(&mut self, pins: Vec<Pin>) -> Result<(), Failure> {
+        if self.board.is_known() && self.kept.iter().map(|kept| &*kept.pin).eq(&pins) {
+            return Ok(());
+        }
+        let (store, list) = (self.store(), pins.clone());
+        let written = blocking(move || store.keep_pins(&list::write(&list)?)).await.ok_or(Failure::Stopping)?;
+        written.map_err(|error| {
+            warn!(%error, "pins cannot be kept, the old ones stay");
+            Failure::Disk
+        })?;
+        info!(count = pins.len(), "pins accepted");
+        self.replace(pins).await;
+        Ok(())
     }
 
     /// From here on these are the pins. What is here of them is protected before anything is fetched.
     async fn replace(&mut self, pins: Vec<Pin>) {
         let name = |pin: &Pin| (pin.repository.clone(), pin.reference.clone());
         let mut known: HashMap<_, _> = self.kept.drain(..).map(|kept| (name(&kept.pin), kept)).collect();
-        let known: Vec<_> = pins.iter().map(|pin| known.remove(&name(pin)).filter(|kept| kept.pin == *pin)).collect();
-        let store = Arc::clone(&self.store);
+        let known: Vec<_> = pins.iter().map(|pin| known.remove(&name(pin)).filter(|kept| *kept.pin == *pin)).collect();
+        let store = self.store();
         let examined = blocking(move || {
             let examine = |(pin, known): (Pin, Option<Kept>)| {
                 known.unwrap_or_else(|| {
                     let sight = disk::examine(&store, &pin);
-                    Kept::new(pin, sight)
+                    Kept::new(Arc::new(pin), sight)
                 })
             };
             pins.into_iter().zip(known).map(examine).collect()
         });
-        self.kept = examined.await.unwrap_or_default();
-        self.has_changed = true;
+        let Some(kept) = examined.await else { return };
+        (self.kept, self.has_changed) = (kept, true);
         self.protect();
+        self.board.show(Shown::Known(self.kept.iter().map(|kept| Arc::new(Status::of(kept))).collect()));
     }
 
     async fn turn(&mut self) {
-        self.look_for_its_return();
-        self.recheck().await;
+        self.notice_its_return();
+        self.look_again().await;
         let learn = self.to_learn();
-        self.work(learn, None).await;
-        self.protect();
+        let has_learned = self.work(learn).await;
+        self.protect_and_tell();
         let fetch = self.to_fetch();
-        let has_more = !fetch.is_empty();
-        self.work(fetch, Some(Instant::now() + MOST_FETCHING)).await;
-        self.protect();
-        let is_fetching =
-            has_more && self.kept.iter().any(|kept| kept.is_due(Instant::now()) && !kept.missing().is_empty());
-        tokio::time::sleep(if is_fetching { Duration::ZERO } else { TICK }).await;
+        let has_fetched = self.work(fetch).await;
+        self.protect_and_tell();
+        if has_learned && has_fetched {
+            tokio::time::sleep(TICK).await;
+        }
     }
 
     /// The end of an outage ends all waits.
-    fn look_for_its_return(&mut self) {
-        let is_away = self.upstream.is_away().is_some();
-        if self.was_away && !is_away {
+    fn notice_its_return(&mut self) {
+        let was_away = std::mem::replace(&mut self.is_away, self.parts.upstream.is_away().is_some());
+        if was_away && !self.is_away {
             self.kept.iter_mut().for_each(Kept::retry_now);
         }
-        self.was_away = is_away;
     }
 
-    /// Content may be deleted or set aside at any time.
-    async fn recheck(&mut self) {
-        let age = self.rechecked.elapsed();
-        if age < RECHECK_EVERY && !(age >= RECHECK_IF_ASKED && self.board.was_asked()) {
+    /// Content may be deleted, damaged or set aside at any time.
+    async fn look_again(&mut self) {
+        let (age, quarantined) = (self.looked.elapsed(), self.parts.store.tally.quarantined.load(Ordering::Relaxed));
+        let is_asked = age >= LOOK_IF_ASKED && self.board.was_asked();
+        if age < LOOK_EVERY && quarantined == self.quarantined && !is_asked {
             return;
         }
-        let (store, needs) = (Arc::clone(&self.store), self.kept.iter().map(|kept| kept.sight.plan.needs.clone()));
-        let mut needs: Vec<_> = needs.collect();
+        (self.looked, self.quarantined) = (Instant::now(), quarantined);
+        let (store, over) = (self.store(), self.parts.background.stopping());
+        let mut images: Vec<_> = self.kept.iter().map(|kept| kept.sight.plan.needs.clone()).collect();
         let looked = blocking(move || {
-            needs.iter_mut().for_each(|needs| disk::recheck(&store, needs));
-            needs
+            disk::look_again(&store, &mut images, &over);
+            images
         });
         for (place, needs) in looked.await.unwrap_or_default().into_iter().enumerate() {
             let before = &mut self.kept[place].sight.plan.needs;
             if *before != needs {
-                let state = self.kept[place].state();
-                self.kept[place].sight.plan.needs = needs;
+                *before = needs;
                 self.has_changed = true;
-                self.tell(place, state);
+                self.tell(place);
             }
         }
-        self.rechecked = Instant::now();
-    }
-
-    fn to_learn(&self) -> VecDeque<Job> {
-        let now = Instant::now();
-        let places = |is_meant: &dyn Fn(&Kept) -> bool| {
-            let meant = self.kept.iter().enumerate().filter(|(_, kept)| is_meant(kept));
-            meant.map(|(place, _)| Job::Learn(place)).collect::<VecDeque<_>>()
-        };
-        let mut jobs = places(&Kept::is_unclear);
-        if !self.was_away {
-            jobs.extend(
-                places(&|kept| !kept.is_unclear() && kept.is_refresh_due(now)).into_iter().take(MOST_REFRESHES),
-            );
-        }
-        jobs
-    }
-
-    fn to_fetch(&self) -> VecDeque<Job> {
-        let fitting = self.kept.iter().enumerate().filter(|(_, kept)| !kept.is_refused);
-        fitting.flat_map(|(place, kept)| kept.missing().into_iter().map(move |need| Job::Fetch(place, need))).collect()
-    }
-
-    /// Does the jobs, a few at a time, in their order.
-    async fn work(&mut self, mut jobs: VecDeque<Job>, until: Option<Instant>) {
-        let mut running = FuturesUnordered::new();
-        loop {
-            while running.len() < AT_A_TIME
-                && let Some(job) = jobs.pop_front()
-            {
-                let (Job::Learn(place) | Job::Fetch(place, _)) = &job;
-                if self.may_ask() && self.kept[*place].is_due(Instant::now()) {
-                    running.push(self.start(job));
-                }
-            }
-            let next = match until {
-                Some(until) => tokio::time::timeout_at(until.into(), running.next()).await.unwrap_or(None),
-                None => running.next().await,
-            };
-            let Some(outcome) = next else { return };
-            self.note(outcome);
-        }
-    }
-
-    fn may_ask(&self) -> bool {
-        self.paused_until.is_none_or(|until| until <= Instant::now())
-    }
-
-    fn start(&self, job: Job) -> BoxFuture<'static, Outcome> {
-        let (pull, store) = (Arc::clone(&self.pull), Arc::clone(&self.store));
-        match job {
-            Job::Learn(place) => {
-                let pin = self.kept[place].pin.clone();
-                async move {
-                    let (sight, failure) = fetch::learn(&pull, &store, pin).await;
-                    Outcome::Learned(place, sight, failure)
-                }
-                .boxed()
-            }
-            Job::Fetch(place, need) => {
-                let repository = self.kept[place].pin.repository.clone();
-                async move {
-                    let fetched = fetch::blob(&pull, &store, &repository, &need).await;
-                    Outcome::Fetched(place, need.digest, fetched)
-                }
-                .boxed()
-            }
-        }
-    }
-
-    fn note(&mut self, outcome: Outcome) {
-        let now = Instant::now();
-        let (Outcome::Learned(place, ..) | Outcome::Fetched(place, ..)) = &outcome;
-        let (place, before) = (*place, self.kept[*place].state());
-        let kept = &mut self.kept[place];
-        let failure = match outcome {
-            Outcome::Learned(_, sight, failure) => {
-                if kept.sight.root.is_some() && kept.sight.root != sight.root {
-                    info!(
-                        image = kept.pin.image(),
-                        digest = sight.root.as_ref().map(Digest::short),
-                        "pinned tag has moved"
-                    );
-                }
-                kept.learned(sight, failure, now, self.tag_ttl);
-                self.has_changed = true;
-                failure
-            }
-            Outcome::Fetched(_, digest, Ok(())) => {
-                kept.has_come(&digest, now);
-                // Its elder may go.
-                self.has_changed |= kept.state() == State::Complete;
-                None
-            }
-            Outcome::Fetched(_, _, Err(failure)) => {
-                kept.failed(failure, now);
-                Some(failure)
-            }
-        };
-        if failure == Some(Failure::TooManyRequests) && self.may_ask() {
-            warn!(pause = ?PAUSE, "upstream limits the rate, pins wait");
-            self.paused_until = Some(now + PAUSE);
-        }
-        self.tell(place, before);
     }
 
     /// Publishes the state of one pin, and logs what has become of it.
-    fn tell(&self, place: usize, before: State) {
-        let status = self.kept[place].status();
-        let (image, state) = (status.image.as_str(), status.state);
-        if state != before || status.error != self.board.error(place) {
-            match (state, status.error) {
-                (State::Complete, _) => info!(image, bytes = status.bytes, "pin complete"),
-                (_, None) => info!(image, ?state, "pin not complete"),
-                (_, Some(reason)) => warn!(image, ?state, reason, "pin cannot be completed now"),
-            }
+    pub(super) fn tell(&self, place: usize) {
+        let status = Arc::new(Status::of(&self.kept[place]));
+        let Some(before) = self.board.update(place, Arc::clone(&status)) else { return };
+        let Status { image, state, digest, bytes, error, .. } = &*status;
+        match (state, error) {
+            _ if (before.state, before.error) == (*state, *error) => {}
+            (State::Complete, _) => info!(image, digest, bytes, "pin complete"),
+            (_, None) => info!(image, ?state, "pin not complete"),
+            (_, Some(reason)) => warn!(image, ?state, reason, "pin cannot be completed now"),
         }
-        self.board.update(place, status);
     }
 
     /// What is needed must not be evicted; what does not fit is refused.
     fn protect(&mut self) {
-        if !std::mem::take(&mut self.has_changed) {
+        let limit = self.parts.store.space.limit();
+        let space::Allotment { digests, bytes } = space::allot(&mut self.kept, limit);
+        self.parts.store.pinned.replace(digests);
+        self.parts.metrics.set_pinned(bytes);
+        (self.has_changed, self.limit) = (false, limit);
+    }
+
+    fn protect_and_tell(&mut self) {
+        if !self.has_changed && (self.kept.is_empty() || self.limit == self.parts.store.space.limit()) {
             return;
         }
-        let refused = |kept: &[Kept]| kept.iter().map(|kept| kept.is_refused).collect::<Vec<_>>();
-        let before = refused(&self.kept);
-        let allotted = space::allot(&mut self.kept, self.store.space.limit());
-        for (kept, _) in self.kept.iter().zip(before).filter(|(kept, before)| kept.is_refused && !before) {
-            warn!(image = kept.pin.image(), reason = "NoSpace", "pin refused");
+        let before: Vec<_> = self.kept.iter().map(|kept| kept.is_refused).collect();
+        self.protect();
+        for (place, before) in before.into_iter().enumerate() {
+            if self.kept[place].is_refused != before {
+                self.tell(place);
+            }
         }
-        self.store.pinned.replace(allotted.digests);
-        let pins = self.kept.iter().map(|kept| kept.pin.clone()).collect();
-        self.board.publish(pins, self.kept.iter().map(Kept::status), allotted.bytes);
     }
 }

@@ -3,13 +3,12 @@
 use std::{
     collections::hash_map::DefaultHasher,
     hash::{Hash, Hasher},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-
 use super::{
-    list::{Pin, Platform},
+    list::Pin,
     plan::{Need, Plan},
 };
 use crate::{digest::Digest, failure::Failure, reference::Reference};
@@ -17,7 +16,7 @@ use crate::{digest::Digest, failure::Failure, reference::Reference};
 /// Before the first repetition; doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 /// The longest wait where upstream fails. Its return is not waited for: that ends every wait.
-const LAST_RETRY: Duration = Duration::from_secs(30);
+const LAST_RETRY: Duration = Duration::from_secs(60);
 /// The longest wait where upstream does not have it: only a push can change that.
 const LAST_RETRY_IF_ABSENT: Duration = Duration::from_secs(300);
 /// A short time to live is for pulls; in the background this is often enough.
@@ -25,42 +24,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 /// Where the time to live is shorter than that allows, as a part of it.
 const REFRESH_EVERY_TTLS: u32 = 5;
 
-/// How much of an image is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum State {
-    /// All of it, and it stays: upstream may vanish.
-    Complete,
-    /// Some of it, or all of it without a promise that it stays.
-    Partial,
-    /// Nothing.
-    Missing,
-}
-
-/// What the API says of a pin.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Status {
-    /// `repository:tag` or `repository@digest`.
-    pub(super) image: String,
-    /// As asked for.
-    pub(super) platforms: Vec<Platform>,
-    /// How much of it is here.
-    pub(super) state: State,
-    /// What the tag stands for.
-    pub(super) digest: Option<String>,
-    /// Bytes that are here.
-    pub(super) bytes: u64,
-    /// Bytes of all of it, as far as its manifests are here.
-    pub(super) total_bytes: u64,
-    /// What keeps it from being complete: `NoSpace`, `NoSuchPlatform`, or upstream's failure as in `Cache-Status`.
-    pub(super) error: Option<&'static str>,
-    /// The same in words.
-    pub(super) message: Option<String>,
-}
-
 /// What is found on disk of a pin.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sight {
     /// What the reference stands for.
     pub(super) root: Option<Digest>,
@@ -72,18 +37,20 @@ pub(super) struct Sight {
 
 /// One pin.
 pub(super) struct Kept {
-    pub(super) pin: Pin,
+    pub(super) pin: Arc<Pin>,
     pub(super) sight: Sight,
     /// It does not fit.
     pub(super) is_refused: bool,
-    failure: Option<Failure>,
+    /// What last went wrong.
+    pub(super) failure: Option<Failure>,
     attempts: u32,
     retry_at: Option<Instant>,
-    refresh_at: Option<Instant>,
+    /// When to ask again what the tag means; `None` if that was not asked yet.
+    pub(super) refresh_at: Option<Instant>,
 }
 
 impl Kept {
-    pub(super) fn new(pin: Pin, sight: Sight) -> Self {
+    pub(super) fn new(pin: Arc<Pin>, sight: Sight) -> Self {
         Self { pin, sight, is_refused: false, failure: None, attempts: 0, retry_at: None, refresh_at: None }
     }
 
@@ -159,7 +126,7 @@ impl Kept {
     }
 
     fn refresh_every(&self, tag_ttl: Duration) -> Duration {
-        tag_ttl.max(REFRESH.min(tag_ttl * REFRESH_EVERY_TTLS)).mul_f64(self.spread())
+        tag_ttl.max(REFRESH.min(tag_ttl.saturating_mul(REFRESH_EVERY_TTLS))).mul_f64(self.spread())
     }
 
     /// Between 0.8 and 1, the same for the same image: what began together must not stay together.
@@ -168,65 +135,22 @@ impl Kept {
         (&self.pin.repository, &self.pin.reference).hash(&mut hasher);
         1.0 - 0.2 * (hasher.finish() % 1000) as f64 / 1000.0
     }
-
-    /// How much of it is here.
-    pub(super) fn state(&self) -> State {
-        match &self.sight.plan {
-            plan if plan.is_complete() && !self.is_refused => State::Complete,
-            plan if plan.needs.iter().any(|need| need.is_here) => State::Partial,
-            _ => State::Missing,
-        }
-    }
-
-    /// What the API says of it.
-    pub(super) fn status(&self) -> Status {
-        let (error, message) = self.trouble().unzip();
-        let needs = self.sight.plan.needs.iter();
-        Status {
-            image: self.pin.image(),
-            platforms: self.pin.platforms.iter().cloned().collect(),
-            state: self.state(),
-            digest: self.sight.root.as_ref().map(Digest::to_string),
-            bytes: needs.clone().filter(|need| need.is_here).map(|need| need.size).sum(),
-            total_bytes: needs.map(|need| need.size).sum(),
-            error,
-            message,
-        }
-    }
-
-    fn trouble(&self) -> Option<(&'static str, String)> {
-        let plan = &self.sight.plan;
-        if self.is_refused {
-            let why = "the pins before it fill 80 % of --cache-size: raise that or pin less";
-            return Some(("NoSpace", why.to_owned()));
-        }
-        if let Some(first) = plan.not_offered.first() {
-            return Some(("NoSuchPlatform", format!("the image is not made for {first}")));
-        }
-        if plan.is_oversized {
-            return Some((
-                Failure::InvalidResponse.category(),
-                "the image names more content than any real one".to_owned(),
-            ));
-        }
-        self.failure.map(|failure| (failure.category(), failure.to_string()))
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::digest::Algorithm;
 
     const TTL: Duration = Duration::from_secs(60);
 
-    fn kept(needs: &[(&str, bool)]) -> Kept {
+    pub(in crate::pins) fn kept(needs: &[(&str, bool)]) -> Kept {
         let pin = Pin {
             repository: "library/app".parse().unwrap(),
             reference: Reference::Tag("v1".parse().unwrap()),
             platforms: ["linux/amd64".parse().unwrap()].into(),
         };
-        Kept::new(pin, sight(needs))
+        Kept::new(Arc::new(pin), sight(needs))
     }
 
     fn sight(needs: &[(&str, bool)]) -> Sight {
@@ -245,21 +169,6 @@ mod tests {
     }
 
     #[test]
-    fn states() {
-        let state = |needs: &[(&str, bool)]| kept(needs).state();
-        assert_eq!(state(&[]), State::Missing);
-        assert_eq!(state(&[("manifest", false)]), State::Missing);
-        assert_eq!(state(&[("manifest", true), ("a", false)]), State::Partial);
-        assert_eq!(state(&[("manifest", true), ("a", true)]), State::Complete);
-        let mut refused = kept(&[("manifest", true)]);
-        refused.is_refused = true;
-        assert_eq!((refused.state(), refused.status().error), (State::Partial, Some("NoSpace")));
-        let mut wrong = kept(&[("manifest", true)]);
-        wrong.sight.plan.not_offered.push("linux/s390x".parse().unwrap());
-        assert_eq!((wrong.state(), wrong.status().error), (State::Partial, Some("NoSuchPlatform")));
-    }
-
-    #[test]
     fn waits_grow_and_end_with_the_outage() {
         let mut now = Instant::now();
         let mut kept = kept(&[("manifest", true), ("a", false)]);
@@ -273,12 +182,12 @@ mod tests {
             now = at;
         }
         assert!(waits.is_sorted() && waits[0] <= FIRST_RETRY && waits[7] <= LAST_RETRY && waits[7] > LAST_RETRY / 2);
-        assert_eq!(kept.status().error, Some("server_error"));
+        assert_eq!(kept.failure, Some(Failure::ServerError));
         kept.failed(Failure::Connect, now);
         kept.retry_now();
         assert!(kept.is_due(now));
         kept.has_come(&blob("a"), Instant::now());
-        assert_eq!((kept.state(), kept.status().error), (State::Complete, None));
+        assert!(kept.sight.plan.is_complete() && kept.failure.is_none());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What is pinned: images and platforms, as they stand in a request and in `pins.json`. Pure.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::platform::{Platform, PlatformInvalid};
 use crate::{
     reference::{Reference, RepositoryName},
     registry_host::RegistryHost,
@@ -28,89 +29,6 @@ impl Pin {
     pub fn image(&self) -> String {
         let separator = if matches!(self.reference, Reference::Tag(_)) { ':' } else { '@' };
         format!("{}{separator}{}", self.repository, self.reference)
-    }
-}
-
-/// `os/architecture[/variant]`, as the OCI image spec has them.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Platform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-}
-
-/// Why a text is no platform.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("must be os/architecture or os/architecture/variant, such as linux/amd64 or linux/arm/v7")]
-pub struct PlatformInvalid;
-
-impl Platform {
-    /// Whether an index's entry for `offered`, written `os/architecture/variant` with an empty variant for none, is meant.
-    /// Without a variant every one is.
-    pub fn takes(&self, offered: &str) -> bool {
-        let mut parts = offered.split('/');
-        let (os, architecture, variant) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
-        let is_same = os == Some(&self.os) && architecture == Some(&self.architecture);
-        let usual = usual_variant(&self.architecture);
-        is_same
-            && self.variant.as_deref().is_none_or(|wanted| wanted == if variant.is_empty() { usual } else { variant })
-    }
-}
-
-/// What an entry without a variant is made for.
-fn usual_variant(architecture: &str) -> &'static str {
-    match architecture {
-        "arm64" => "v8",
-        "arm" => "v7",
-        "amd64" => "v1",
-        _ => "",
-    }
-}
-
-impl FromStr for Platform {
-    type Err = PlatformInvalid;
-
-    fn from_str(text: &str) -> Result<Self, PlatformInvalid> {
-        let is_word = |part: &&str| {
-            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-            !part.is_empty() && part.len() <= 64 && part.bytes().all(is_plain)
-        };
-        let parts: Vec<&str> = text.split('/').filter(is_word).collect();
-        let (os, architecture, variant) = match (parts.as_slice(), text.split('/').count()) {
-            ([os, architecture], 2) => (os, architecture, None),
-            ([os, architecture, variant], 3) => (os, architecture, Some((*variant).to_owned())),
-            _ => return Err(PlatformInvalid),
-        };
-        Ok(Self { os: (*os).to_owned(), architecture: (*architecture).to_owned(), variant })
-    }
-}
-
-impl TryFrom<String> for Platform {
-    type Error = PlatformInvalid;
-
-    fn try_from(text: String) -> Result<Self, PlatformInvalid> {
-        text.parse()
-    }
-}
-
-impl From<Platform> for String {
-    fn from(platform: Platform) -> Self {
-        platform.to_string()
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { os, architecture, variant } = self;
-        write!(f, "{os}/{architecture}")?;
-        variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
-    }
-}
-
-impl fmt::Debug for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 
@@ -155,7 +73,7 @@ pub fn parse(bytes: &[u8], registry: &RegistryHost) -> Result<Vec<Pin>, ListInva
         return Err(ListInvalid::TooMany(images.len()));
     }
     let mut pins: Vec<Pin> = Vec::with_capacity(images.len());
-    let mut places = std::collections::HashMap::new();
+    let mut places = HashMap::new();
     for (index, Entry { image, platforms }) in images.into_iter().enumerate() {
         let (repository, reference) = parse_image(&image, registry).ok_or(ListInvalid::Image(index, shown(&image)))?;
         let parsed = platforms.iter().map(|text| text.parse().map_err(|_| ListInvalid::Platform(index, shown(text))));
@@ -259,18 +177,6 @@ mod tests {
             parsed(&serde_json::json!({"images": vec![serde_json::json!({"image": "a:1"}); 10_001]}).to_string())
                 .is_err()
         );
-    }
-
-    #[test]
-    fn platforms() {
-        let takes = |wanted: &str, offered: &str| wanted.parse::<Platform>().unwrap().takes(offered);
-        assert!(takes("linux/amd64", "linux/amd64/") && takes("linux/arm64", "linux/arm64/v8"));
-        assert!(takes("linux/arm64/v8", "linux/arm64/") && takes("linux/arm", "linux/arm/v6"));
-        assert!(takes("linux/arm/v7", "linux/arm/") && !takes("linux/arm/v7", "linux/arm/v6"));
-        assert!(!takes("linux/amd64", "windows/amd64/") && !takes("linux/amd64", "unknown/unknown/"));
-        for bad in ["", "linux", "linux/", "/amd64", "a/b/c/d", "a/b/", "a//b", "a b/c"] {
-            assert_eq!(bad.parse::<Platform>(), Err(PlatformInvalid), "{bad}");
-        }
     }
 
     proptest! {

@@ -2,14 +2,19 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::list::Platform;
+use bytes::Bytes;
+
+use super::platform::Platform;
 use crate::{
     digest::Digest,
+    failure::Failure,
     manifest::{self, Named},
 };
 
 /// A real image needs a few hundred at most; a made-up tree of indexes must not fill the memory.
 const MOST_NEEDS: usize = 16_384;
+/// An index names images, seldom another index. Each level costs a look at all that are above it.
+const MOST_DEPTH: usize = 8;
 /// What build tools put beside images: signed statements on how they were built. No runtime asks for them.
 const NO_PLATFORM: &str = "unknown/unknown/";
 
@@ -33,15 +38,37 @@ impl Need {
     }
 }
 
+/// Why an image can never be complete, whatever upstream sends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// Its index has no entry for a platform that was asked for.
+    #[error("the image is not made for {0}")]
+    NotOffered(Platform),
+    /// It names too much.
+    #[error("more than {MOST_NEEDS} contents or {MOST_DEPTH} levels of indexes: no image needs that")]
+    Oversized,
+    /// A manifest names nothing.
+    #[error("{0} is not the manifest of an image, nor an index of images")]
+    Unknown(Digest),
+}
+
+impl Obstacle {
+    /// The name for the API.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::NotOffered(_) => "NoSuchPlatform",
+            Self::Oversized | Self::Unknown(_) => Failure::InvalidResponse.category(),
+        }
+    }
+}
+
 /// All that an image needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Each content once: manifests before what they name.
     pub needs: Vec<Need>,
-    /// Platforms asked for that the image is not made for; known once its index is here.
-    pub not_offered: Vec<Platform>,
-    /// It names more than any image does: not followed further.
-    pub is_oversized: bool,
+    /// Why that is not all.
+    pub obstacle: Option<Obstacle>,
 }
 
 impl Plan {
@@ -52,51 +79,51 @@ impl Plan {
 
     /// Whether all of the image is here.
     pub fn is_complete(&self) -> bool {
-        !self.needs.is_empty() && self.needs.iter().all(|need| need.is_here) && self.is_possible()
-    }
-
-    /// Whether it can ever be complete.
-    pub fn is_possible(&self) -> bool {
-        self.not_offered.is_empty() && !self.is_oversized
+        !self.needs.is_empty() && self.needs.iter().all(|need| need.is_here) && self.obstacle.is_none()
     }
 }
 
 /// Plans the image `root` for `platforms`, all if there are none. Whether a blob is here is for the caller to find out.
-pub fn plan(root: &Digest, platforms: &BTreeSet<Platform>, mut read: impl FnMut(&Digest) -> Option<Vec<u8>>) -> Plan {
+pub fn plan(root: &Digest, platforms: &BTreeSet<Platform>, mut read: impl FnMut(&Digest) -> Option<Bytes>) -> Plan {
     let mut plan = Plan::default();
     let mut seen = HashSet::new();
     let mut offered = BTreeSet::new();
     let mut suits_any = false;
-    let mut manifests = vec![(root.clone(), 0, None)];
-    while let Some((digest, size, platform)) = manifests.pop() {
+    let mut manifests = vec![(root.clone(), 0, None, 0)];
+    while let Some((digest, size, platform, depth)) = manifests.pop() {
+        if depth > MOST_DEPTH || plan.needs.len() + manifests.len() > MOST_NEEDS {
+            // Nothing but its name is kept.
+            plan.needs.truncate(1);
+            plan.obstacle = Some(Obstacle::Oversized);
+            return plan;
+        }
         if !seen.insert(digest.clone()) {
             continue;
         }
         let bytes = read(&digest);
         let size = bytes.as_ref().map_or(size, |bytes| bytes.len() as u64);
-        plan.needs.push(Need { digest, size, is_manifest: true, is_here: bytes.is_some() });
-        let names = manifest::names(&bytes.unwrap_or_default());
+        let names = bytes.as_deref().map(manifest::names);
+        plan.needs.push(Need { digest: digest.clone(), size, is_manifest: true, is_here: names.is_some() });
+        let Some(names) = names else { continue };
+        if names.manifests.is_empty() && names.blobs.is_empty() {
+            plan.obstacle = Some(Obstacle::Unknown(digest));
+            return plan;
+        }
         // An image that no index gives a platform counts for whatever platform.
         suits_any |= names.manifests.is_empty() && platform.is_none();
         offered.extend(platform);
         let wanted = names.manifests.into_iter().filter(|entry| is_wanted(entry, platforms));
-        manifests.extend(wanted.map(|entry| (entry.digest, entry.size, entry.platform)));
-        for Named { digest, size, .. } in names.blobs.into_iter().filter(|blob| !is_foreign(blob)) {
+        manifests.extend(wanted.map(|entry| (entry.digest, entry.size, entry.platform, depth + 1)));
+        for Named { digest, size, .. } in names.blobs {
             if seen.insert(digest.clone()) {
                 plan.needs.push(Need { digest, size, is_manifest: false, is_here: false });
             }
-        }
-        if plan.needs.len() + manifests.len() > MOST_NEEDS {
-            // Nothing but its name is kept.
-            plan.needs.truncate(1);
-            plan.is_oversized = true;
-            return plan;
         }
     }
     // What is not read yet may offer any.
     if !suits_any && plan.unread().next().is_none() {
         let is_missing = |wanted: &&Platform| !offered.iter().any(|offered| wanted.takes(offered));
-        plan.not_offered = platforms.iter().filter(is_missing).cloned().collect();
+        plan.obstacle = platforms.iter().find(is_missing).cloned().map(Obstacle::NotOffered);
     }
     plan
 }
@@ -110,11 +137,6 @@ fn is_wanted(entry: &Named, platforms: &BTreeSet<Platform>) -> bool {
     }
 }
 
-/// Layers that may not be distributed are fetched from places of their own.
-fn is_foreign(blob: &Named) -> bool {
-    blob.media_type.contains(".nondistributable.") || blob.media_type.contains(".foreign.")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -126,13 +148,13 @@ mod tests {
     use crate::digest::Algorithm;
 
     #[derive(Default)]
-    struct Shelf(HashMap<Digest, Vec<u8>>);
+    struct Shelf(HashMap<Digest, Bytes>);
 
     impl Shelf {
         fn put(&mut self, document: &Value) -> Digest {
             let bytes = document.to_string().into_bytes();
             let digest = Digest::of(Algorithm::Sha256, &bytes);
-            self.0.insert(digest.clone(), bytes);
+            self.0.insert(digest.clone(), bytes.into());
             digest
         }
 
@@ -174,7 +196,7 @@ mod tests {
         let image = shelf.image(&["a", "b", "a"]);
         let plan = shelf.plan(&image, &["plan9/mips"]);
         assert_eq!(digests(&plan), [image, blob("config"), blob("a"), blob("b")].into());
-        assert!(plan.is_possible() && plan.needs.len() == 4 && plan.unread().next().is_none());
+        assert!(plan.obstacle.is_none() && plan.needs.len() == 4 && plan.unread().next().is_none());
     }
 
     #[test]
@@ -193,8 +215,7 @@ mod tests {
         assert!(needs(&[]).is_superset(&[amd, arm, blob("arm")].into()) && !needs(&[]).contains(&statement));
         assert!(needs(&["unknown/unknown"]).contains(&blob("how")));
         let plan = shelf.plan(&index, &["linux/amd64", "linux/s390x"]);
-        assert_eq!(format!("{:?}", plan.not_offered), "[linux/s390x]");
-        assert!(!plan.is_possible() && !plan.is_complete());
+        assert_eq!(plan.obstacle.unwrap().to_string(), "the image is not made for linux/s390x");
     }
 
     #[test]
@@ -211,15 +232,7 @@ mod tests {
         );
         shelf.0.clear();
         assert_eq!(unread(&shelf).len(), 1);
-        assert!(shelf.plan(&index, &["linux/s390x"]).is_possible());
-    }
-
-    #[test]
-    fn foreign_layers_are_not_needed() {
-        let mut shelf = Shelf::default();
-        let foreign = json!({"digest": blob("x").to_string(), "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar"});
-        let image = shelf.put(&json!({"config": named(&blob("config"), &json!(null)), "layers": [foreign]}));
-        assert_eq!(digests(&shelf.plan(&image, &[])), [image, blob("config")].into());
+        assert_eq!(shelf.plan(&index, &["linux/s390x"]).obstacle, None);
     }
 
     #[test]
@@ -232,7 +245,30 @@ mod tests {
         let root: Vec<_> = entries.iter().map(|digest| (digest, json!(null))).collect();
         let root = shelf.index(&root);
         let plan = shelf.plan(&root, &[]);
-        assert!(plan.is_oversized && !plan.is_possible() && plan.needs.len() == 1);
+        assert!(plan.obstacle == Some(Obstacle::Oversized) && plan.needs.len() == 1);
+    }
+
+    #[test]
+    fn an_index_in_an_index_is_followed_but_not_for_ever() {
+        let mut shelf = Shelf::default();
+        let image = shelf.image(&["a"]);
+        let mut root = image.clone();
+        for depth in 1..=MOST_DEPTH + 1 {
+            root = shelf.index(&[(&root, json!(null))]);
+            let plan = shelf.plan(&root, &["linux/amd64"]);
+            assert_eq!(plan.obstacle, (depth > MOST_DEPTH).then_some(Obstacle::Oversized));
+            assert_eq!(digests(&plan).contains(&image), depth <= MOST_DEPTH);
+        }
+    }
+
+    #[test]
+    fn what_names_nothing_is_no_image() {
+        let mut shelf = Shelf::default();
+        for odd in [json!({"schemaVersion": 1, "fsLayers": []}), json!({"manifests": []}), json!(7)] {
+            let odd = shelf.put(&odd);
+            let plan = shelf.plan(&odd, &[]);
+            assert!(plan.obstacle == Some(Obstacle::Unknown(odd)) && !plan.is_complete());
+        }
     }
 
     proptest! {

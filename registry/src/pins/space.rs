@@ -55,6 +55,8 @@ impl Allotment {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -74,7 +76,7 @@ mod tests {
         let reference = Reference::Tag("v1".parse().unwrap());
         let pin = Pin { repository: "a".parse().unwrap(), reference, platforms: Default::default() };
         let plan = Plan { needs: needs(current), ..Plan::default() };
-        Kept::new(pin, Sight { root: None, plan, elder: needs(elder) })
+        Kept::new(Arc::new(pin), Sight { root: None, plan, elder: needs(elder) })
     }
 
     fn refused(pins: &mut [Kept], size: u64) -> (Vec<bool>, u64) {

@@ -51,6 +51,17 @@ pub struct StoredBlob {
     marks: Arc<Marks>,
 }
 
+/// What can be said of a blob without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is not here.
+    Absent,
+    /// It is here by its name.
+    Unverified,
+    /// It was hashed and has not changed since.
+    Verified,
+}
+
 /// All committed content.
 pub struct Blobs {
     pub(super) shelves: Shelves,
@@ -150,11 +161,18 @@ impl Blobs {
 
     /// Whether a blob is here, in the size it should have where that is known.
     pub fn has(&self, digest: &Digest, size: Option<u64>) -> bool {
-        let found = fs::symlink_metadata(self.shelves.path(digest));
-        found.is_ok_and(|found| {
-            let is_plausible = found.len() > 0 || digest.is_of_nothing();
-            found.is_file() && is_plausible && size.is_none_or(|size| size == found.len())
-        })
+        self.presence(digest, size) != Presence::Absent
+    }
+
+    /// The same, and whether more is known of it than its name and size.
+    pub fn presence(&self, digest: &Digest, size: Option<u64>) -> Presence {
+        match fs::symlink_metadata(self.shelves.path(digest)) {
+            Ok(found) if !found.is_file() || size.is_some_and(|size| size != found.len()) => Presence::Absent,
+            Ok(found) if found.len() == 0 && !digest.is_of_nothing() => Presence::Absent,
+            Ok(found) if self.marks.has(Mark::of(&found)) => Presence::Verified,
+            Ok(_) => Presence::Unverified,
+            Err(_) => Presence::Absent,
+        }
     }
 
     /// Takes over a verified download.

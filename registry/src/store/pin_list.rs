@@ -1,6 +1,10 @@
 //! `pins.json`: the list of pins as it was last accepted. Knows nothing of what a pin is.
 
-use std::{io, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::write::{Writer, rename};
 
@@ -24,10 +28,12 @@ impl PinList {
     }
 
     /// Replaces it in one step; what was accepted outlasts a power cut.
-    pub fn put(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn put(&self, bytes: &[u8]) -> io::Result<()> {
         self.writer.aside(bytes, 0o644, |aside, file| {
             file.sync_data()?;
-            rename(aside, &self.path)
+            rename(aside, &self.path)?;
+            // Its name, too.
+            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
         })
     }
 }

@@ -1,61 +1,129 @@
-//! Pins as a client asks for them and waits for them.
+//! Pins as the operator asks for them and waits for them, and pulls of what is pinned.
 
+use std::ops::{Deref, DerefMut, Range};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::{Answer, Cache, End, PATIENCE};
-use crate::upstream::{Blob, Image};
+use super::{Answer, Builder, Cache, End, Identity, PATIENCE, Request};
+use crate::upstream::{Blob, Content, Image, Upstream};
 
-/// Asks the admin listener to pin these.
-pub async fn put(cache: &Cache, images: &Value) -> Answer {
-    let body = json!({ "images": images }).to_string();
-    cache.admin_request("PUT", "/v1/pins").header("Content-Type", "application/json").body(body).answer().await
+const RELAY: &str = "5f6e1c";
+const OPERATOR: &str = "0b5e7e";
+
+/// A cache whose pins can be set: it has a TLS listener and a token for it.
+#[derive(Debug)]
+pub struct Pinning {
+    cache: Cache,
+    _identity: TempDir,
 }
 
-/// Pins these, which must be accepted.
-pub async fn pin(cache: &Cache, images: &Value) -> Value {
-    let answer = put(cache, images).await;
-    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
-    images_of(&answer)
+impl Deref for Pinning {
+    type Target = Cache;
+
+    fn deref(&self) -> &Cache {
+        &self.cache
+    }
+}
+
+impl DerefMut for Pinning {
+    fn deref_mut(&mut self) -> &mut Cache {
+        &mut self.cache
+    }
+}
+
+impl Pinning {
+    /// Starts one with default settings.
+    pub async fn start(upstream: &Upstream) -> Self {
+        Self::with(Cache::of(upstream)).await
+    }
+
+    /// Starts one with flags.
+    pub async fn with(builder: Builder) -> Self {
+        let (identity, folder) = Identity::with_token(RELAY);
+        Identity::add_token(folder.path(), "operator", OPERATOR);
+        Self { cache: builder.identity(identity).start().await, _identity: folder }
+    }
+
+    /// A request to the API with the operator's token.
+    pub fn api(&self, method: &str) -> Request {
+        self.request(method, "/v1/pins").header("Authorization", &format!("Bearer {OPERATOR}"))
+    }
+
+    /// A pull with the relay's token.
+    pub async fn pull(&self, path: &str) -> Answer {
+        self.request("GET", path).header("Authorization", &format!("Bearer {RELAY}")).answer().await
+    }
+
+    /// Asks it to pin these.
+    pub async fn put(&self, images: &Value) -> Answer {
+        self.api("PUT").body(json!({ "images": images }).to_string()).answer().await
+    }
+
+    /// Pins these, which must be accepted; gives the state of each.
+    pub async fn pin(&self, images: &Value) -> Value {
+        images_of(&self.put(images).await)
+    }
+
+    /// The state of each pin.
+    pub async fn pins(&self) -> Value {
+        images_of(&self.api("GET").answer().await)
+    }
+
+    /// Waits until the state of the pins satisfies the condition.
+    pub async fn await_pins(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let images = self.pins().await;
+            if condition(&images) {
+                return images;
+            }
+            assert!(Instant::now() < deadline, "the pins were never {what}, but {images}\n{}", self.output());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until all of them are complete.
+    pub async fn await_complete(&self) -> Value {
+        let is_complete = |image: &Value| image["state"] == "complete";
+        self.await_pins("complete", |images| images.as_array().is_some_and(|images| images.iter().all(is_complete)))
+            .await
+    }
+
+    /// Pulls so many blobs of a MiB that the oldest content of a small cache has to go.
+    pub async fn crowd(&self, upstream: &Upstream, seeds: Range<u64>) {
+        for blob in seeds.map(|seed| Content::blob(seed, 1 << 20)) {
+            upstream.put_blob("library/crowd", &blob);
+            assert_eq!(self.pull(&blob.blob_path("library/crowd")).await.status, 200);
+            self.await_kept("library/crowd", &blob).await;
+        }
+    }
+
+    /// Fails unless all of these are committed.
+    pub fn assert_held(&self, blobs: impl IntoIterator<Item = Blob>) {
+        for blob in blobs {
+            assert!(self.committed(&blob).is_some(), "{} is not here", blob.digest);
+        }
+    }
+
+    /// Pulls an image by its tag, and fails unless all of it comes and is right.
+    pub async fn assert_pulled(&self, repository: &str, tag: &str, image: &Image) {
+        let manifest = self.pull(&format!("/v2/{repository}/manifests/{tag}")).await;
+        assert_eq!((manifest.status, manifest.end), (200, End::Complete), "{}", manifest.cache_status());
+        assert!(manifest.body == image.manifest.bytes);
+        for blob in image.blobs() {
+            let answer = self.pull(&blob.blob_path(repository)).await;
+            assert_eq!((answer.status, answer.end), (200, End::Complete), "{}", answer.cache_status());
+            assert!(answer.body == blob.bytes);
+        }
+    }
 }
 
 fn images_of(answer: &Answer) -> Value {
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
     let body: Value = serde_json::from_slice(&answer.body).expect("the answer is JSON");
     body["images"].clone()
-}
-
-/// What it says of the pins.
-pub async fn pins(cache: &Cache) -> Value {
-    let answer = cache.admin("/v1/pins").await;
-    assert_eq!(answer.status, 200);
-    images_of(&answer)
-}
-
-/// Waits until the state of the pins satisfies the condition.
-pub async fn await_pins(cache: &Cache, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let images = pins(cache).await;
-        if condition(&images) {
-            return images;
-        }
-        assert!(Instant::now() < deadline, "the pins were never {what}, but {images}\n{}", cache.output());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Waits until all of them are complete.
-pub async fn await_complete(cache: &Cache) -> Value {
-    let is_complete = |image: &Value| image["state"] == "complete";
-    await_pins(cache, "complete", |images| images.as_array().is_some_and(|images| images.iter().all(is_complete))).await
-}
-
-/// Fails unless all of these are committed.
-pub fn assert_held(cache: &Cache, blobs: impl IntoIterator<Item = Blob>) {
-    for blob in blobs {
-        assert!(cache.committed(&blob).is_some(), "{} is not here", blob.digest);
-    }
 }
 
 /// The image with its manifest.
@@ -66,16 +134,4 @@ pub fn all_of(image: &Image) -> Vec<Blob> {
 /// The bytes of all of these.
 pub fn size_of(blobs: &[Blob]) -> u64 {
     blobs.iter().map(Blob::len).sum()
-}
-
-/// Pulls an image by its tag, and fails unless all of it comes and is right.
-pub async fn assert_pulled(cache: &Cache, repository: &str, tag: &str, image: &Image) {
-    let manifest = cache.get(&format!("/v2/{repository}/manifests/{tag}")).await;
-    assert_eq!((manifest.status, manifest.end), (200, End::Complete), "{}", manifest.cache_status());
-    assert!(manifest.body == image.manifest.bytes);
-    for blob in image.blobs() {
-        let answer = cache.get(&blob.blob_path(repository)).await;
-        assert_eq!((answer.status, answer.end), (200, End::Complete), "{}", answer.cache_status());
-        assert!(answer.body == blob.bytes);
-    }
 }
