@@ -1,6 +1,6 @@
 //! Content digests: the grammar of the OCI image spec, and hashing. Knows nothing of storage or HTTP.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA512};
 
@@ -35,11 +35,11 @@ impl Algorithm {
     }
 }
 
-/// A well-formed content digest such as `sha256:e3b0...`. Its text is safe as a file name.
+/// A well-formed content digest such as `sha256:e3b0...`. Its text is safe as a file name, and shared by all copies.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    hex: Box<str>,
+    hex: Arc<str>,
 }
 
 /// Why a text is not a digest.
@@ -140,7 +140,7 @@ impl Hasher {
 
     /// The digest of everything added.
     pub fn finish(self) -> Digest {
-        let hex = hex::encode(self.context.finish()).into_boxed_str();
+        let hex = hex::encode(self.context.finish()).into();
         Digest { algorithm: self.algorithm, hex }
     }
 }

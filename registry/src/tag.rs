@@ -91,7 +91,11 @@ impl TagResolver {
     pub async fn resolve(&self, repository: &RepositoryName, tag: &Tag) -> Result<Resolved, Failure> {
         let mut known = self.record(repository, tag).await;
         if let Some(fresh) = known.as_ref().and_then(|record| self.fresh(record)) {
-            return Ok(fresh);
+            return match (self.upstream.is_away(), known) {
+                // What it names may not have come before upstream went.
+                (Some(_), Some(known)) => self.chosen(repository, known, fresh.freshness).await,
+                _ => Ok(fresh),
+            };
         }
         if let Some(newer) = self.newer(repository, tag, known.as_ref()).await {
             if let Some(fresh) = self.fresh(&newer) {
@@ -185,16 +189,28 @@ impl TagResolver {
             debug!(%repository, reason = failure.category(), refusal = refusal.category(), "no stale answer");
             return Err(refusal);
         }
+        self.chosen(repository, known, Freshness::Stale(failure)).await
+    }
+
+    async fn chosen(
+        &self,
+        repository: &RepositoryName,
+        known: TagRecord,
+        freshness: Freshness,
+    ) -> Result<Resolved, Failure> {
         let (store, repository) = (Arc::clone(&self.store), repository.clone());
         let age = known.age().unwrap_or_default();
-        let chosen = blocking(move || choose(&store, &repository, known)).await.ok_or(Failure::Stopping)?;
-        Ok(Resolved { target: chosen, freshness: Freshness::Stale(failure), age })
+        let target = blocking(move || choose(&store, &repository, known)).await.ok_or(Failure::Stopping)?;
+        Ok(Resolved { target, freshness, age })
     }
 }
 
 /// In an outage an incomplete newcomer yields to its complete elders. Judged only now: when the tag moved, the last bytes
 /// of the elder may still have been on their way to the disk.
 fn choose(store: &Store, repository: &RepositoryName, known: TagRecord) -> Target {
+    if known.previous.is_none() && known.last_complete.is_none() {
+        return known.current;
+    }
     let has = |target: &Target| holdings::coverage(store, repository, &target.digest);
     let coverage = has(&known.current);
     let elders = [known.previous, known.last_complete].into_iter().flatten();

@@ -112,6 +112,23 @@ async fn an_incomplete_newcomer_yields_to_the_complete_elder_in_an_outage() {
 }
 
 #[tokio::test]
+async fn an_incomplete_newcomer_yields_within_its_time_to_live_too() {
+    let ttl = Duration::from_secs(8);
+    let upstream = Upstream::start().await;
+    let (elder, newer) = (Content::image(1, &[1000]), Content::image(2, &[1000]));
+    upstream.push(REPOSITORY, "v1", &elder);
+    let cache = Cache::of(&upstream).flag("--tag-ttl", "8s").start().await;
+    pull(&cache, &elder).await;
+    upstream.push(REPOSITORY, "v1", &newer);
+    let until = async |image: &Image| while cache.get(BY_TAG).await.body != image.manifest.bytes {};
+    until(&newer).await;
+    let seen = Instant::now();
+    upstream.fault(On::Registry, Fault::Refuse).await;
+    tokio::time::timeout(PATIENCE, until(&elder)).await.expect("the elder is served");
+    assert!(seen.elapsed() < ttl, "after {:?}", seen.elapsed());
+}
+
+#[tokio::test]
 async fn a_tag_that_moves_with_its_images_last_byte_keeps_its_elder() {
     let (upstream, cache, _image) = warm(&[]).await;
     for round in 0..10 {

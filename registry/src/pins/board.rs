@@ -66,7 +66,7 @@ impl Board {
 
     /// Replaces the state of one pin; gives the one before.
     pub(super) fn update(&self, place: usize, status: Arc<Status>) -> Option<Arc<Status>> {
-        let mut before = None;
+        let (state, mut before) = (status.state, None);
         self.shown.send_if_modified(|shown| {
             if let Shown::Known(statuses) = shown
                 && let Some(old) = statuses.get_mut(place)
@@ -76,7 +76,9 @@ impl Board {
             // Nobody waits for this.
             false
         });
-        self.count();
+        if before.as_ref().is_some_and(|before| before.state != state) {
+            self.count();
+        }
         before
     }
 

@@ -120,6 +120,8 @@ pub fn plan(root: &Digest, platforms: &BTreeSet<Platform>, mut read: impl FnMut(
             }
         }
     }
+    // Thousands of plans are kept.
+    plan.needs.shrink_to_fit();
     // What is not read yet may offer any.
     if !suits_any && plan.unread().next().is_none() {
         let is_missing = |wanted: &&Platform| !offered.iter().any(|offered| wanted.takes(offered));
