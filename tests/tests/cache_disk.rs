@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use breakwater_tests::cache::pins::Pinning;
 use breakwater_tests::cache::{Cache, End, PATIENCE, cold};
 use breakwater_tests::upstream::{Blob, Content, Upstream};
+use serde_json::json;
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -226,4 +228,24 @@ async fn a_full_disk_refuses_what_is_new_and_serves_what_is_here() {
         }
         assert_whole(&cache, blob).await;
     }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_pins_are_told_and_completed_when_there_is_room() {
+    let (upstream, volume) = (Upstream::start().await, Volume::of("8m"));
+    let image = Content::image(1, &[2 * MIB]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let cache = Pinning::with(Cache::of(&upstream).data(&volume.path().join("data"))).await;
+    let junk = volume.path().join("junk");
+    assert!(fs::write(&junk, vec![1; 16 * MIB]).is_err(), "others have filled the volume");
+    let images = json!([{"image": "library/app:v1"}]);
+    let refused = cache.put(&images).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "UNAVAILABLE"));
+    assert_eq!(cache.pins().await, json!([]), "the pins are as before");
+    let junk = fs::OpenOptions::new().write(true).open(junk).expect("the junk");
+    junk.set_len(7 * MIB as u64 - (MIB / 2) as u64).expect("room for the list and the manifest");
+    cache.pin(&images).await;
+    cache.await_pins("told", |images| images[0]["error"] == "disk").await;
+    junk.set_len(0).expect("room for all");
+    cache.await_complete().await;
 }

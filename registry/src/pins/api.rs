@@ -61,6 +61,7 @@ impl Pins {
     {
         let done = match *request.method() {
             Method::GET | Method::HEAD => Ok(()),
+            Method::PUT if will_be_too_large(&request) => Err(Refused::TooLarge),
             Method::PUT => self.put(request.into_body()).await,
             _ => Err(Refused::Method),
         };
@@ -100,6 +101,11 @@ impl Pins {
             blocking(move || serde_json::to_vec(&Answer { images: images.iter().map(|image| &**image).collect() }));
         json.await.and_then(Result::ok).ok_or(Refused::NotYet)
     }
+}
+
+/// Who waits to be told to go on need not send what is too large.
+fn will_be_too_large<B: http_body::Body>(request: &Request<B>) -> bool {
+    request.headers().contains_key(header::EXPECT) && request.body().size_hint().lower() > MOST_BYTES as u64
 }
 
 async fn read<B>(mut body: B) -> Result<Bytes, Refused>
