@@ -65,7 +65,8 @@ pub fn record<B>(
     let first_byte = began.elapsed();
     let result = outcome(*route, &response);
     metrics.answered(kind(*route), result, first_byte);
-    let is_quiet = result == Outcome::hit || route.is_none();
+    let is_for_replica = matches!(response.status(), StatusCode::GATEWAY_TIMEOUT | StatusCode::LOOP_DETECTED);
+    let is_quiet = result == Outcome::hit || route.is_none() || is_for_replica;
     let is_wanted =
         if is_quiet { enabled!(target: "access", Level::DEBUG) } else { enabled!(target: "access", Level::INFO) };
     if !is_wanted {
@@ -111,6 +112,8 @@ fn outcome(route: Option<&Route>, response: &Response<Body>) -> Outcome {
     match response.status() {
         _ if route.is_none() => Outcome::denied,
         StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Outcome::denied,
+        // The request itself forbids to ask upstream.
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::LOOP_DETECTED => Outcome::denied,
         status if !status.is_success() => Outcome::error,
         _ if cache_status.starts_with(b"breakwater; hit") => Outcome::hit,
         _ if cache_status.starts_with(b"breakwater; fwd=stale") => Outcome::stale,

@@ -28,6 +28,11 @@ where
         Self { running: Arc::default(), background }
     }
 
+    /// The work for `key`, if there is any.
+    pub fn find(&self, key: &K) -> Option<Waiter<V>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
     /// Joins the work for `key`, starting it with `work` if there is none.
     pub fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Waiter<V>
     where

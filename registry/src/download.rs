@@ -79,6 +79,11 @@ impl Download {
         Self { store, sources, metrics, repository, digest, publisher, avoid, used, total, has_header, is_continued }
     }
 
+    /// What it brings, and on whose behalf.
+    pub(crate) fn name(&self) -> (&RepositoryName, &Digest) {
+        (&self.repository, &self.digest)
+    }
+
     /// Where its progress is published.
     pub(crate) fn publisher(&self) -> &Publisher {
         &self.publisher
@@ -108,11 +113,13 @@ impl Download {
         if let Some(verified) = self.verify(partial).await? {
             return self.land(verified).await;
         }
-        let has_another_chance = self.is_continued || self.sources.has_more(&self.used);
+        // Where several sources have sent a part, one of them may be right.
+        let has_another_chance = self.is_continued || self.used.len() > 1 || self.sources.has_more(&self.used);
         if !has_another_chance || !self.publisher.start_over() {
             return Err(Failure::WrongDigest);
         }
         if !self.is_continued {
+            self.sources.lied(&self.used);
             self.avoid.extend_from_slice(&self.used);
         }
         let nothing = self.nothing().await?;
@@ -194,7 +201,7 @@ impl Download {
     /// Who stalls, or breaks off without having sent much, is asked last from now on; so is a replica whatever it does, as
     /// it may be fed by the same registry.
     fn judge(&mut self, source: Source, copied: Copied, received: u64) {
-        if copied == Copied::Stalled || received < PROGRESS || source == Source::Peers {
+        if copied == Copied::Stalled || received < PROGRESS || matches!(source, Source::Replica(_)) {
             self.avoid.push(source);
         }
     }
@@ -251,7 +258,7 @@ impl Download {
         }
         self.has_header = true;
         self.publisher.set_feed(match source {
-            Source::Peers => Feed::Peer,
+            Source::Replica(_) => Feed::Peer,
             Source::Registry(_) => Feed::Registry,
         });
         if !self.used.contains(&source) {

@@ -84,17 +84,29 @@ impl Flights {
         let mut download = Download::new(parts, repository.clone(), digest.clone(), publisher, liars);
         if let Err(failure) = download.run().await {
             debug!(%repository, digest = digest.short(), reason = failure.category(), "download failed");
-            // What an earlier process left on disk says nothing of the sources: the next request may start at once. And an
-            // open breaker fails as fast as our memory does, but forgets as soon as upstream is back.
-            if !download.was_spoilt_on_disk() && !self.sources.is_cut_off() {
-                if failure == Failure::WrongDigest {
-                    self.memory.lied(digest.clone(), download.used().to_vec());
-                }
-                self.memory.failed(repository, digest, failure);
-            }
+            self.remember(&download, failure);
             download.publisher().fail(failure);
         }
         drop(landing);
+    }
+
+    /// What the next request is to know of a failure, if it says anything of how that one will fare.
+    fn remember(&self, download: &Download, failure: Failure) {
+        let (repository, digest) = download.name();
+        if failure == Failure::WrongDigest && !download.was_spoilt_on_disk() {
+            self.sources.lied(download.used());
+            let liars = [self.memory.liars(digest), download.used().to_vec()].concat();
+            let has_honest_ones = self.sources.has_more(&liars);
+            self.memory.lied(digest.clone(), liars);
+            if has_honest_ones {
+                return;
+            }
+        }
+        // What an earlier process left on disk says nothing of the sources: the next request may start at once. And an open
+        // breaker fails as fast as our memory does, but forgets as soon as upstream is back.
+        if !download.was_spoilt_on_disk() && !self.sources.is_cut_off() {
+            self.memory.failed(repository.clone(), digest.clone(), failure);
+        }
     }
 }
 

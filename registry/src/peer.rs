@@ -1,35 +1,29 @@
 //! The other replicas of this cache: a miss asks them before upstream, with `Cache-Control: only-if-cached`, so that none
-//! of them ever asks anyone on another's behalf. All are asked at once and the first who has it serves it.
+//! of them ever asks anyone on another's behalf. All are asked at once (replica.rs) and the first who has it serves it.
 //!
 //! ```text
 //! Cache-Control: only-if-cached[, max-stale]     of the question (RFC 9111); 504 means no
 //! Breakwater-Peer: <id>                          of the question: who asks, new with each process
-//! Breakwater-Access: public                      of the answer: upstream serves this to anyone; without it, it does not
+//! Retry-After: 0                                 of a 504: it is being looked for here, ask again
+//! Breakwater-Access: public                      of content: upstream serves this to anyone; without it, it does not
 //! ```
-//!
-//! A replica that does not answer is left alone for a while, so a dead one costs one short wait and then nothing.
 
+mod replica;
 mod trust;
 
-use std::{
-    fmt,
-    str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-    header::{ACCEPT_ENCODING, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RANGE},
+    HeaderMap, HeaderName, HeaderValue, Method,
+    header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_TYPE, RANGE},
 };
-use reqwest::{Request, Response, Url};
-use tracing::debug;
+use reqwest::Response;
 
+use self::replica::{Question, Reason, Replica};
 pub use self::trust::{PeersInvalid, Trust};
 use crate::{
     background::Background,
-    coalesce::Coalesce,
     digest::{Algorithm, Digest},
     manifest::{self, Manifest},
     reference::{Reference, RepositoryName, Tag},
@@ -41,6 +35,7 @@ use crate::{
 pub const PEER: HeaderName = HeaderName::from_static("breakwater-peer");
 /// Says whether anyone may have the content.
 pub const ACCESS: HeaderName = HeaderName::from_static("breakwater-access");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The value of `ACCESS` for content that anyone may have.
 pub const PUBLIC: HeaderValue = HeaderValue::from_static("public");
 
@@ -50,8 +45,6 @@ const HEADER: Duration = Duration::from_secs(1);
 const TAG: Duration = Duration::from_millis(300);
 /// For the whole of a manifest.
 const MANIFEST: Duration = Duration::from_secs(2);
-/// So long is a replica left alone that did not answer.
-const QUIET: Duration = Duration::from_secs(5);
 
 /// Where another replica is: `cache-1.cache:5000`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,29 +71,29 @@ impl fmt::Display for PeerAddress {
     }
 }
 
-struct Peer {
-    address: PeerAddress,
-    quiet_until: Mutex<Option<Instant>>,
-}
-
-/// The other replicas. The list may hold this one too: it has nothing that it does not have.
+/// The other replicas. The list may hold this one too: it finds that out by asking.
 pub struct Peers {
-    peers: Vec<Peer>,
-    trust: Trust,
+    replicas: Vec<Arc<Replica>>,
     id: String,
-    tags: Coalesce<(RepositoryName, Tag), Option<TagRecord>>,
 }
 
 impl Peers {
     /// Asks nobody yet.
-    pub fn new(addresses: Vec<PeerAddress>, trust: Trust, background: Background) -> Arc<Self> {
-        let peers = addresses.into_iter().map(|address| Peer { address, quiet_until: Mutex::default() }).collect();
-        Arc::new(Self { peers, trust, id: fresh_id(), tags: Coalesce::new(background) })
+    pub fn new(addresses: Vec<PeerAddress>, trust: Trust, background: &Background) -> Arc<Self> {
+        let (id, trust) = (fresh_id(), Arc::new(trust));
+        let headers = headers(&id);
+        let replica = |address| Replica::new(address, Arc::clone(&trust), headers.clone(), background.clone());
+        Arc::new(Self { replicas: addresses.into_iter().map(replica).collect(), id })
     }
 
     /// Whether this is the only replica.
     pub fn is_empty(&self) -> bool {
-        self.peers.is_empty()
+        self.replicas.is_empty()
+    }
+
+    /// Whether it is this replica that asks.
+    pub fn is_itself(&self, who: &str) -> bool {
+        self.id == who
     }
 
     /// Whether this replica goes first where both begin to look for `digest`: the same answer at both, and for each
@@ -110,28 +103,54 @@ impl Peers {
         rank(&self.id).hex() > rank(other).hex()
     }
 
-    /// Begins to fetch a blob from a replica that has it, or that is fetching it from upstream.
-    pub async fn blob(&self, repository: &RepositoryName, digest: &Digest, offset: u64) -> Option<BlobStream> {
-        let mut headers = HeaderMap::new();
+    /// Begins to fetch a blob from one of the replicas `among` all that has it, or that is fetching it from upstream.
+    pub async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+        among: impl Fn(usize) -> bool,
+    ) -> Option<(usize, BlobStream)> {
+        let mut question = self.question(Method::GET, format!("/v2/{repository}/blobs/{digest}"));
         if offset > 0 {
-            headers.insert(RANGE, HeaderValue::try_from(format!("bytes={offset}-")).ok()?);
+            question.headers.insert(RANGE, HeaderValue::try_from(format!("bytes={offset}-")).ok()?);
         }
-        let path = format!("/v2/{repository}/blobs/{digest}");
-        let response = self.ask(Method::GET, &path, headers, HEADER).await?;
+        let (index, response) = self.first(&question, among).await?;
         let is_private = is_private(&response);
-        BlobStream::of(response, offset, is_private).ok().flatten()
+        let waits = text(&response, &CACHE_STATUS).is_some_and(|status| status.ends_with("; collapsed"));
+        let stream = BlobStream::of(response, offset, is_private).ok().flatten()?;
+        let replica = Arc::clone(&self.replicas[index]);
+        let is_worth_waiting_for = move || -> BoxFuture<'static, bool> {
+            let replica = Arc::clone(&replica);
+            Box::pin(async move {
+                if waits {
+                    return replica.is_there().await;
+                }
+                // It has everything: there is no excuse.
+                replica.leave_alone(Reason::Stalls);
+                false
+            })
+        };
+        Some((index, stream.doubted_by(is_worth_waiting_for)))
+    }
+
+    /// A replica sent wrong bytes.
+    pub fn lied(&self, index: usize) {
+        if let Some(replica) = self.replicas.get(index) {
+            replica.leave_alone(Reason::Lies);
+        }
     }
 
     /// Asks for a blob's size.
     pub async fn blob_size(&self, repository: &RepositoryName, digest: &Digest) -> Option<u64> {
-        let path = format!("/v2/{repository}/blobs/{digest}");
-        stated_length(&self.ask(Method::HEAD, &path, HeaderMap::new(), HEADER).await?)
+        let question = self.question(Method::HEAD, format!("/v2/{repository}/blobs/{digest}"));
+        stated_length(&self.first(&question, |_| true).await?.1)
     }
 
     /// Fetches a manifest; anything else than that content is none.
     pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<FetchedManifest> {
-        let path = format!("/v2/{repository}/manifests/{digest}");
-        let response = self.ask(Method::GET, &path, HeaderMap::new(), HEADER).await?;
+        let question = self.question(Method::GET, format!("/v2/{repository}/manifests/{digest}"));
+        let (index, response) = self.first(&question, |_| true).await?;
         let is_private = is_private(&response);
         let media_type = text(&response, &CONTENT_TYPE)?;
         if stated_length(&response).is_none_or(|length| length > manifest::MOST_BYTES as u64) {
@@ -139,46 +158,30 @@ impl Peers {
         }
         let bytes = tokio::time::timeout(MANIFEST, response.bytes()).await.ok()?.ok()?;
         if Digest::of(digest.algorithm(), &bytes) != *digest {
+            self.lied(index);
             return None;
         }
         let manifest = Manifest { digest: digest.clone(), media_type, bytes };
         Some(FetchedManifest { manifest, is_private, etag: None })
     }
 
-    /// What a tag means to the replica that answers first, and when upstream last said so.
-    pub async fn tag(self: &Arc<Self>, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
-        if self.is_empty() {
-            return None;
-        }
-        let (this, name) = (Arc::clone(self), (repository.clone(), tag.clone()));
-        let waiter = self.tags.join(name.clone(), || async move { this.ask_for_tag(&name.0, name.1).await });
-        waiter.result().await.flatten()
+    /// What a tag means to the replica that has last heard it from upstream, and when that was.
+    pub async fn tag(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
+        let path = format!("/v2/{repository}/manifests/{}", Reference::Tag(tag.clone()));
+        let mut question = Question { patience: TAG, ..self.question(Method::HEAD, path) };
+        question.headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached, max-stale"));
+        let answers: Vec<_> = self.ask(&question, |_| true).collect().await;
+        let records = answers.iter().flatten().filter_map(|(_, response)| tag_record(response));
+        records.max_by_key(|record| record.validated_at)
     }
 
-    async fn ask_for_tag(&self, repository: &RepositoryName, tag: Tag) -> Option<TagRecord> {
-        let path = format!("/v2/{repository}/manifests/{}", Reference::Tag(tag));
-        let headers = HeaderMap::from_iter([(CACHE_CONTROL, HeaderValue::from_static("only-if-cached, max-stale"))]);
-        let response = self.ask(Method::HEAD, &path, headers, TAG).await?;
-        let digest = text(&response, &HeaderName::from_static("docker-content-digest"))?.parse().ok()?;
-        let current = Target { digest, media_type: text(&response, &CONTENT_TYPE)?, size: stated_length(&response)? };
-        // Ages need no common clock.
-        let age: u64 = text(&response, &AGE)?.parse().ok()?;
-        let validated_at = TagRecord::now().saturating_sub(age.saturating_mul(1000));
-        Some(TagRecord { current, previous: None, last_complete: None, validated_at, etag: None, is_gone: false })
+    fn question(&self, method: Method, path: String) -> Question {
+        Question { method, path, headers: headers(&self.id), patience: HEADER }
     }
 
-    /// The first answer that is none of refusal, of any replica that is not left alone.
-    async fn ask(&self, method: Method, path: &str, mut headers: HeaderMap, patience: Duration) -> Option<Response> {
-        if self.peers.is_empty() {
-            return None;
-        }
-        headers.insert(PEER, HeaderValue::try_from(&self.id).ok()?);
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("only-if-cached"));
-        headers.extend(self.trust.permit().map(|permit| (AUTHORIZATION, permit)));
-        let willing = self.peers.iter().filter(|peer| !peer.is_left_alone());
-        let mut asking: FuturesUnordered<_> =
-            willing.map(|peer| self.ask_one(peer, &method, path, &headers, patience)).collect();
+    /// The first answer with content.
+    async fn first(&self, question: &Question, among: impl Fn(usize) -> bool) -> Option<(usize, Response)> {
+        let mut asking = self.ask(question, among);
         while let Some(answer) = asking.next().await {
             if answer.is_some() {
                 return answer;
@@ -187,44 +190,34 @@ impl Peers {
         None
     }
 
-    async fn ask_one(
+    /// Asks all replicas that are not left alone.
+    fn ask(
         &self,
-        peer: &Peer,
-        method: &Method,
-        path: &str,
-        headers: &HeaderMap,
-        patience: Duration,
-    ) -> Option<Response> {
-        let url: Url = format!("{}://{}{path}", self.trust.scheme(), peer.address).parse().ok()?;
-        let mut request = Request::new(method.clone(), url);
-        *request.headers_mut() = headers.clone();
-        match tokio::time::timeout(patience, self.trust.client().execute(request)).await {
-            Ok(Ok(response)) => {
-                matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT).then_some(response)
-            }
-            Ok(Err(error)) => {
-                debug!(peer = %peer.address, error = &error.without_url() as &dyn std::error::Error, "no answer");
-                peer.leave_alone();
-                None
-            }
-            Err(_) => {
-                debug!(peer = %peer.address, "no answer in time");
-                peer.leave_alone();
-                None
-            }
-        }
+        question: &Question,
+        among: impl Fn(usize) -> bool,
+    ) -> FuturesUnordered<impl Future<Output = Option<(usize, Response)>>> {
+        let all = self.replicas.iter().enumerate();
+        let willing = all.filter(|(index, replica)| !replica.is_left_alone() && among(*index));
+        willing.map(|(index, replica)| async move { Some((index, replica.ask(question).await?)) }).collect()
     }
 }
 
-impl Peer {
-    fn is_left_alone(&self) -> bool {
-        let quiet_until = self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
-        quiet_until.is_some_and(|until| until > Instant::now())
-    }
+/// Of each question.
+fn headers(id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.extend(HeaderValue::try_from(id).ok().map(|id| (PEER, id)));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
+    headers
+}
 
-    fn leave_alone(&self) {
-        *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + QUIET);
-    }
+fn tag_record(response: &Response) -> Option<TagRecord> {
+    let digest = text(response, &HeaderName::from_static("docker-content-digest"))?.parse().ok()?;
+    let current = Target { digest, media_type: text(response, &CONTENT_TYPE)?, size: stated_length(response)? };
+    // Ages need no common clock. They are in whole seconds, and a tag must not get younger on its way to and fro.
+    let age = text(response, &AGE)?.parse::<u64>().ok()?.saturating_add(1);
+    let validated_at = TagRecord::now().saturating_sub(age.saturating_mul(1000));
+    Some(TagRecord { current, previous: None, last_complete: None, validated_at, etag: None, is_gone: false })
 }
 
 /// Differs between replicas and between runs: process ids do not, in containers.
@@ -261,8 +254,8 @@ mod tests {
     #[test]
     fn of_two_replicas_exactly_one_goes_first() {
         let peers = |n: u8| {
-            let trust = Trust::plain(Background::default()).unwrap();
-            let peers = Peers::new(Vec::new(), trust, Background::default());
+            let background = Background::default();
+            let peers = Peers::new(Vec::new(), Trust::plain(background.clone()).unwrap(), &background);
             assert_eq!(peers.id.len(), 32, "{n}");
             peers
         };

@@ -54,6 +54,12 @@ where
         Self { has_other_sources, ..self }
     }
 
+    /// Waits for the question of `key`, if it is being asked.
+    pub fn asking(&self, key: &K) -> Option<impl Future<Output = ()> + use<K, V>> {
+        let waiter = self.asking.find(key)?;
+        Some(async move { drop(waiter.result().await) })
+    }
+
     /// Asks by `work`, unless someone else is asking already.
     pub async fn ask<F>(&self, key: K, has_answer: bool, work: impl FnOnce() -> F) -> Result<V, Failure>
     where

@@ -155,9 +155,20 @@ pub fn failure(failure: Failure, sought: Sought) -> Response<Body> {
 
 /// 504 (RFC 9111): the request allows no question to upstream, and the content is not here.
 pub fn not_cached() -> Response<Body> {
-    let mut headers = HeaderMap::new();
-    set(&mut headers, CACHE_STATUS, "breakwater; detail=not_cached");
+    let headers = own_headers("breakwater; detail=not_cached");
     error(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "not in this cache", headers)
+}
+
+/// 504, but it is on its way here.
+pub fn not_cached_yet() -> Response<Body> {
+    let mut headers = own_headers("breakwater; detail=not_yet");
+    headers.insert(header::RETRY_AFTER, 0.into());
+    error(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "not in this cache yet", headers)
+}
+
+/// 508: who asks the other replicas is this one.
+pub fn asks_itself() -> Response<Body> {
+    error(StatusCode::LOOP_DETECTED, "UNSUPPORTED", "this is the replica that asks", own_headers("breakwater"))
 }
 
 /// A request that leads nowhere.

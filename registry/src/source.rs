@@ -9,7 +9,11 @@
 //! another cache that shows a login of its own. And where the registry says that it has not or refuses, what an alternate
 //! gives counts only if it would give it to anyone: its logins open nothing that the registry closes.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tracing::debug;
@@ -29,8 +33,8 @@ const LATE: Duration = Duration::from_millis(1500);
 /// One source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// The other replicas.
-    Peers,
+    /// Another replica.
+    Replica(usize),
     /// The registry, 0, or one of its alternates.
     Registry(usize),
 }
@@ -58,7 +62,21 @@ pub struct Sources {
     registry: Arc<Upstream>,
     alternates: Vec<Alternate>,
     peers: Arc<Peers>,
+    /// What a registry is being asked for, no replica having it.
+    outward: Mutex<Vec<Digest>>,
     background: Background,
+}
+
+/// Counts a digest as asked for outward for as long as it is held.
+struct Outward<'a>(&'a Sources, &'a Digest);
+
+impl Drop for Outward<'_> {
+    fn drop(&mut self) {
+        let mut outward = self.0.outward.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = outward.iter().position(|digest| digest == self.1) {
+            outward.swap_remove(at);
+        }
+    }
 }
 
 /// An answer, and whether a login stands behind it.
@@ -77,12 +95,22 @@ impl Sources {
         peers: Arc<Peers>,
         background: Background,
     ) -> Arc<Self> {
-        Arc::new(Self { registry, alternates, peers, background })
+        Arc::new(Self { registry, alternates, peers, outward: Mutex::default(), background })
     }
 
     /// The other replicas.
     pub fn peers(&self) -> &Arc<Peers> {
         &self.peers
+    }
+
+    /// Whether a registry is being asked for `digest`. Who does that waits for no replica.
+    pub fn is_outward(&self, digest: &Digest) -> bool {
+        self.outward.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+    }
+
+    fn outward<'a>(&'a self, digest: &'a Digest) -> Outward<'a> {
+        self.outward.lock().unwrap_or_else(PoisonError::into_inner).push(digest.clone());
+        Outward(self, digest)
     }
 
     /// Whether content may come although the registry is away.
@@ -95,13 +123,20 @@ impl Sources {
         self.registry.is_cut_off()
     }
 
-    /// Whether there is a source beyond those that have been `tried`.
+    /// These sent wrong bytes. Who was alone in that is not asked again soon if it is a replica, as it has been spoilt.
+    pub fn lied(&self, sources: &[Source]) {
+        if let [Source::Replica(replica)] = sources {
+            self.peers.lied(*replica);
+        }
+    }
+
+    /// Whether there is a registry beyond those that have been `tried`.
     pub fn has_more(&self, tried: &[Source]) -> bool {
         (0..=self.alternates.len()).any(|registry| !tried.contains(&Source::Registry(registry)))
     }
 
-    /// Begins to fetch a blob from `offset` on. Those to `avoid` are asked last, the replicas not at all. `None` for a
-    /// stream: there is nothing at `offset`.
+    /// Begins to fetch a blob from `offset` on. Those to `avoid` are asked last. `None` for a stream: there is nothing at
+    /// `offset`.
     pub async fn blob(
         &self,
         repository: &RepositoryName,
@@ -109,26 +144,35 @@ impl Sources {
         offset: u64,
         avoid: &[Source],
     ) -> Result<(Source, Option<BlobStream>), Failure> {
-        if !avoid.contains(&Source::Peers)
-            && let Some(stream) = self.peers.blob(repository, digest, offset).await
+        let is_avoided = |replica| avoid.contains(&Source::Replica(replica));
+        if let Some((replica, stream)) =
+            self.peers.blob(repository, digest, offset, |replica| !is_avoided(replica)).await
         {
-            return Ok((Source::Peers, Some(stream)));
+            return Ok((Source::Replica(replica), Some(stream)));
         }
-        let (registry, stream) = self
-            .first(repository, avoid, |upstream, repository| {
-                let digest = digest.clone();
-                async move {
-                    let stream = upstream.get_blob(&repository, &digest, offset).await?;
-                    let is_private = stream.as_ref().is_some_and(|stream| stream.is_private);
-                    Ok(Answered { value: stream, is_private })
+        let outward = self.outward(digest);
+        let asked = self.first(repository, avoid, |upstream, repository| {
+            let digest = digest.clone();
+            async move {
+                let stream = upstream.get_blob(&repository, &digest, offset).await?;
+                let is_private = stream.as_ref().is_some_and(|stream| stream.is_private);
+                Ok(Answered { value: stream, is_private })
+            }
+        });
+        let asked = asked.await;
+        drop(outward);
+        match asked {
+            Ok((registry, Answered { mut value, is_private })) => {
+                if let Some(stream) = &mut value {
+                    stream.is_private = is_private;
                 }
-            })
-            .await?;
-        let Answered { mut value, is_private } = stream;
-        if let Some(stream) = &mut value {
-            stream.is_private = is_private;
+                Ok((Source::Registry(registry), value))
+            }
+            Err(failure) => {
+                let last = self.peers.blob(repository, digest, offset, is_avoided).await;
+                last.map(|(replica, stream)| (Source::Replica(replica), Some(stream))).ok_or(failure)
+            }
         }
-        Ok((Source::Registry(registry), value))
     }
 
     /// Asks for a blob's size; `None` if it is there but nobody says.
@@ -153,6 +197,7 @@ impl Sources {
         if let Some(fetched) = self.peers.manifest(repository, digest).await {
             return Ok(fetched);
         }
+        let _outward = self.outward(digest);
         let (_, fetched) = self
             .first(repository, &[], |upstream, repository| {
                 let reference = Reference::Digest(digest.clone());

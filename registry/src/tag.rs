@@ -84,12 +84,13 @@ impl TagResolver {
         background: Background,
     ) -> Self {
         let questions = Questions::new(Arc::clone(&upstream), background, Duration::ZERO);
+        let questions = questions.with_other_sources(!peers.is_empty());
         Self { store, upstream, peers, limits, questions }
     }
 
     /// What `tag` means now.
     pub async fn resolve(&self, repository: &RepositoryName, tag: &Tag) -> Result<Resolved, Failure> {
-        let mut known = self.record(repository, tag).await;
+        let known = self.record(repository, tag).await;
         if let Some(fresh) = known.as_ref().and_then(|record| self.fresh(record)) {
             return match (self.upstream.is_away(), known) {
                 // What it names may not have come before upstream went.
@@ -97,61 +98,56 @@ impl TagResolver {
                 _ => Ok(fresh),
             };
         }
-        if let Some(newer) = self.newer(repository, tag, known.as_ref()).await {
-            if let Some(fresh) = self.fresh(&newer) {
-                return Ok(fresh);
-            }
-            known = Some(newer);
-        }
         let has_answer = known.as_ref().is_some_and(|record| self.may_serve(record));
-        let (store, upstream) = (Arc::clone(&self.store), Arc::clone(&self.upstream));
-        let (name, old) = ((repository.clone(), tag.clone()), known.clone());
-        let asked = self.questions.ask(name.clone(), has_answer, || revalidate(store, upstream, name, old)).await;
-        match (asked, known) {
-            (Ok(asked), known) => {
-                let freshness = if known.is_some() { Freshness::Revalidated } else { Freshness::Asked };
-                Ok(Resolved { target: asked.current, freshness, age: Duration::ZERO })
+        let was_known = known.is_some();
+        let asked =
+            self.questions.ask((repository.clone(), tag.clone()), has_answer, || self.question(repository, tag, known));
+        match asked.await {
+            Ok(asked) => {
+                let freshness = if was_known { Freshness::Revalidated } else { Freshness::Asked };
+                let age = asked.age().unwrap_or_default();
+                Ok(Resolved { target: asked.current, freshness, age })
             }
-            (Err(failure), Some(known)) => self.stale(repository, known, failure).await,
-            (Err(failure), None) => Err(failure),
+            Err(failure) => self.instead(repository, tag, failure).await,
+        }
+    }
+
+    /// Asks the other replicas, and upstream unless one of them has heard from it within `tag-ttl`.
+    fn question(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        known: Option<TagRecord>,
+    ) -> impl Future<Output = Result<TagRecord, Failure>> + Send + use<> {
+        let (store, upstream, peers) = (Arc::clone(&self.store), Arc::clone(&self.upstream), Arc::clone(&self.peers));
+        let (name, tag_ttl) = ((repository.clone(), tag.clone()), self.limits.tag_ttl);
+        async move {
+            let known = match newer(&store, &peers, &name, known.as_ref()).await {
+                Some(newer) if newer.is_within(tag_ttl) => return Ok(newer),
+                Some(newer) => Some(newer),
+                None => known,
+            };
+            revalidate(store, upstream, name, known).await
         }
     }
 
     /// What `tag` means without asking anyone: within `tag-ttl`, or for as long as it may be served in an outage.
     pub async fn at_hand(&self, repository: &RepositoryName, tag: &Tag, may_be_stale: bool) -> Option<Resolved> {
         let known = self.record(repository, tag).await?;
-        let silence = self.upstream.contact().silence();
-        let stale = || {
-            let is_allowed = may_be_stale && !known.is_gone && silence <= self.limits.max_stale;
-            // Without an age nobody could tell how old it is.
-            let age = known.age().filter(|_| is_allowed)?;
-            Some(Resolved { target: known.current.clone(), freshness: Freshness::Fresh, age })
-        };
-        self.fresh(&known).or_else(stale)
+        if let Some(fresh) = self.fresh(&known) {
+            return Some(fresh);
+        }
+        let is_allowed = may_be_stale && !known.is_gone && self.upstream.contact().silence() <= self.limits.max_stale;
+        // Without an age nobody could tell how old it is.
+        let age = known.age().filter(|_| is_allowed)?;
+        let (store, name) = (Arc::clone(&self.store), repository.clone());
+        let target = blocking(move || choose(&store, &name, known)).await?;
+        Some(Resolved { target, freshness: Freshness::Fresh, age })
     }
 
     fn fresh(&self, record: &TagRecord) -> Option<Resolved> {
-        let age = record.age().filter(|age| !record.is_gone && *age < self.limits.tag_ttl)?;
+        let age = record.age().filter(|_| record.is_within(self.limits.tag_ttl))?;
         Some(Resolved { target: record.current.clone(), freshness: Freshness::Fresh, age })
-    }
-
-    /// What another replica has heard from upstream since then; it is kept as if it had been heard here.
-    async fn newer(&self, repository: &RepositoryName, tag: &Tag, known: Option<&TagRecord>) -> Option<TagRecord> {
-        let theirs = self.peers.tag(repository, tag).await?;
-        if known.is_some_and(|known| known.validated_at >= theirs.validated_at) {
-            return None;
-        }
-        let (store, name, known) = (Arc::clone(&self.store), (repository.clone(), tag.clone()), known.cloned());
-        blocking(move || {
-            let TagRecord { current: Target { digest, media_type, size }, validated_at, etag, .. } = theirs;
-            let head = ManifestHead { digest, media_type, size, etag };
-            let record = TagRecord { validated_at, ..updated(&store, &name.0, head, known) };
-            if let Err(error) = store.tags.put(&name.0, &name.1, &record) {
-                warn!(repository = %name.0, %error, "tag not kept");
-            }
-            record
-        })
-        .await
     }
 
     /// What `tag` may mean instead when upstream said so just now but `failure` keeps its manifest from coming.
@@ -219,6 +215,30 @@ fn choose(store: &Store, repository: &RepositoryName, known: TagRecord) -> Targe
         if older.is_useful() && !coverage.covers(&older) { (elder, older) } else { (chosen, coverage) }
     });
     chosen
+}
+
+/// What another replica has heard from upstream since then; it is kept as if it had been heard here.
+async fn newer(
+    store: &Arc<Store>,
+    peers: &Peers,
+    (repository, tag): &(RepositoryName, Tag),
+    known: Option<&TagRecord>,
+) -> Option<TagRecord> {
+    let theirs = peers.tag(repository, tag).await?;
+    if known.is_some_and(|known| known.validated_at >= theirs.validated_at) {
+        return None;
+    }
+    let (store, repository, tag, known) = (Arc::clone(store), repository.clone(), tag.clone(), known.cloned());
+    blocking(move || {
+        let TagRecord { current: Target { digest, media_type, size }, validated_at, etag, .. } = theirs;
+        let head = ManifestHead { digest, media_type, size, etag };
+        let record = TagRecord { validated_at, ..updated(&store, &repository, head, known) };
+        if let Err(error) = store.tags.put(&repository, &tag, &record) {
+            warn!(%repository, %error, "tag not kept");
+        }
+        record
+    })
+    .await
 }
 
 /// Asks upstream what the tag means, and keeps the answer.

@@ -8,6 +8,7 @@ pub mod cold;
 mod identity;
 pub mod pins;
 mod process;
+pub mod replicas;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,11 @@
 //! that the registry closes.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use breakwater_tests::cache::{Cache, End};
 use breakwater_tests::upstream::{Account, Blob, Content, Fault, Image, On, Scheme, Upstream};
 
@@ -99,15 +102,104 @@ async fn a_body_whose_registry_stays_dead_goes_on_from_an_alternate() {
 }
 
 #[tokio::test]
-async fn after_wrong_bytes_the_next_try_goes_to_another_source() {
+async fn after_wrong_bytes_the_next_client_is_served_from_another_source_at_once() {
     let (main, alternate, cache, blob) = pair_with_blob(MIB).await;
     main.fault(On::Blobs, Fault::WrongBytes).await;
     assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.end, End::CutByFin);
-    assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.status, 503);
-    tokio::time::sleep(Duration::from_secs(5)).await;
     let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
     assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
     assert_eq!(alternate.bytes_sent(&blob.digest), blob.len());
+}
+
+#[tokio::test]
+async fn where_all_lie_nobody_is_asked_again_for_some_seconds() {
+    let (main, alternate, cache, blob) = pair_with_blob(MIB).await;
+    main.fault(On::Blobs, Fault::WrongBytes).await;
+    alternate.fault(On::Blobs, Fault::WrongBytes).await;
+    let path = blob.blob_path(REPOSITORY);
+    for _ in 0..2 {
+        assert_eq!(cache.get(&path).await.end, End::CutByFin);
+    }
+    let answer = cache.get(&path).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.cache_status().contains("wrong_digest"), "{}", answer.cache_status());
+    assert_eq!((main.bytes_sent(&blob.digest), alternate.bytes_sent(&blob.digest)), (blob.len(), blob.len()));
+}
+
+#[tokio::test]
+async fn where_nobody_has_read_yet_wrong_bytes_are_replaced_unseen() {
+    let (main, _alternate, cache, blob) = pair_with_blob(MIB).await;
+    main.fault(On::Blobs, Fault::WrongBytes).await;
+    let last = MIB - 1;
+    let answer = cache.request("GET", &blob.blob_path(REPOSITORY)).range(&format!("{last}-")).answer().await;
+    assert_eq!((answer.status, &answer.body[..]), (206, &blob.bytes[last..]));
+    let path = cache.await_kept(REPOSITORY, &blob).await;
+    assert!(std::fs::read(path).expect("the blob") == blob.bytes);
+}
+
+#[tokio::test]
+async fn a_part_from_before_a_restart_goes_on_from_an_alternate() {
+    let (main, alternate, mut cache, blob) = pair_with_blob(4 * MIB).await;
+    main.fault(On::Blobs, Fault::StallAt(MIB as u64)).await;
+    let mut reading = cache.request("GET", &blob.blob_path(REPOSITORY)).send().await;
+    reading.read(MIB - 1).await;
+    cache.kill9().await;
+    main.fault(On::Everything, Fault::Refuse).await;
+    cache.restart().await;
+    let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+    assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+    assert_eq!(alternate.bytes_sent(&blob.digest), 3 * MIB as u64, "what was here was not fetched again");
+}
+
+#[tokio::test]
+async fn an_alternate_that_is_dead_costs_nothing_after_the_first_time() {
+    for fault in [Fault::Refuse, Fault::BlackHole, Fault::Silence] {
+        let [main, dead, alternate] = [Upstream::start().await, Upstream::start().await, Upstream::start().await];
+        let cache =
+            Cache::of(&main).flag("--alternate", &dead.url()).flag("--alternate", &alternate.url()).start().await;
+        main.fault(On::Everything, Fault::Refuse).await;
+        dead.fault(On::Everything, fault.clone()).await;
+        let mut took = Vec::new();
+        for seed in 1..=6 {
+            let blob = Content::blob(seed, 1000);
+            alternate.put_blob(REPOSITORY, &blob);
+            let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+            assert_eq!((answer.status, answer.body == blob.bytes), (200, true), "{fault:?}");
+            took.push(answer.took);
+            tokio::time::sleep(Duration::from_millis(800)).await;
+        }
+        assert!(took[0] < Duration::from_secs(4), "{fault:?}: {took:?}");
+        took.drain(..3);
+        took.sort_unstable();
+        assert!(took[1] < Duration::from_millis(200), "{fault:?}: {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_registry_has_its_own_token_service_and_its_own_logins() {
+    let (main, alternate) = (Upstream::start().await, Upstream::start().await);
+    let blob = Content::blob(1, 1000);
+    alternate.put_blob(MIRRORED, &blob);
+    main.require(Scheme::Bearer, &[Account::new(REPOSITORY, "ours", "hunter1")]);
+    alternate.require(Scheme::Bearer, &[Account::new(MIRRORED, "theirs", "hunter2")]);
+    let logins = tempfile::tempdir().expect("a folder");
+    let auths = serde_json::json!({"auths": {
+        main.host(): {"username": "ours", "password": "hunter1"},
+        alternate.host(): {"username": "theirs", "password": "hunter2"},
+    }});
+    std::fs::write(logins.path().join(".dockerconfigjson"), auths.to_string()).expect("logins");
+    let cache = Cache::of(&main).flag("--alternate", &format!("{}=docker", alternate.url()));
+    let cache = cache.flag("--credentials-dir", &logins.path().display().to_string()).start().await;
+    main.fault(On::Blobs, Fault::Status(503)).await;
+    let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+    assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
+    let shown = |registry: &Upstream| {
+        let requests = registry.requests();
+        let basic = requests.iter().filter_map(|request| request.header("authorization")?.strip_prefix("Basic "));
+        basic.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let login = |text: &str| BTreeSet::from([BASE64_STANDARD.encode(text)]);
+    assert_eq!((shown(&main), shown(&alternate)), (login("ours:hunter1"), login("theirs:hunter2")));
 }
 
 #[tokio::test]

@@ -1,42 +1,14 @@
 //! Replicas ask each other before upstream: one download for all of them, and a lost disk fills from the others.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::net::TcpListener;
 use std::time::Duration;
 
+use breakwater_tests::cache::replicas::{downloads, ports, replica, two};
 use breakwater_tests::cache::{Cache, End, Identity};
-use breakwater_tests::upstream::{Account, Blob, Content, Fault, Image, On, Scheme, Upstream};
+use breakwater_tests::upstream::{Account, Content, Fault, Image, On, Scheme, Upstream};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
-
-/// Ports that were free a moment ago: replicas must know each other's before they start.
-fn ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    held.each_ref().map(|listener| listener.local_addr().expect("an address").port())
-}
-
-/// A replica on `own` that knows all `ports`, its own too, as replicas of a StatefulSet do.
-async fn replica(upstream: &Upstream, own: u16, ports: &[u16], flags: &[(&str, &str)]) -> Cache {
-    let mut cache = Cache::of(upstream).port(own);
-    for port in ports {
-        cache = cache.flag("--peer", &format!("127.0.0.1:{port}"));
-    }
-    for (name, value) in flags {
-        cache = cache.flag(name, value);
-    }
-    cache.start().await
-}
-
-async fn two(upstream: &Upstream) -> (Cache, Cache) {
-    let both = ports::<2>();
-    (replica(upstream, both[0], &both, &[]).await, replica(upstream, both[1], &both, &[]).await)
-}
-
-fn downloads(upstream: &Upstream, blob: &Blob) -> usize {
-    let requests = upstream.requests();
-    requests.iter().filter(|request| request.method == "GET" && request.path.ends_with(&blob.digest)).count()
-}
 
 async fn pull(cache: &Cache, image: &Image) {
     let manifest = cache.get("/v2/library/app/manifests/v1").await;
@@ -132,41 +104,53 @@ async fn replicas_that_begin_at_once_are_one_download_and_never_wait_for_each_ot
 }
 
 #[tokio::test]
-async fn a_dead_or_frozen_replica_costs_one_short_wait() {
+async fn upstream_may_take_its_time_for_two_replicas_at_once() {
     let upstream = Upstream::start().await;
-    let both = ports::<2>();
-    let one = replica(&upstream, both[0], &both, &[]).await;
-    let frozen = replica(&upstream, both[1], &both, &[]).await;
-    frozen.freeze();
-    let mut took = Vec::new();
+    let (one, other) = two(&upstream).await;
     for seed in 1..=4 {
-        let blob = Content::blob(seed, 1000);
+        let blob = Content::blob(seed, MIB);
         upstream.put_blob(REPOSITORY, &blob);
-        let answer = one.get(&blob.blob_path(REPOSITORY)).await;
-        assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
-        took.push(answer.took);
+        upstream.fault(On::Blobs, Fault::SlowHeader(Duration::from_millis(4))).await;
+        let path = blob.blob_path(REPOSITORY);
+        let (first, second) = tokio::join!(one.get(&path), other.get(&path));
+        for answer in [first, second] {
+            assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+        }
+        assert_eq!(downloads(&upstream, &blob), 1, "one waits for the other");
     }
-    assert!(took[0] < Duration::from_secs(3), "{took:?}");
-    assert!(took[1..].iter().all(|took| *took < Duration::from_millis(800)), "{took:?}");
-    frozen.thaw();
 }
 
 #[tokio::test]
-async fn a_replica_that_dies_in_mid_body_is_gone_on_from_upstream() {
+async fn a_manifest_that_two_replicas_miss_at_once_is_asked_for_once() {
     let upstream = Upstream::start().await;
-    let blob = Content::blob(1, 8 * MIB);
-    upstream.put_blob(REPOSITORY, &blob);
-    let (mut one, other) = two(&upstream).await;
-    upstream.fault_times(1, On::Blobs, Fault::StallAt(4 * MIB as u64)).await;
-    let path = blob.blob_path(REPOSITORY);
-    let mut first = one.request("GET", &path).send().await;
-    first.read(3 * MIB).await;
-    let mut second = other.request("GET", &path).send().await;
-    assert!(second.read(3 * MIB).await == blob.bytes[..3 * MIB]);
-    one.kill9().await;
-    assert_eq!(second.rest_equals(&blob.bytes).await, End::Complete);
-    let resumed = upstream.requests().iter().any(|request| request.header("range").is_some());
-    assert!(resumed, "what the other replica had sent was fetched again");
+    let (one, other) = two(&upstream).await;
+    upstream.fault(On::Manifests, Fault::SlowHeader(Duration::from_millis(2))).await;
+    for seed in 1..=4 {
+        let image = Content::image(seed, &[1000]);
+        upstream.push(REPOSITORY, "v1", &image);
+        let path = image.manifest.manifest_path(REPOSITORY);
+        let (first, second) = tokio::join!(one.get(&path), other.get(&path));
+        assert!(first.body == image.manifest.bytes && second.body == image.manifest.bytes);
+        assert_eq!(downloads(&upstream, &image.manifest), 1, "it would count twice against a rate limit");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_is_this_one_is_not_asked_twice() {
+    let upstream = Upstream::start().await;
+    let alone = ports::<1>();
+    let cache = replica(&upstream, alone[0], &alone, &[]).await;
+    for seed in 1..=5 {
+        let blob = Content::blob(seed, 1000);
+        upstream.put_blob(REPOSITORY, &blob);
+        let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+        assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
+    }
+    let metrics = cache.admin("/metrics").await;
+    let text = String::from_utf8_lossy(&metrics.body).into_owned();
+    let asked = |line: &&str| line.contains("kind=\"blob\"") && line.contains("result=\"denied\"");
+    let asked = text.lines().find(asked).and_then(|line| line.rsplit_once(' ')?.1.parse::<u32>().ok());
+    assert_eq!(asked, Some(1));
 }
 
 #[tokio::test]
@@ -224,17 +208,28 @@ async fn only_if_cached_is_answered_from_here_or_by_504() {
 #[tokio::test]
 async fn replicas_with_a_tls_listener_speak_tls_and_show_a_token() {
     let upstream = Upstream::start().await;
-    let blob = Content::blob(1, MIB);
-    upstream.put_blob(REPOSITORY, &blob);
     let (identity, _folder) = Identity::with_token("relay-token");
     let one = Cache::of(&upstream).identity(identity.again()).start().await;
     let token = ("Authorization", "Bearer relay-token");
-    let path = blob.blob_path(REPOSITORY);
-    assert_eq!(one.request("GET", &path).header(token.0, token.1).answer().await.status, 200);
-    one.await_kept(REPOSITORY, &blob).await;
-    let peer = format!("localhost:{}", one.address().port());
-    let other = Cache::of(&upstream).identity(identity).flag("--peer", &peer).start().await;
-    let answer = other.request("GET", &path).header(token.0, token.1).answer().await;
-    assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
-    assert_eq!(downloads(&upstream, &blob), 1);
+    let (stranger, _other_folder) = Identity::with_token("relay-token");
+    for (seed, (peer, identity, is_trusted)) in [
+        ("localhost", identity.again(), true),
+        // The certificate has no address, but names that are this replica's too.
+        ("127.0.0.1", identity.again(), true),
+        ("127.0.0.1", stranger, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let blob = Content::blob(seed as u64, MIB);
+        upstream.put_blob(REPOSITORY, &blob);
+        let path = blob.blob_path(REPOSITORY);
+        assert_eq!(one.request("GET", &path).header(token.0, token.1).answer().await.status, 200);
+        one.await_kept(REPOSITORY, &blob).await;
+        let peer = format!("{peer}:{}", one.address().port());
+        let other = Cache::of(&upstream).identity(identity).flag("--peer", &peer).start().await;
+        let answer = other.request("GET", &path).header(token.0, token.1).answer().await;
+        assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
+        assert_eq!(downloads(&upstream, &blob), if is_trusted { 1 } else { 2 }, "{peer}");
+    }
 }

@@ -72,7 +72,7 @@ impl Download {
 
 fn counter(source: Source) -> metrics::Source {
     match source {
-        Source::Peers => metrics::Source::peer,
+        Source::Replica(_) => metrics::Source::peer,
         Source::Registry(0) => metrics::Source::upstream,
         Source::Registry(_) => metrics::Source::alternate,
     }

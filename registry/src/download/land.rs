@@ -36,11 +36,17 @@ impl Download {
         Ok(verified)
     }
 
-    /// Lets the readers have the last byte, and commits.
+    /// Lets the readers have the last byte, and commits. What a header or a manifest said of the size was no more than a
+    /// claim until now.
     pub(super) async fn land(&self, verified: Verified) -> Result<(), Failure> {
         self.publisher.done(Arc::clone(verified.file()), verified.length());
-        let store = Arc::clone(&self.store);
-        if let Some(Err(error)) = blocking(move || store.keep(verified)).await {
+        let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
+        let keep = move || {
+            let corrected = store.links.set_size(&name.0, &name.1, verified.length());
+            store.keep(verified)?;
+            corrected
+        };
+        if let Some(Err(error)) = blocking(keep).await {
             warn!(digest = self.digest.short(), %error, "download served but not kept");
         }
         Ok(())

@@ -2,8 +2,8 @@
 //! replicas (peer.rs), and they get more than what has landed: a download that upstream feeds is read along as it grows.
 //!
 //! Two replicas that begin at the same time each find the other looking, too. The one that goes first for this digest
-//! goes on to upstream at once; the other waits a moment for it. Only a download that no replica feeds is shared, so
-//! no ring of replicas can wait for itself.
+//! goes on to upstream; the other waits for it. Nobody waits for a replica that may wait for others in turn, and only what
+//! upstream itself feeds is shared, so no ring of replicas can wait for itself.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
     holdings::{self, Holding},
     peer::{ACCESS, PEER, PUBLIC},
     progress::Feed,
-    reference::{Reference, RepositoryName},
+    reference::{Reference, RepositoryName, Tag},
     respond::{self, Provenance, Sought},
     route::Route,
     serve::{self, Wish},
@@ -25,8 +25,8 @@ use crate::{
     verify::Verdict,
 };
 
-/// Shorter than a replica's patience, so that who does not answer in time is known to be dead.
-const WAIT: Duration = Duration::from_millis(800);
+/// Much shorter than a replica's patience, so that who does not answer in time is known to be dead.
+const WAIT: Duration = Duration::from_millis(500);
 
 /// What a request says that upstream must not be asked for.
 pub(super) struct OnlyIfCached {
@@ -49,68 +49,105 @@ impl OnlyIfCached {
     }
 }
 
+/// What there is for a replica that asks.
+enum Here {
+    Answer(Answer),
+    /// It may be here soon.
+    NotYet,
+    No,
+}
+
+impl From<Option<Answer>> for Here {
+    fn from(answer: Option<Answer>) -> Self {
+        answer.map_or(Self::No, Self::Answer)
+    }
+}
+
 impl Pull {
     /// The answer from here, or 504.
     pub(super) async fn without_upstream(&self, route: &Route, wish: Wish, asked: &OnlyIfCached) -> Response<Body> {
-        let answer = match route {
-            Route::Base => return respond::base(),
-            Route::Manifest { repository, reference } => self.manifest_here(repository, reference, wish, asked).await,
-            Route::Blob { repository, digest } => self.blob_here(repository, digest, wish, asked).await,
-            Route::List { .. } => None,
-        };
-        match answer {
-            None => respond::not_cached(),
-            Some(answer) => answer.unwrap_or_else(|failure| respond::failure(failure, Sought::Blob)),
+        if asked.peer.as_ref().is_some_and(|peer| self.sources.peers().is_itself(peer)) {
+            return respond::asks_itself();
         }
+        let (sought, here) = match route {
+            Route::Base => return respond::base(),
+            Route::Manifest { repository, reference: Reference::Tag(tag) } => {
+                (Sought::Manifest, self.tag_here(repository, tag, wish, asked).await.into())
+            }
+            Route::Manifest { repository, reference: Reference::Digest(digest) } => {
+                (Sought::Manifest, self.manifest_here(repository, digest, wish, asked).await)
+            }
+            Route::Blob { repository, digest } => (Sought::Blob, self.blob_here(repository, digest, wish, asked).await),
+            Route::List { .. } => (Sought::List, Here::No),
+        };
+        match here {
+            Here::Answer(answer) => answer.unwrap_or_else(|failure| respond::failure(failure, sought)),
+            Here::NotYet => respond::not_cached_yet(),
+            Here::No => respond::not_cached(),
+        }
+    }
+
+    async fn tag_here(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        wish: Wish,
+        asked: &OnlyIfCached,
+    ) -> Option<Answer> {
+        let resolved = self.tags.at_hand(repository, tag, asked.may_be_stale).await?;
+        // What a tag means is known even where its manifest is not here any more.
+        if wish.is_head {
+            return Some(Ok(serve::head(&resolved.target, Provenance::of_tag(&resolved))));
+        }
+        let (store, name, digest) = (self.store.clone(), repository.clone(), resolved.target.digest.clone());
+        let (manifest, blob) = blocking(move || holdings::manifest(&store, &name, &digest)).await??;
+        Some(Ok(said(blob.is_public, serve::manifest(manifest, Provenance::of_tag(&resolved), wish))))
     }
 
     async fn manifest_here(
         &self,
         repository: &RepositoryName,
-        reference: &Reference,
-        wish: Wish,
-        asked: &OnlyIfCached,
-    ) -> Option<Answer> {
-        let (digest, tag) = match reference {
-            Reference::Digest(digest) => (digest.clone(), None),
-            Reference::Tag(tag) => {
-                let resolved = self.tags.at_hand(repository, tag, asked.may_be_stale).await?;
-                // What a tag means is known even where its manifest is not here any more.
-                if wish.is_head {
-                    return Some(Ok(serve::head(&resolved.target, Provenance::of_tag(&resolved))));
-                }
-                (resolved.target.digest.clone(), Some(resolved))
-            }
-        };
-        let (store, name) = (self.store.clone(), repository.clone());
-        let (manifest, blob) = blocking(move || holdings::manifest(&store, &name, &digest)).await??;
-        let provenance = tag.map_or_else(|| Provenance::hit(blob.stored), |tag| Provenance::of_tag(&tag));
-        Some(Ok(said(blob.is_public, serve::manifest(manifest, provenance, wish))))
-    }
-
-    async fn blob_here(
-        &self,
-        repository: &RepositoryName,
         digest: &Digest,
         wish: Wish,
         asked: &OnlyIfCached,
-    ) -> Option<Answer> {
-        let (store, name, wanted) = (self.store.clone(), repository.clone(), digest.clone());
-        match blocking(move || holdings::blob(&store, &name, &wanted)).await? {
-            Holding::Hit(blob) => {
-                let response = match self.verifier.judge(repository, digest, &blob, wish).await.ok()? {
-                    Verdict::Right => serve::stored_blob(digest, &blob, wish, &self.metrics),
-                    Verdict::Open(known) => serve::unverified_blob(digest, &blob, known, wish, &self.metrics),
-                    Verdict::Wrong => return None,
-                };
-                Some(Ok(said(blob.is_public, response)))
+    ) -> Here {
+        let look = || {
+            let (store, name, digest) = (self.store.clone(), repository.clone(), digest.clone());
+            async move { blocking(move || holdings::manifest(&store, &name, &digest)).await.flatten() }
+        };
+        let mut found = look().await;
+        if found.is_none()
+            && let Some(asking) = self.manifests.asking(&(repository.clone(), digest.clone()))
+        {
+            if !self.may_be_waited_for(asked, digest) || tokio::time::timeout(WAIT, asking).await.is_err() {
+                return Here::NotYet;
             }
-            Holding::IsManifest | Holding::Unproven(_) => None,
-            Holding::Absent { is_linked } => {
-                let seat = self.flights.find(digest)?;
+            found = look().await;
+        }
+        let Some((manifest, blob)) = found else { return Here::No };
+        Here::Answer(Ok(said(blob.is_public, serve::manifest(manifest, Provenance::hit(blob.stored), wish))))
+    }
+
+    async fn blob_here(&self, repository: &RepositoryName, digest: &Digest, wish: Wish, asked: &OnlyIfCached) -> Here {
+        let (store, name, wanted) = (self.store.clone(), repository.clone(), digest.clone());
+        match blocking(move || holdings::blob(&store, &name, &wanted)).await {
+            Some(Holding::Hit(blob)) => match self.verifier.judge(repository, digest, &blob, wish).await {
+                Ok(Verdict::Right) => {
+                    let response = serve::stored_blob(digest, &blob, wish, &self.metrics);
+                    Here::Answer(Ok(said(blob.is_public, response)))
+                }
+                Ok(Verdict::Open(known)) => {
+                    let response = serve::unverified_blob(digest, &blob, known, wish, &self.metrics);
+                    Here::Answer(Ok(said(blob.is_public, response)))
+                }
+                Ok(Verdict::Wrong) | Err(_) => Here::No,
+            },
+            Some(Holding::Absent { is_linked }) => {
+                let Some(seat) = self.flights.find(digest) else { return Here::No };
                 let is_known = is_linked || seat.repository == *repository;
                 self.flight_here(seat, is_known, digest, wish, asked).await
             }
+            Some(Holding::IsManifest | Holding::Unproven(_)) | None => Here::No,
         }
     }
 
@@ -122,20 +159,32 @@ impl Pull {
         digest: &Digest,
         wish: Wish,
         asked: &OnlyIfCached,
-    ) -> Option<Answer> {
-        let is_looking = seat.feed() == Feed::None && matches!(*seat.progress.borrow(), Progress::Asking);
-        let goes_first = |peer: &String| self.sources.peers().goes_before(peer, digest);
-        if is_looking && !asked.peer.as_ref().is_some_and(goes_first) {
-            return None;
+    ) -> Here {
+        if seat.feed() == Feed::None && !self.may_be_waited_for(asked, digest) {
+            return Here::NotYet;
         }
-        let begun = tokio::time::timeout(WAIT, seat.begin(wish.range)).await.ok()?;
-        let is_upstreams = matches!(begun, Progress::Done { .. }) || seat.feed() != Feed::Peer;
-        if matches!(begun, Progress::Failed(_)) || !is_upstreams || !(is_known || seat.is_public()) {
-            return None;
+        let begins = |progress: &Progress| progress.can_begin(wish.range);
+        let can_begin = tokio::time::timeout(WAIT, seat.progress.wait_for(begins)).await.is_ok();
+        if !can_begin {
+            return if seat.feed() == Feed::Peer { Here::No } else { Here::NotYet };
+        }
+        let is_done = matches!(*seat.progress.borrow(), Progress::Done { .. });
+        if !(is_done || seat.feed() == Feed::Registry) || !(is_known || seat.is_public()) {
+            return Here::No;
+        }
+        let begun = seat.begin(wish.range).await;
+        if let Progress::Failed(_) = begun {
+            return Here::No;
         }
         let is_public = seat.is_public();
         let answer = self.along(seat, &begun, digest, respond::Origin::Collapsed, wish);
-        Some(answer.map(|response| said(is_public, response)))
+        Here::Answer(answer.map(|response| said(is_public, response)))
+    }
+
+    /// Whether the replica that asks may wait for this one: it goes first, or waits for nobody any more.
+    fn may_be_waited_for(&self, asked: &OnlyIfCached, digest: &Digest) -> bool {
+        let goes_first = |peer: &String| self.sources.peers().goes_before(peer, digest);
+        asked.peer.as_ref().is_some_and(|peer| self.sources.is_outward(digest) || goes_first(peer))
     }
 }
 

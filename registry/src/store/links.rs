@@ -68,4 +68,12 @@ impl Links {
         }
         self.put(repository, digest, link)
     }
+
+    /// Corrects the size of a link, if there is one.
+    pub fn set_size(&self, repository: &RepositoryName, digest: &Digest, size: u64) -> io::Result<()> {
+        match self.get(repository, digest) {
+            Some(link) if link.size != Some(size) => self.put(repository, digest, &Link { size: Some(size), ..link }),
+            _ => Ok(()),
+        }
+    }
 }

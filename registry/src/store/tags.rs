@@ -55,6 +55,11 @@ impl TagRecord {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Whether upstream said so less than this ago.
+    pub fn is_within(&self, tag_ttl: Duration) -> bool {
+        !self.is_gone && self.age().is_some_and(|age| age < tag_ttl)
+    }
+
     /// Time since upstream last said so; `None` if that lies in the future, as after a clock was set back.
     pub fn age(&self) -> Option<Duration> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{
     Method, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_RANGE},
 };
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{Upstream, exchange::Ask};
 use crate::{
@@ -21,6 +22,11 @@ use crate::{
 
 /// Between two pieces of a body. Shorter than the relay's patience, so that a stall is mended before it cuts us off.
 const IDLE: Duration = Duration::from_secs(6);
+
+/// After this long a source that can be asked is asked whether it is still there.
+const DOUBT: Duration = Duration::from_secs(1);
+
+type SignOfLife = Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// How a body ends too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct BlobStream {
     /// Whether a login was needed.
     pub is_private: bool,
     response: Response,
+    /// Of another replica: whether it is worth waiting for.
+    sign_of_life: Option<SignOfLife>,
     /// Of a registry: its place among the bodies, and the time it takes.
     _held: Option<(OwnedSemaphorePermit, Timer)>,
 }
@@ -60,15 +68,25 @@ impl BlobStream {
             }
             _ => (0, response.content_length()),
         };
-        Ok(Some(Self { start, total, is_private, response, _held: None }))
+        Ok(Some(Self { start, total, is_private, response, sign_of_life: None, _held: None }))
+    }
+
+    /// The same, given up after a pause unless `sign_of_life` says that it is worth waiting for.
+    pub fn doubted_by(self, sign_of_life: impl Fn() -> BoxFuture<'static, bool> + Send + Sync + 'static) -> Self {
+        Self { sign_of_life: Some(Box::new(sign_of_life)), ..self }
     }
 
     /// The next piece, `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
-        match tokio::time::timeout(IDLE, self.response.chunk()).await {
-            Ok(Ok(piece)) => Ok(piece),
-            Ok(Err(_)) => Err(Broken::Off),
-            Err(_) => Err(Broken::Stalled),
+        let given_up = Instant::now() + IDLE;
+        loop {
+            let until = if self.sign_of_life.is_some() { given_up.min(Instant::now() + DOUBT) } else { given_up };
+            match (tokio::time::timeout_at(until, self.response.chunk()).await, &self.sign_of_life) {
+                (Ok(Ok(piece)), _) => return Ok(piece),
+                (Ok(Err(_)), _) => return Err(Broken::Off),
+                (Err(_), Some(sign_of_life)) if until < given_up && sign_of_life().await => {}
+                (Err(_), _) => return Err(Broken::Stalled),
+            }
         }
     }
 }

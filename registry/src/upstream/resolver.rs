@@ -17,7 +17,7 @@ use crate::{
     metrics::{Metrics, Phase},
 };
 
-/// After this long the last known addresses are used; the look-up goes on.
+/// For DNS while upstream's addresses are known.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// Look-ups of a name that begin in the same slot are one.
 const SLOT: Duration = Duration::from_secs(1);
@@ -46,7 +46,8 @@ impl LookUps {
         Arc::new(Self { running: Coalesce::new(background), known: Arc::default(), began: Instant::now() })
     }
 
-    pub(crate) async fn addresses(&self, name: &str) -> Option<Vec<SocketAddr>> {
+    /// After `patience` the last known addresses are used; the look-up goes on.
+    pub(crate) async fn addresses(&self, name: &str, patience: Duration) -> Option<Vec<SocketAddr>> {
         // getaddrinfo blocks a thread for as long as DNS hangs, so there is one per name and slot of time: few threads, and
         // what DNS has swallowed does not delay who asks after its return.
         let slot = self.began.elapsed().as_millis() / SLOT.as_millis();
@@ -57,7 +58,7 @@ impl LookUps {
             remember(&known, host, &found);
             (!found.is_empty()).then_some(found)
         });
-        let found = tokio::time::timeout(PATIENCE, waiter.result()).await.ok().flatten().flatten();
+        let found = tokio::time::timeout(patience, waiter.result()).await.ok().flatten().flatten();
         found.or_else(|| self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned())
     }
 }
@@ -84,7 +85,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let this = self.clone();
         Box::pin(async move {
-            let found = this.metrics.time(Phase::resolve, this.look_ups.addresses(name.as_str())).await;
+            let found = this.metrics.time(Phase::resolve, this.look_ups.addresses(name.as_str(), PATIENCE)).await;
             let mut addresses = found.ok_or(Unresolved::Dns)?;
             if let Some(boundary) = &this.boundary {
                 addresses.retain(|address| boundary.allows(address.ip()));

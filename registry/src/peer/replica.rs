@@ -1,0 +1,200 @@
+//! One other replica. It is asked with little patience, and left alone once it does not answer: a probe asks it in the
+//! background until it does, so that a dead one costs one short wait and then nothing. Knows nothing of what is asked.
+
+use std::{
+    iter,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, Method, StatusCode, header::RETRY_AFTER};
+use reqwest::{Request, Response, Url};
+use tracing::{debug, info, warn};
+
+use super::{PeerAddress, trust::Trust};
+use crate::background::Background;
+
+/// For a sign of life.
+const SIGN: Duration = Duration::from_millis(500);
+/// Who is about to have it is asked again for so long; then there is still time for upstream.
+const ABOUT_TO: Duration = Duration::from_millis(2400);
+/// Who says so at once is looking for it as well and lets us go first. Maybe it was on its way to upstream already, which
+/// shows after this long.
+const LET_FIRST: Duration = Duration::from_millis(20);
+/// Between probes, longer each time: one that was scaled away never comes back.
+const PROBE_EVERY: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+const PROBE_AT_LAST: Duration = Duration::from_secs(5);
+/// A replica that answers and is of no use all the same is tried again after this long.
+const USELESS_FOR: Duration = Duration::from_secs(60);
+/// Its disk or its software is broken.
+const LIAR_FOR: Duration = Duration::from_secs(600);
+
+/// What is asked of all replicas.
+pub(super) struct Question {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    /// For the header of an answer.
+    pub(super) patience: Duration,
+}
+
+/// Another replica, or this one under another name.
+pub(super) struct Replica {
+    address: PeerAddress,
+    trust: Arc<Trust>,
+    background: Background,
+    /// The headers of a probe.
+    greeting: HeaderMap,
+    is_left_alone: AtomicBool,
+}
+
+/// Why a replica is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// No answer, or none in time.
+    Silent,
+    /// It wants another token.
+    Refuses,
+    /// It is this one, under a name that may lead elsewhere later.
+    Itself,
+    /// It has content and does not send it.
+    Stalls,
+    /// It sent wrong bytes.
+    Lies,
+}
+
+impl Reason {
+    /// How long no probe can tell that it is over.
+    fn rest(self) -> Option<Duration> {
+        match self {
+            Self::Silent | Self::Refuses => None,
+            Self::Itself | Self::Stalls => Some(USELESS_FOR),
+            Self::Lies => Some(LIAR_FOR),
+        }
+    }
+}
+
+impl Replica {
+    pub(super) fn new(
+        address: PeerAddress,
+        trust: Arc<Trust>,
+        greeting: HeaderMap,
+        background: Background,
+    ) -> Arc<Self> {
+        Arc::new(Self { address, trust, background, greeting, is_left_alone: AtomicBool::new(false) })
+    }
+
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.is_left_alone.load(Ordering::Relaxed)
+    }
+
+    /// The answer, if it has content.
+    pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Option<Response> {
+        let began = Instant::now();
+        let mut was_let_first = false;
+        loop {
+            let asked = Instant::now();
+            let Question { method, path, headers, patience } = question;
+            let answer = self.send(method, path, headers, *patience, Connection::Kept).await;
+            let response = match answer {
+                Ok(response) => response,
+                Err(reason) => {
+                    self.leave_alone(reason);
+                    return None;
+                }
+            };
+            match response.status() {
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Some(response),
+                StatusCode::GATEWAY_TIMEOUT if response.headers().contains_key(RETRY_AFTER) => {}
+                _ => return None,
+            }
+            let is_let_first = asked.elapsed() < 5 * LET_FIRST;
+            if began.elapsed() > ABOUT_TO || (is_let_first && was_let_first) {
+                return None;
+            }
+            if is_let_first {
+                tokio::time::sleep(LET_FIRST).await;
+            }
+            was_let_first |= is_let_first;
+        }
+    }
+
+    /// Whether it is there at all; if not, it is left alone.
+    pub(super) async fn is_there(self: &Arc<Self>) -> bool {
+        self.probe(SIGN).await.map_err(|reason| self.leave_alone(reason)).is_ok()
+    }
+
+    async fn probe(&self, patience: Duration) -> Result<Response, Reason> {
+        self.send(&Method::GET, "/v2/", &self.greeting, patience, Connection::New).await
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        patience: Duration,
+        connection: Connection,
+    ) -> Result<Response, Reason> {
+        let url = format!("{}://{}{path}", self.trust.scheme(), self.address).parse::<Url>();
+        let mut request = Request::new(method.clone(), url.map_err(|_| Reason::Silent)?);
+        *request.headers_mut() = headers.clone();
+        request.headers_mut().extend(self.trust.permit());
+        let clients = self.trust.clients();
+        let client = match connection {
+            Connection::Kept => &clients.kept,
+            // What is kept may have died.
+            Connection::New => &clients.fresh,
+        };
+        match tokio::time::timeout(patience, client.execute(request)).await {
+            Ok(Ok(response)) => match response.status() {
+                StatusCode::LOOP_DETECTED => Err(Reason::Itself),
+                StatusCode::UNAUTHORIZED => Err(Reason::Refuses),
+                _ => Ok(response),
+            },
+            Ok(Err(error)) => {
+                let error = error.without_url();
+                debug!(peer = %self.address, error = &error as &dyn std::error::Error, "no answer");
+                Err(Reason::Silent)
+            }
+            Err(_) => Err(Reason::Silent),
+        }
+    }
+
+    /// Until it is of use again.
+    pub(super) fn leave_alone(self: &Arc<Self>, reason: Reason) {
+        if self.is_left_alone.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        match reason {
+            Reason::Itself => debug!(peer = %self.address, "this replica itself"),
+            Reason::Silent => info!(peer = %self.address, "replica does not answer and is left alone until it does"),
+            reason => warn!(peer = %self.address, ?reason, "replica is left alone"),
+        }
+        let this = Arc::clone(self);
+        self.background.spawn(async move { this.probe_until_useful(reason).await });
+    }
+
+    async fn probe_until_useful(&self, mut reason: Reason) {
+        let mut pauses = PROBE_EVERY.into_iter().chain(iter::repeat(PROBE_AT_LAST));
+        loop {
+            let pause = reason.rest().or_else(|| pauses.next()).unwrap_or(PROBE_AT_LAST);
+            tokio::time::sleep(pause).await;
+            match self.probe(2 * SIGN).await {
+                Ok(_) => break,
+                Err(found) => reason = found,
+            }
+        }
+        info!(peer = %self.address, "replica is asked again");
+        self.is_left_alone.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Over which connection to ask.
+enum Connection {
+    Kept,
+    New,
+}

@@ -1,0 +1,37 @@
+//! Replicas of one cache that know each other, and what they asked of upstream.
+#![allow(clippy::expect_used, reason = "a harness fails its test by panicking")]
+
+use std::net::TcpListener;
+
+use super::Cache;
+use crate::upstream::{Blob, Upstream};
+
+/// Ports that were free a moment ago: replicas must know each other's before they start.
+pub fn ports<const N: usize>() -> [u16; N] {
+    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    held.each_ref().map(|listener| listener.local_addr().expect("an address").port())
+}
+
+/// A replica on `own` that knows all `ports`, its own too, as replicas of a StatefulSet do.
+pub async fn replica(upstream: &Upstream, own: u16, ports: &[u16], flags: &[(&str, &str)]) -> Cache {
+    let mut cache = Cache::of(upstream).port(own);
+    for port in ports {
+        cache = cache.flag("--peer", &format!("127.0.0.1:{port}"));
+    }
+    for (name, value) in flags {
+        cache = cache.flag(name, value);
+    }
+    cache.start().await
+}
+
+/// Two replicas that know each other.
+pub async fn two(upstream: &Upstream) -> (Cache, Cache) {
+    let both = ports::<2>();
+    (replica(upstream, both[0], &both, &[]).await, replica(upstream, both[1], &both, &[]).await)
+}
+
+/// How often upstream was asked for it.
+pub fn downloads(upstream: &Upstream, blob: &Blob) -> usize {
+    let requests = upstream.requests();
+    requests.iter().filter(|request| request.method == "GET" && request.path.ends_with(&blob.digest)).count()
+}
