@@ -1,6 +1,6 @@
 //! START HERE: what an agent does, from top to bottom.
 //!
-//! Whenever something changed, and every 30 seconds, one turn: what is known of the cluster (`watch`, kept on disk by
+//! Whenever something changed, in the cluster or in certs.d (`touched`), and every 30 seconds, one turn: what is known of the cluster (`watch`, kept on disk by
 //! `known`) becomes a plan (`plan`, pure), the relay gets its routes (`relay`), the files are written or given back
 //! (`files`, `hosts_toml`), the container runtime is looked at (`runtime`) and seen to read them (`prove`, `cri`), and what
 //! came of it is reported (`status`, `report`). Files are written only while the relay listens. At a stop, `departure`
@@ -8,7 +8,7 @@
 
 use crate::args::Args;
 use crate::departure::{self, Departure};
-use crate::files::{Files, Outcome};
+use crate::files::{Fault, Files, Outcome};
 use crate::known::{Known, Trust};
 use crate::plan::{self, Plan};
 use crate::prove::{Target, prove_forever};
@@ -17,6 +17,7 @@ use crate::relay::{Relay, Route, trust_only};
 use crate::report::{self, Report};
 use crate::runtime::{Look, Places, look};
 use crate::status::{self, RuntimeSeen, Seen};
+use crate::touched::{Touched, Watches};
 use crate::watch::{self, Sources};
 use breakwater_crds::names;
 use kube::Client;
@@ -32,7 +33,7 @@ use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// What others do to the files is noticed after at most this time.
+/// What others do to the files is noticed after at most this time, should the kernel not tell at once.
 const RESCAN: Duration = Duration::from_secs(30);
 /// While the runtime was not seen to read the files it is looked at more often: somebody may be mending it.
 const RELOOK: Duration = Duration::from_secs(5);
@@ -45,6 +46,9 @@ pub enum AgentFault {
     /// Without its state nothing may be changed.
     #[error("--state-dir: {0}")]
     OpenState(#[source] io::Error),
+    /// Only a new process gets the node's new folder mounted.
+    #[error("--certs-dir: {0}")]
+    CertsDir(#[source] Fault),
     /// A task that must run died.
     #[error("a task died: {0}")]
     Task(#[source] JoinError),
@@ -53,7 +57,7 @@ pub enum AgentFault {
 /// Runs until told to stop.
 ///
 /// # Errors
-/// The state folder cannot be used, or a task died.
+/// The state folder cannot be used, certs.d was taken away, or a task died.
 pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<(), AgentFault> {
     // Without `..`: a setting that nobody uses does not compile.
     let Args {
@@ -81,7 +85,9 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     let places = Places { config: runtime_config, socket: cri_socket.0 };
     let telling = Telling { config_path, places, reports, targets };
 
-    let mut agent = Agent::start(certs_dir, state_dir, stored, relay_listen, telling).await?;
+    let mut touched = Touched::new();
+    let disk = Disk { certs_dir, state_dir, watches: touched.watches() };
+    let mut agent = Agent::start(disk, stored, relay_listen, telling).await?;
     let mut prover = JoinSet::new();
     prover.spawn(prove_forever(to_prove, agent.relay.clone(), known));
     while !stop.is_cancelled() {
@@ -91,6 +97,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
             // The sender lives as long as this function.
             _ = news.changed() => {}
             () = agent.relay.changed() => {}
+            () = touched.next() => {}
             () = sleep(agent.pause()) => {}
             Some(Err(died)) = watches.join_next() => return Err(AgentFault::Task(died)),
             Some(Err(died)) = reporter.join_next() => return Err(AgentFault::Task(died)),
@@ -125,11 +132,22 @@ struct Agent {
     trust: Result<(), String>,
     /// At home except during a turn's disk work.
     files: Option<Files>,
-    state_dir: PathBuf,
-    stored: Known,
+    disk: Disk,
+    /// What of the cluster is kept on disk.
+    stored: Option<Known>,
     telling: Telling,
     /// Whether the runtime was seen to read every file that is in place.
     proven: bool,
+    /// Folders that could not be given back, and why.
+    stuck: Vec<(String, String)>,
+}
+
+/// The folders that the agent works in.
+#[derive(Clone)]
+struct Disk {
+    certs_dir: PathBuf,
+    state_dir: PathBuf,
+    watches: Watches,
 }
 
 /// What is said of the node's side, and to whom.
@@ -142,8 +160,7 @@ struct Telling {
 
 impl Agent {
     async fn start(
-        certs_dir: PathBuf,
-        state_dir: PathBuf,
+        disk: Disk,
         stored: Known,
         relay_listen: SocketAddr,
         telling: Telling,
@@ -157,16 +174,17 @@ impl Agent {
             routed: None,
             trust: Ok(()),
             files: None,
-            stored,
-            state_dir,
+            stored: Some(stored),
+            disk,
             telling,
             proven: false,
+            stuck: Vec::new(),
         };
         // The relay first: a file that points at it must never be the older of the two.
         agent.listen().await;
-        let (state_dir, relay) = (agent.state_dir.clone(), plan::relay_url(agent.relay_address()));
-        let files =
-            spawn_blocking(move || Files::open(&certs_dir, &state_dir, &relay)).await.map_err(AgentFault::Task)?;
+        let (disk, relay) = (agent.disk.clone(), plan::relay_url(agent.relay_address()));
+        let files = spawn_blocking(move || Files::open(&disk.certs_dir, &disk.state_dir, &relay));
+        let files = files.await.map_err(AgentFault::Task)?;
         agent.files = Some(files.map_err(AgentFault::OpenState)?);
         Ok(agent)
     }
@@ -233,38 +251,53 @@ impl Agent {
             (Err(_), _) => Some(Vec::new()),
             (Ok(_), plan) => plan.map(|plan| plan.mirrors.iter().map(|planned| planned.wanted.clone()).collect()),
         };
-        let news = (self.stored != *known).then(|| (known.clone(), self.state_dir.clone()));
-        let outcome = self.on_disk(move |files| {
-            if let Some((known, state_dir)) = news
-                && let Err(error) = known.store(&state_dir)
-            {
-                tracing::warn!(%error, "last known set is not kept, a restart without the API server would start from less");
-            }
-            wanted.map(|wanted: Vec<_>| files.converge(&wanted)).unwrap_or_default()
-        });
-        let outcome = outcome.await?;
-        self.stored.clone_from(known);
-        Ok(outcome)
+        let news = (self.stored.as_ref() != Some(known)).then(|| known.clone());
+        let disk = self.disk.clone();
+        let (outcome, is_stored) = self
+            .on_disk(move |files| {
+                let stored = news.map_or(Ok(()), |known| known.store(&disk.state_dir)).inspect_err(|error| {
+                    tracing::warn!(%error, "last known set is not kept, a restart without the API server would start from less");
+                });
+                disk.watches.renew(&disk.certs_dir);
+                (wanted.map(|wanted: Vec<_>| files.converge(&wanted)).unwrap_or_default(), stored.is_ok())
+            })
+            .await?;
+        if is_stored {
+            self.stored = Some(known.clone());
+        }
+        self.tell(&outcome);
+        match outcome.replaced() {
+            Some(fault) => Err(AgentFault::CertsDir(fault)),
+            None => Ok(outcome),
+        }
     }
 
-    async fn on_disk(
-        &mut self,
-        work: impl FnOnce(&mut Files) -> Outcome + Send + 'static,
-    ) -> Result<Outcome, AgentFault> {
-        let Some(mut files) = self.files.take() else { return Ok(Outcome::default()) };
-        let done = spawn_blocking(move || {
-            let outcome = work(&mut files);
-            (files, outcome)
-        });
-        let (files, outcome) = done.await.map_err(AgentFault::Task)?;
-        self.files = Some(files);
+    fn tell(&mut self, outcome: &Outcome) {
+        for folder in &outcome.mended {
+            tracing::info!(registry = folder, "hosts.toml was not as left and is merged anew");
+        }
         for folder in &outcome.given_back {
             tracing::info!(registry = folder, "hosts.toml given back as found");
         }
-        for (folder, fault) in &outcome.stuck {
-            tracing::error!(registry = folder, error = %fault, "hosts.toml cannot be given back");
+        let stuck: Vec<_> = outcome.stuck.iter().map(|(folder, fault)| (folder.clone(), fault.to_string())).collect();
+        for (folder, error) in stuck.iter().filter(|stuck| !self.stuck.contains(stuck)) {
+            tracing::error!(registry = folder, error, "hosts.toml cannot be given back");
         }
-        Ok(outcome)
+        self.stuck = stuck;
+    }
+
+    async fn on_disk<T: Default + Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Files) -> T + Send + 'static,
+    ) -> Result<T, AgentFault> {
+        let Some(mut files) = self.files.take() else { return Ok(T::default()) };
+        let done = spawn_blocking(move || {
+            let done = work(&mut files);
+            (files, done)
+        });
+        let (files, done) = done.await.map_err(AgentFault::Task)?;
+        self.files = Some(files);
+        Ok(done)
     }
 
     /// Has the files proven that are in place.
@@ -285,6 +318,7 @@ impl Agent {
         let seen = Seen {
             plan,
             placed: &outcome.placed,
+            stuck: &outcome.stuck,
             views: &self.relay.views(),
             listening: &self.listening.as_ref().map(|_| ()).map_err(Clone::clone),
             trust: &self.trust,
@@ -303,7 +337,9 @@ impl Agent {
     }
 
     async fn give_everything_back(&mut self) -> Result<(), AgentFault> {
-        self.on_disk(|files| files.converge(&[])).await.map(drop)
+        let outcome = self.on_disk(|files| files.converge(&[])).await?;
+        self.tell(&outcome);
+        Ok(())
     }
 
     async fn stop_serving(mut self) {

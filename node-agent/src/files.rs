@@ -3,15 +3,16 @@
 //! Each change is recorded in the journal first, so a crash at any step leaves either the old or the new file and a debt
 //! that names what to give back. What others change under our feet is taken as theirs and merged anew.
 
+mod fault;
 mod folder;
 mod journal;
 
-use crate::hosts_toml::{self, Entry, Unmergeable};
+pub use fault::Fault;
+
+use crate::hosts_toml::{self, Entry};
 use crate::registry_host::RegistryHost;
-use breakwater_crds::conditions::reason;
-use folder::{CertsDir, Found, HostFolder};
+use folder::{CertsDir, Found, HostFolder, Identity};
 use journal::{Debt, Journal, Original};
-use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,21 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Files {
     certs_dir: PathBuf,
+    /// Which folder that was when it was seen first.
+    identity: Option<Identity>,
     relay: String,
     journal: Journal,
+}
+
+/// What is to be done for one registry, decided before anything is written.
+struct Step {
+    folder: String,
+    /// The file as it was when this was decided.
+    current: Option<Found>,
+    debt: Debt,
+    text: String,
+    /// Whether it stands otherwise than we left it.
+    strayed: bool,
 }
 
 /// What one registry's `hosts.toml` should hold.
@@ -42,62 +56,17 @@ pub struct Outcome {
     pub given_back: Vec<String>,
     /// Folders that could not be given back.
     pub stuck: Vec<(String, Fault)>,
+    /// Folders whose file was not as we left it and is merged anew.
+    pub mended: Vec<String>,
 }
 
-/// Why a file is not as wanted.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// Something in the way that we do not touch.
-    #[error("{0}")]
-    Unsafe(&'static str),
-    /// The foreign file is not UTF-8.
-    #[error("hosts.toml is not UTF-8 text")]
-    NotText,
-    /// The foreign file cannot be merged.
-    #[error("hosts.toml: {0}")]
-    Merge(#[source] Unmergeable),
-    /// A `hosts.toml` would make containerd ignore the certificates it uses now.
-    #[error(
-        "{0} holds certificates that containerd would ignore beside a new hosts.toml; add a hosts.toml that names them"
-    )]
-    Certificates(&'static str),
-    /// The operating system refused.
-    #[error("cannot {action}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Fault {
-    fn io(action: &'static str) -> impl Fn(Errno) -> Self {
-        move |errno| Self::Io { action, source: errno.into() }
-    }
-
-    fn plain_io(action: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Io { action, source }
-    }
-
-    /// The same fault, for each registry that it stops.
-    fn repeated(&self) -> Self {
-        match self {
-            Self::Io { action, source } => Self::Io { action, source: source.kind().into() },
-            _ => Self::Unsafe("the folder certs.d cannot be used"),
-        }
-    }
-
-    /// The reason for the API.
+impl Outcome {
+    /// Says so where certs.d was taken away.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Unsafe(_) => reason::UNSAFE_PATH,
-            Self::NotText | Self::Merge(_) => reason::FOREIGN_FILE_INVALID,
-            Self::Certificates(_) => reason::CERTIFICATES_WITHOUT_HOSTS,
-            Self::Io { .. } => reason::WRITE_FAILED,
-        }
+    pub fn replaced(&self) -> Option<Fault> {
+        let faults = self.placed.values().filter_map(|placed| placed.as_ref().err());
+        let mut faults = faults.chain(self.stuck.iter().map(|(_, fault)| fault));
+        faults.any(|fault| matches!(fault, Fault::Replaced)).then_some(Fault::Replaced)
     }
 }
 
@@ -107,34 +76,57 @@ impl Files {
     /// # Errors
     /// The state folder cannot be used; without it nothing may be changed.
     pub fn open(certs_dir: &Path, state_dir: &Path, relay: &str) -> io::Result<Self> {
-        Ok(Self { certs_dir: certs_dir.to_owned(), relay: relay.to_owned(), journal: Journal::open(state_dir)? })
+        let journal = Journal::open(state_dir)?;
+        Ok(Self { certs_dir: certs_dir.to_owned(), identity: None, relay: relay.to_owned(), journal })
     }
 
     /// Gives back what is no longer wanted, then puts in place what is. One folder's trouble never stops the others.
     pub fn converge(&mut self, wanted: &[Wanted]) -> Outcome {
         let mut outcome = Outcome::default();
-        let root = match CertsDir::open(&self.certs_dir) {
+        let root = match CertsDir::open(&self.certs_dir, &mut self.identity) {
             Ok(root) => root,
-            Err(fault) => {
-                let each = |one: &Wanted| (one.registry.clone(), Err(fault.repeated()));
-                outcome.placed = wanted.iter().map(each).collect();
-                return outcome;
-            }
+            Err(fault) => return self.nothing_done(wanted, &fault),
         };
         let folders: Vec<_> = wanted.iter().map(|one| folder_of(&root, &one.registry)).collect();
         let keep: BTreeSet<&str> = folders.iter().flatten().map(String::as_str).collect();
-        for name in self.unwanted(&root, &keep) {
-            match self.give_back(&root, &name) {
-                Ok(true) => outcome.given_back.push(name),
-                Ok(false) => {}
-                Err(fault) => outcome.stuck.push((name, fault)),
+        self.give_back(&root, self.unwanted(&root, &keep), &mut outcome);
+        // Each step is done for all before the next is begun, so that hundreds of files cost one record.
+        let mut steps = Vec::with_capacity(wanted.len());
+        for (one, folder) in wanted.iter().zip(folders) {
+            match folder.and_then(|folder| self.decide(&root, folder, &one.entry)) {
+                Ok(step) => steps.push((one.registry.clone(), step)),
+                Err(fault) => drop(outcome.placed.insert(one.registry.clone(), Err(fault))),
             }
         }
-        for (one, folder) in wanted.iter().zip(folders) {
-            let placed = folder.and_then(|folder| self.place(&root, &folder, &one.entry));
-            outcome.placed.insert(one.registry.clone(), placed);
+        let recorded = self.journal.record(steps.iter().map(|(_, step)| (step.folder.as_str(), &step.debt)));
+        for (registry, step) in steps {
+            if step.strayed {
+                outcome.mended.push(step.folder.clone());
+            }
+            let placed = match &recorded {
+                _ if step.is_done() => Ok(()),
+                Ok(()) => self.carry_out(&root, step),
+                Err(error) => Err(Fault::unrecorded(error)),
+            };
+            outcome.placed.insert(registry, placed);
         }
         outcome
+    }
+
+    /// What came of it without certs.d.
+    fn nothing_done(&self, wanted: &[Wanted], fault: &Fault) -> Outcome {
+        let ours = |name: &str| {
+            let is_folder = |one: &Wanted| {
+                one.registry.folder() == name || one.registry.preferred_folder().is_some_and(|other| other == name)
+            };
+            wanted.iter().any(is_folder)
+        };
+        let owed = self.journal.folders().filter(|name| !ours(name));
+        Outcome {
+            placed: wanted.iter().map(|one| (one.registry.clone(), Err(fault.repeated()))).collect(),
+            stuck: owed.map(|name| (name.clone(), fault.repeated())).collect(),
+            ..Outcome::default()
+        }
     }
 
     /// Folders that we owe something, or, should the journal be lost, that carry our part.
@@ -148,13 +140,14 @@ impl Files {
         owed.chain(strays.filter(carries_ours)).collect()
     }
 
-    fn place(&mut self, root: &CertsDir, name: &str, entry: &Entry) -> Result<(), Fault> {
-        let folder = root.open_folder(name)?;
+    fn decide(&mut self, root: &CertsDir, name: String, entry: &Entry) -> Result<Step, Fault> {
+        let folder = root.open_folder(&name)?;
         let current = folder.as_ref().map_or(Ok(None), HostFolder::read)?;
-        let inherited = self.inherited(root, name, folder.is_some())?;
-        let original = self.foreign_part(name, current.as_ref(), inherited.as_deref());
+        let inherited = self.inherited(root, &name, folder.is_some())?;
+        let original = self.foreign_part(&name, current.as_ref(), inherited.as_deref());
         if original.is_none() && folder.as_ref().map_or(Ok(false), HostFolder::has_certificates)? {
-            self.give_back(root, name)?;
+            self.undo(root, &name)?;
+            self.journal.strike([&name]).map_err(|error| Fault::unrecorded(&error))?;
             return Err(Fault::Certificates("the registry's folder"));
         }
         let base = original.as_ref().map(|found| found.text.as_str()).or(inherited.as_deref());
@@ -162,31 +155,30 @@ impl Files {
             Some(base) => hosts_toml::merge(base, entry).map_err(Fault::Merge)?,
             None => hosts_toml::render(entry),
         };
-        let made_folder = folder.is_none() || self.made_folder(name, current.as_ref(), original.is_none());
-        let wrote = self.texts_of_ours(name, current.as_ref(), &text);
-        self.journal
-            .record(name, &Debt { original: original.clone(), made_folder, wrote })
-            .map_err(Fault::plain_io("record what hosts.toml was"))?;
-        if current.as_ref().is_some_and(|current| current.text == text) {
-            return Ok(());
-        }
-        let written = Self::write(root, name, folder, original, text);
-        if written.is_err() && current.is_none() {
-            // A folder that stays empty would hide `_default`. What cannot be undone now stays owed.
-            drop(self.give_back(root, name));
+        let made_folder = folder.is_none() || self.made_folder(&name, current.as_ref(), original.is_none());
+        let wrote = self.texts_of_ours(&name, current.as_ref(), &text);
+        let is_as_left = |debt: &Debt| current.as_ref().is_some_and(|current| debt.wrote.contains(&current.text));
+        let strayed = self.journal.get(&name).is_some_and(|debt| !is_as_left(debt));
+        Ok(Step { folder: name, current, debt: Debt { original, made_folder, wrote }, text, strayed })
+    }
+
+    fn carry_out(&mut self, root: &CertsDir, step: Step) -> Result<(), Fault> {
+        let (name, is_new) = (step.folder.clone(), step.current.is_none());
+        let written = Self::write(root, step);
+        // A folder that stays empty would hide `_default`. What cannot be undone now stays owed.
+        if written.is_err() && is_new && self.undo(root, &name).is_ok() {
+            drop(self.journal.strike([&name]));
         }
         written
     }
 
-    fn write(
-        root: &CertsDir,
-        name: &str,
-        folder: Option<HostFolder>,
-        original: Option<Original>,
-        text: String,
-    ) -> Result<(), Fault> {
-        let folder = folder.map_or_else(|| root.make_folder(name), Ok)?;
-        let like = original.map_or_else(|| fresh(0o644), |original| (original.mode, original.uid, original.gid));
+    fn write(root: &CertsDir, step: Step) -> Result<(), Fault> {
+        let Step { folder: name, current, debt, text, strayed: _ } = step;
+        let folder = root.open_folder(&name)?.map_or_else(|| root.make_folder(&name), Ok)?;
+        if folder.read()? != current {
+            return Err(Fault::Changed);
+        }
+        let like = debt.original.map_or_else(|| fresh(0o644), |original| (original.mode, original.uid, original.gid));
         let replaced = folder.replace(&file(text, like));
         if replaced.is_err() {
             drop(folder.sweep());
@@ -243,8 +235,22 @@ impl Files {
         }
     }
 
+    fn give_back(&mut self, root: &CertsDir, names: BTreeSet<String>, outcome: &mut Outcome) {
+        let mut done = Vec::new();
+        for name in names {
+            match self.undo(root, &name) {
+                Ok(changed) => done.push((name, changed)),
+                Err(fault) => outcome.stuck.push((name, fault)),
+            }
+        }
+        match self.journal.strike(done.iter().map(|(name, _)| name)) {
+            Ok(()) => outcome.given_back.extend(done.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name)),
+            Err(error) => outcome.stuck.extend(done.into_iter().map(|(name, _)| (name, Fault::unrecorded(&error)))),
+        }
+    }
+
     /// Leaves the folder as if we had never been there. Returns whether anything changed.
-    fn give_back(&mut self, root: &CertsDir, name: &str) -> Result<bool, Fault> {
+    fn undo(&self, root: &CertsDir, name: &str) -> Result<bool, Fault> {
         let mut changed = false;
         let mut made_folder = self.journal.get(name).is_some_and(|debt| debt.made_folder);
         if let Some(folder) = root.open_folder(name)? {
@@ -267,8 +273,13 @@ impl Files {
         if made_folder {
             root.remove_folder(name)?;
         }
-        self.journal.strike(name).map_err(Fault::plain_io("record that hosts.toml was given back"))?;
         Ok(changed)
+    }
+}
+
+impl Step {
+    fn is_done(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.text == self.text)
     }
 }
 

@@ -17,4 +17,5 @@ pub mod relay;
 pub mod report;
 pub mod runtime;
 pub mod status;
+pub mod touched;
 pub mod watch;

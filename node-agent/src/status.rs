@@ -23,6 +23,8 @@ pub struct Seen<'a> {
     pub plan: &'a Plan,
     /// What came of the files.
     pub placed: &'a BTreeMap<RegistryHost, Result<(), Fault>>,
+    /// Folders that could not be given back: their mirrors are not gone from this node yet.
+    pub stuck: &'a [(String, Fault)],
     /// How the caches stand.
     pub views: &'a BTreeMap<String, View>,
     /// Whether the relay listens, or why not.
@@ -55,7 +57,7 @@ struct Inactive {
 /// What is to be reported.
 #[must_use]
 pub fn findings(seen: Seen<'_>) -> Findings {
-    let Seen { plan, placed, views, listening, trust, runtime_version, runtime } = seen;
+    let Seen { plan, placed, stuck, views, listening, trust, runtime_version, runtime } = seen;
     let (mut active, mut inactive) = (Vec::new(), Vec::new());
     for registry in plan.mirrors.iter().map(|planned| &planned.wanted.registry) {
         match verdict_of(
@@ -77,6 +79,14 @@ pub fn findings(seen: Seen<'_>) -> Findings {
         reason: reason::INVALID_SPEC,
         message: (*message).to_owned(),
     }));
+    for (folder, fault) in stuck {
+        // A mirror that became invalid is told of once: the API wants each registry once.
+        if inactive.iter().all(|one| one.registry != *folder) {
+            let message = format!("not mirrored on this node any more, but hosts.toml cannot be given back: {fault}");
+            let (registry, state) = (folder.clone(), MirrorState::Failed);
+            inactive.push(Inactive { registry, state, reason: fault.reason(), message });
+        }
+    }
     active.sort();
     inactive.sort_by(|a, b| a.registry.cmp(&b.registry));
     let configured = runtime.configured(plan, |registry| matches!(placed.get(registry), Some(Ok(()))));

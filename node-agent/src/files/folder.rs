@@ -18,6 +18,9 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOF
 /// certs.d itself.
 pub(super) struct CertsDir(OwnedFd);
 
+/// Device and inode of a folder.
+pub(super) type Identity = (u64, u64);
+
 /// The folder of one registry.
 pub(super) struct HostFolder(OwnedFd);
 
@@ -32,9 +35,22 @@ pub(super) struct Found {
 
 impl CertsDir {
     /// Opens certs.d. Its own path is the administrator's choice, so it may lead through symlinks.
-    pub(super) fn open(path: &Path) -> Result<Self, Fault> {
+    ///
+    /// It must be the folder that was seen first: in a container the path leads to a mount, and once the node's folder is
+    /// removed the mount leads nowhere, whatever is made in its place.
+    pub(super) fn open(path: &Path, first: &mut Option<Identity>) -> Result<Self, Fault> {
+        const ACTION: &str = "open the folder certs.d";
         let flags = FOLDER.difference(OFlags::NOFOLLOW);
-        rustix::fs::open(path, flags, Mode::empty()).map(Self).map_err(Fault::io("open the folder certs.d"))
+        let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NOENT) if first.is_some() => return Err(Fault::Replaced),
+            opened => opened.map_err(Fault::io(ACTION))?,
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(Fault::io(ACTION))?;
+        let identity = (stat.st_dev, stat.st_ino);
+        if stat.st_nlink == 0 || *first.get_or_insert(identity) != identity {
+            return Err(Fault::Replaced);
+        }
+        Ok(Self(fd))
     }
 
     /// Whether anything has this name: containerd follows symlinks, so they count.

@@ -58,24 +58,25 @@ impl Journal {
         self.entries.keys()
     }
 
-    /// Records a debt before it is made; no write if it is recorded already.
-    pub(super) fn record(&mut self, folder: &str, debt: &Debt) -> io::Result<()> {
-        if self.entries.get(folder) == Some(debt) {
+    /// Records debts before they are made, in one write; in none if they are recorded already.
+    pub(super) fn record<'a>(&mut self, debts: impl Iterator<Item = (&'a str, &'a Debt)>) -> io::Result<()> {
+        let mut new = debts.filter(|(folder, debt)| self.entries.get(*folder) != Some(debt)).peekable();
+        if new.peek().is_none() {
             return Ok(());
         }
         let mut entries = self.entries.clone();
-        entries.insert(folder.to_owned(), debt.clone());
+        entries.extend(new.map(|(folder, debt)| (folder.to_owned(), debt.clone())));
         self.store(entries)
     }
 
-    /// Strikes a debt out after it is paid.
-    pub(super) fn strike(&mut self, folder: &str) -> io::Result<()> {
-        if !self.entries.contains_key(folder) {
-            return Ok(());
-        }
+    /// Strikes debts out after they are paid, in one write.
+    pub(super) fn strike<'a>(&mut self, folders: impl IntoIterator<Item = &'a String>) -> io::Result<()> {
         let mut entries = self.entries.clone();
-        entries.remove(folder);
-        self.store(entries)
+        let before = entries.len();
+        for folder in folders {
+            entries.remove(folder);
+        }
+        if entries.len() == before { Ok(()) } else { self.store(entries) }
     }
 
     fn store(&mut self, entries: BTreeMap<String, Debt>) -> io::Result<()> {

@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::hosts_toml::Server;
+use breakwater_crds::conditions::reason;
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use tempfile::TempDir;
+
+mod shared;
 
 const RELAY: &str = "http://127.0.0.1:429";
 
@@ -14,9 +17,12 @@ thread_local! {
     static STEPS: Cell<Option<usize>> = const { Cell::new(None) };
     /// The one durable step that fails, counted from 1.
     static FAIL: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Durable steps that were taken.
+    static TAKEN: Cell<usize> = const { Cell::new(0) };
 }
 
 pub(super) fn crash_point() -> io::Result<()> {
+    TAKEN.set(TAKEN.get() + 1);
     if let Some(left) = FAIL.get() {
         FAIL.set(left.checked_sub(1).filter(|left| *left > 0));
         if left == 1 {

@@ -28,6 +28,7 @@ fn looked(lookup: Lookup) -> Look {
 struct Case {
     plan: Plan,
     placed: BTreeMap<RegistryHost, Result<(), Fault>>,
+    stuck: Vec<(String, Fault)>,
     views: BTreeMap<String, View>,
     listening: Result<(), String>,
     trust: Result<(), String>,
@@ -43,14 +44,14 @@ impl Case {
         let mut proofs = Proofs::default();
         registries.iter().for_each(|registry| proofs.note(registry, "1", Proof::Proven));
         let look = looked(Lookup::Folders(vec![FOLDER.to_owned()]));
-        Self { plan, placed, views, listening: Ok(()), trust: Ok(()), proofs, look }
+        Self { plan, placed, stuck: Vec::new(), views, listening: Ok(()), trust: Ok(()), proofs, look }
     }
 
     fn findings(&self) -> Findings {
-        let Self { plan, placed, views, listening, trust, proofs, look } = self;
+        let Self { plan, placed, stuck, views, listening, trust, proofs, look } = self;
         let runtime_version = Some("containerd://2.4.2".into());
         let runtime = RuntimeSeen { proofs, look, folder: FOLDER };
-        findings(Seen { plan, placed, views, listening, trust, runtime_version, runtime })
+        findings(Seen { plan, placed, stuck, views, listening, trust, runtime_version, runtime })
     }
 
     fn status(&self) -> MirrorNodeStatus {
@@ -162,6 +163,16 @@ fn a_node_whose_runtime_ignores_the_files_is_not_active_and_says_the_mend() {
     check(elsewhere(), false, None, pending, "Unknown", "NotProven");
     check(fits(), false, None, pending, "Unknown", "NotProven");
     check(fits(), false, Some(Proof::Proven), None, "True", "Proven");
+}
+
+#[test]
+fn what_cannot_be_given_back_counts_until_it_is() {
+    let stuck = || vec![("docker.io".to_owned(), Fault::NotText)];
+    let case = Case { stuck: stuck(), ..Case::well(&[]) };
+    case.check(MirrorState::Failed, reason::FOREIGN_FILE_INVALID, "cannot be given back");
+    let mut case = Case { stuck: stuck(), ..Case::well(&[]) };
+    case.plan.refused.push(("docker.io".into(), "spec.url is wrong"));
+    assert_eq!(case.status().inactive.len(), 1);
 }
 
 #[test]
