@@ -33,6 +33,8 @@ pub const ADMIN_PORT_NAME: &str = "admin";
 /// Port of the relay on a node's loopback. Below 1024, so that no unprivileged process takes it; below the 600 to 1023 that
 /// NFS clients take at random.
 pub const RELAY_PORT: u16 = 429;
+/// Port of a node agent's health and metrics, chosen as [`RELAY_PORT`] is.
+pub const NODE_ADMIN_PORT: u16 = 430;
 
 /// Secret in [`SYSTEM_NAMESPACE`] with the CA and the key that relay tokens derive from.
 pub const CA_SECRET: &str = "breakwater-ca";

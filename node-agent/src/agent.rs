@@ -6,10 +6,14 @@
 //! came of it is reported (`status`, `report`). Files are written only while the relay listens. At a stop, `departure`
 //! decides whether they stay.
 
+mod upkeep;
+
+use crate::admin::{self, Admin};
 use crate::args::Args;
 use crate::departure::{self, Departure};
-use crate::files::{Fault, Files, Outcome};
+use crate::files::{Fault, Outcome};
 use crate::known::{Known, Trust};
+use crate::metrics::Tally;
 use crate::plan::{self, Plan};
 use crate::prove::{Target, prove_forever};
 use crate::registry_host::RegistryHost;
@@ -17,14 +21,13 @@ use crate::relay::{Relay, Route, trust_only};
 use crate::report::{self, Report};
 use crate::runtime::{Look, Places, look};
 use crate::status::{self, RuntimeSeen, Seen};
-use crate::touched::{Touched, Watches};
+use crate::touched::Touched;
 use crate::watch::{self, Sources};
 use breakwater_crds::names;
 use kube::Client;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -32,6 +35,7 @@ use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use upkeep::Upkeep;
 
 /// What others do to the files is noticed after at most this time, should the kernel not tell at once.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -46,6 +50,15 @@ pub enum AgentFault {
     /// Without its state nothing may be changed.
     #[error("--state-dir: {0}")]
     OpenState(#[source] io::Error),
+    /// Nobody would see whether it lives.
+    #[error("--admin-listen {address}: {source}; free the port, or choose another and probe that")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Only a new process gets the node's new folder mounted.
     #[error("--certs-dir: {0}")]
     CertsDir(#[source] Fault),
@@ -57,7 +70,7 @@ pub enum AgentFault {
 /// Runs until told to stop.
 ///
 /// # Errors
-/// The state folder cannot be used, certs.d was taken away, or a task died.
+/// The state folder or the admin listener's port cannot be used, certs.d was taken away, or a task died.
 pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<(), AgentFault> {
     // Without `..`: a setting that nobody uses does not compile.
     let Args {
@@ -68,6 +81,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         cri_socket,
         state_dir,
         relay_listen,
+        admin_listen,
         namespace,
         agent_namespace,
         daemon_set,
@@ -77,21 +91,26 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     let (known, mut news) = tokio::sync::watch::channel(stored.clone());
     let sources = Sources { node_name: node_name.clone(), namespace, agent_namespace: agent_namespace.clone() };
     let mut watches = watch::start(&client, &sources, &known);
+    let admin_listener = TcpListener::bind(admin_listen).await;
+    let admin_listener = admin_listener.map_err(|source| AgentFault::Admin { address: admin_listen, source })?;
     let (reports, to_report) = tokio::sync::watch::channel(None);
-    let mut reporter = JoinSet::new();
-    reporter.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
-
     let (targets, to_prove) = tokio::sync::watch::channel(None);
+    let (tally, to_count) = tokio::sync::watch::channel(Tally::default());
     let places = Places { config: runtime_config, socket: cri_socket.0 };
-    let telling = Telling { config_path, places, reports, targets };
+    let telling = Telling { config_path, places, reports, targets, tally };
 
     let mut touched = Touched::new();
-    let disk = Disk { certs_dir, state_dir, watches: touched.watches() };
-    let mut agent = Agent::start(disk, stored, relay_listen, telling).await?;
-    let mut prover = JoinSet::new();
-    prover.spawn(prove_forever(to_prove, agent.relay.clone(), known));
+    let mut agent = Agent::listening(relay_listen, telling).await;
+    let relay_url = plan::relay_url(agent.relay_address());
+    let mut upkeep = Upkeep::start(certs_dir, state_dir, relay_url, stored, touched.watches()).await?;
+    let mut helpers = JoinSet::new();
+    helpers.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
+    helpers.spawn(prove_forever(to_prove, agent.relay.clone(), known));
+    // Lives on while running downloads end.
+    let mut admins = JoinSet::new();
+    admins.spawn(admin::serve(admin_listener, Admin { relay: agent.relay.clone(), tally: to_count }));
     while !stop.is_cancelled() {
-        agent.turn(&mut news).await?;
+        agent.turn(&mut upkeep, &mut news).await?;
         tokio::select! {
             () = stop.cancelled() => {}
             // The sender lives as long as this function.
@@ -100,19 +119,19 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
             () = touched.next() => {}
             () = sleep(agent.pause()) => {}
             Some(Err(died)) = watches.join_next() => return Err(AgentFault::Task(died)),
-            Some(Err(died)) = reporter.join_next() => return Err(AgentFault::Task(died)),
-            Some(Err(died)) = prover.join_next() => return Err(AgentFault::Task(died)),
+            Some(Err(died)) = helpers.join_next() => return Err(AgentFault::Task(died)),
+            Some(Err(died)) = admins.join_next() => return Err(AgentFault::Task(died)),
             Some(Err(died)) = agent.serving.join_next() => return Err(AgentFault::Task(died)),
         }
     }
 
-    let departure = departure::decide(client.clone(), &agent_namespace, &daemon_set).await;
+    let node = news.borrow().node.clone();
+    let departure = departure::decide(client.clone(), &agent_namespace, &daemon_set, node.as_ref()).await;
     tracing::info!(node = node_name, ?departure, "stopping");
     watches.shutdown().await;
-    reporter.shutdown().await;
-    prover.shutdown().await;
+    helpers.shutdown().await;
     if departure == Departure::End {
-        agent.give_everything_back().await?;
+        upkeep.give_everything_back().await?;
         report::withdraw(client, &node_name).await;
     }
     agent.stop_serving().await;
@@ -130,24 +149,9 @@ struct Agent {
     /// What the routes were made from: they are replaced only when that changed, because connections go with them.
     routed: Option<(Plan, Option<Trust>)>,
     trust: Result<(), String>,
-    /// At home except during a turn's disk work.
-    files: Option<Files>,
-    disk: Disk,
-    /// What of the cluster is kept on disk.
-    stored: Option<Known>,
     telling: Telling,
     /// Whether the runtime was seen to read every file that is in place.
     proven: bool,
-    /// Folders that could not be given back, and why.
-    stuck: Vec<(String, String)>,
-}
-
-/// The folders that the agent works in.
-#[derive(Clone)]
-struct Disk {
-    certs_dir: PathBuf,
-    state_dir: PathBuf,
-    watches: Watches,
 }
 
 /// What is said of the node's side, and to whom.
@@ -156,15 +160,12 @@ struct Telling {
     places: Places,
     reports: Sender<Option<Report>>,
     targets: Sender<Option<Target>>,
+    tally: Sender<Tally>,
 }
 
 impl Agent {
-    async fn start(
-        disk: Disk,
-        stored: Known,
-        relay_listen: SocketAddr,
-        telling: Telling,
-    ) -> Result<Self, AgentFault> {
+    /// The relay before everything else: a file that points at it must never be the older of the two.
+    async fn listening(relay_listen: SocketAddr, telling: Telling) -> Self {
         let mut agent = Self {
             relay: Relay::default(),
             relay_listen,
@@ -173,24 +174,15 @@ impl Agent {
             stop_serving: CancellationToken::new(),
             routed: None,
             trust: Ok(()),
-            files: None,
-            stored: Some(stored),
-            disk,
             telling,
             proven: false,
-            stuck: Vec::new(),
         };
-        // The relay first: a file that points at it must never be the older of the two.
         agent.listen().await;
-        let (disk, relay) = (agent.disk.clone(), plan::relay_url(agent.relay_address()));
-        let files = spawn_blocking(move || Files::open(&disk.certs_dir, &disk.state_dir, &relay));
-        let files = files.await.map_err(AgentFault::Task)?;
-        agent.files = Some(files.map_err(AgentFault::OpenState)?);
-        Ok(agent)
+        agent
     }
 
     /// One turn of the story above.
-    async fn turn(&mut self, news: &mut Receiver<Known>) -> Result<(), AgentFault> {
+    async fn turn(&mut self, upkeep: &mut Upkeep, news: &mut Receiver<Known>) -> Result<(), AgentFault> {
         self.relay.beat();
         self.listen().await;
         let known = news.borrow_and_update().clone();
@@ -198,9 +190,17 @@ impl Agent {
         if let Some(plan) = &plan {
             self.route(plan, known.trust.as_ref());
         }
-        let outcome = self.write(plan.as_ref(), &known).await?;
+        let wanted = match (&self.listening, &plan) {
+            // Without a relay nothing is wanted; while too little is known, what is there stays.
+            (Err(_), _) => Some(Vec::new()),
+            (Ok(_), plan) => {
+                plan.as_ref().map(|plan| plan.mirrors.iter().map(|planned| planned.wanted.clone()).collect())
+            }
+        };
+        let outcome = upkeep.converge(wanted, &known).await?;
         let (places, version) = (self.telling.places.clone(), known.runtime_version.clone());
         let look = spawn_blocking(move || look(&places, version.as_deref())).await.map_err(AgentFault::Task)?;
+        self.count(&outcome);
         if let Some(plan) = &plan {
             self.prove(&outcome, &look, &known);
             self.report(plan, &outcome, &look, known);
@@ -245,61 +245,6 @@ impl Agent {
         self.routed = Some((plan.clone(), trust.cloned()));
     }
 
-    /// Brings the files to the plan, without a relay to nothing; while too little is known they stay as they are.
-    async fn write(&mut self, plan: Option<&Plan>, known: &Known) -> Result<Outcome, AgentFault> {
-        let wanted = match (&self.listening, plan) {
-            (Err(_), _) => Some(Vec::new()),
-            (Ok(_), plan) => plan.map(|plan| plan.mirrors.iter().map(|planned| planned.wanted.clone()).collect()),
-        };
-        let news = (self.stored.as_ref() != Some(known)).then(|| known.clone());
-        let disk = self.disk.clone();
-        let (outcome, is_stored) = self
-            .on_disk(move |files| {
-                let stored = news.map_or(Ok(()), |known| known.store(&disk.state_dir)).inspect_err(|error| {
-                    tracing::warn!(%error, "last known set is not kept, a restart without the API server would start from less");
-                });
-                disk.watches.renew(&disk.certs_dir);
-                (wanted.map(|wanted: Vec<_>| files.converge(&wanted)).unwrap_or_default(), stored.is_ok())
-            })
-            .await?;
-        if is_stored {
-            self.stored = Some(known.clone());
-        }
-        self.tell(&outcome);
-        match outcome.replaced() {
-            Some(fault) => Err(AgentFault::CertsDir(fault)),
-            None => Ok(outcome),
-        }
-    }
-
-    fn tell(&mut self, outcome: &Outcome) {
-        for folder in &outcome.mended {
-            tracing::info!(registry = folder, "hosts.toml was not as left and is merged anew");
-        }
-        for folder in &outcome.given_back {
-            tracing::info!(registry = folder, "hosts.toml given back as found");
-        }
-        let stuck: Vec<_> = outcome.stuck.iter().map(|(folder, fault)| (folder.clone(), fault.to_string())).collect();
-        for (folder, error) in stuck.iter().filter(|stuck| !self.stuck.contains(stuck)) {
-            tracing::error!(registry = folder, error, "hosts.toml cannot be given back");
-        }
-        self.stuck = stuck;
-    }
-
-    async fn on_disk<T: Default + Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Files) -> T + Send + 'static,
-    ) -> Result<T, AgentFault> {
-        let Some(mut files) = self.files.take() else { return Ok(T::default()) };
-        let done = spawn_blocking(move || {
-            let done = work(&mut files);
-            (files, done)
-        });
-        let (files, done) = done.await.map_err(AgentFault::Task)?;
-        self.files = Some(files);
-        Ok(done)
-    }
-
     /// Has the files proven that are in place.
     fn prove(&mut self, outcome: &Outcome, look: &Look, known: &Known) {
         let placed = outcome.placed.iter().filter(|(_, placed)| placed.is_ok());
@@ -310,6 +255,7 @@ impl Agent {
             fingerprint: look.fingerprint.clone(),
             socket: look.socket.clone(),
         });
+        self.telling.tally.send_modify(|tally| tally.proven = self.proven);
         send_news(&self.telling.targets, target);
     }
 
@@ -325,7 +271,22 @@ impl Agent {
             runtime_version: known.runtime_version,
             runtime: RuntimeSeen { proofs: &known.proofs, look, folder: &self.telling.config_path },
         };
-        send_news(&self.telling.reports, Some(Report { node_uid: node.uid, findings: status::findings(seen) }));
+        let findings = status::findings(seen);
+        self.telling.tally.send_modify(|tally| tally.mirrors = findings.states());
+        send_news(&self.telling.reports, Some(Report { node_uid: node.uid, findings }));
+    }
+
+    /// For the metrics.
+    fn count(&self, outcome: &Outcome) {
+        let placed = outcome.placed.values().filter(|placed| placed.is_ok()).count();
+        let failed = outcome.placed.len() - placed;
+        self.telling.tally.send_modify(|tally| {
+            tally.listening = self.listening.as_ref().ok().copied();
+            tally.files = BTreeMap::from([("placed", placed), ("failed", failed), ("stuck", outcome.stuck.len())]);
+            tally.written += outcome.written;
+            tally.given_back += outcome.given_back.len() as u64;
+            tally.mended += outcome.mended.len() as u64;
+        });
     }
 
     fn pause(&self) -> Duration {
@@ -336,13 +297,8 @@ impl Agent {
         }
     }
 
-    async fn give_everything_back(&mut self) -> Result<(), AgentFault> {
-        let outcome = self.on_disk(|files| files.converge(&[])).await?;
-        self.tell(&outcome);
-        Ok(())
-    }
-
     async fn stop_serving(mut self) {
+        self.telling.tally.send_modify(|tally| tally.listening = None);
         self.stop_serving.cancel();
         while self.serving.join_next().await.is_some() {}
     }

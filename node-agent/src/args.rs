@@ -127,6 +127,11 @@ pub struct Args {
           default_value_t = SocketAddr::from(([127, 0, 0, 1], names::RELAY_PORT)))]
     pub relay_listen: SocketAddr,
 
+    /// Address that health and metrics are told at; it serves no content
+    #[arg(long, env = "BREAKWATER_ADMIN_LISTEN", value_name = "ADDR",
+          default_value_t = SocketAddr::from(([0, 0, 0, 0], names::NODE_ADMIN_PORT)))]
+    pub admin_listen: SocketAddr,
+
     /// Namespace of the caches
     #[arg(long, env = "BREAKWATER_NAMESPACE", default_value = names::SYSTEM_NAMESPACE)]
     pub namespace: String,
@@ -233,6 +238,7 @@ mod tests {
     fn defaults_are_those_of_the_manifests() {
         let args = agent(&[]).unwrap();
         assert_eq!(args.relay_listen.to_string(), "127.0.0.1:429");
+        assert_eq!(args.admin_listen.to_string(), "0.0.0.0:430");
         assert_eq!(args.daemon_set, "breakwater-node-agent");
     }
 }

@@ -1,7 +1,10 @@
 //! Whether a stop is an upgrade or the end: the agent asks for its own DaemonSet.
 
+use crate::known::Node;
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::NodeSelectorTerm;
 use kube::{Api, Client};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -17,22 +20,48 @@ pub enum Departure {
     End,
 }
 
-/// Asks the API server. One that does not answer tells nothing, and the files stay.
-pub async fn decide(client: Client, namespace: &str, daemon_set: &str) -> Departure {
+/// Asks the API server. One that does not answer tells nothing, and the files stay. So they do while the node is unknown.
+pub async fn decide(client: Client, namespace: &str, daemon_set: &str, node: Option<&Node>) -> Departure {
     let api: Api<DaemonSet> = Api::namespaced(client, namespace);
     match timeout(ANSWER, api.get(daemon_set)).await {
-        Ok(answer) => judge(answer.as_ref()),
+        Ok(answer) => judge(answer.as_ref(), node),
         Err(_) => Departure::Upgrade,
     }
 }
 
-fn judge(answer: Result<&DaemonSet, &kube::Error>) -> Departure {
+fn judge(answer: Result<&DaemonSet, &kube::Error>, node: Option<&Node>) -> Departure {
     match answer {
         Ok(daemon_set) if daemon_set.metadata.deletion_timestamp.is_some() => Departure::End,
+        Ok(daemon_set) if node.is_some_and(|node| !selects(daemon_set, &node.labels)) => Departure::End,
         // Without the right to ask, what gave it is gone already.
         Err(kube::Error::Api(status)) if [401, 403, 404].contains(&status.code) => Departure::End,
         Ok(_) | Err(_) => Departure::Upgrade,
     }
+}
+
+/// Whether the DaemonSet wants a Pod on a node with these labels, as far as labels decide.
+fn selects(daemon_set: &DaemonSet, labels: &BTreeMap<String, String>) -> bool {
+    let Some(pod) = &daemon_set.spec.template.spec else { return true };
+    let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
+    let required = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = required.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    pod.node_selector.iter().flatten().all(has)
+        && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| fits(term, labels)))
+}
+
+fn fits(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {
+    term.match_expressions.iter().flatten().all(|one| {
+        let value = labels.get(&one.key);
+        let is_named = value.is_some_and(|value| one.values.iter().flatten().any(|named| named == value));
+        match one.operator.as_str() {
+            "In" => is_named,
+            "NotIn" => !is_named,
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            // What is not understood here ends nothing.
+            _ => true,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -43,7 +72,7 @@ mod tests {
     fn only_a_clear_answer_ends_it() {
         let refused = |code| {
             let status = kube::core::Status { code, ..Default::default() };
-            judge(Err(&kube::Error::Api(Box::new(status))))
+            judge(Err(&kube::Error::Api(Box::new(status))), None)
         };
         for code in [401, 403, 404] {
             assert_eq!(refused(code), Departure::End, "{code}");
@@ -53,9 +82,41 @@ mod tests {
         }
         let found = |metadata: &str| {
             let daemon_set: DaemonSet = serde_saphyr::from_str(&format!("{{metadata: {metadata}}}")).unwrap();
-            judge(Ok(&daemon_set))
+            judge(Ok(&daemon_set), None)
         };
         assert_eq!(found("{name: a}"), Departure::Upgrade);
         assert_eq!(found("{name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}"), Departure::End);
+    }
+
+    #[test]
+    fn a_node_that_the_daemon_set_does_not_select_any_more_is_left() {
+        let labels = [("zone".to_owned(), "a".to_owned())].into();
+        let node = Node { uid: String::new(), labels };
+        let departs = |pod: &str| {
+            let daemon_set =
+                format!("{{metadata: {{}}, spec: {{selector: {{}}, template: {{spec: {{containers: [], {pod}}}}}}}}}");
+            judge(Ok(&serde_saphyr::from_str(&daemon_set).unwrap()), Some(&node))
+        };
+        let affinity = |terms: &str| {
+            departs(&format!(
+                "affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{terms}]}}}}}}"
+            ))
+        };
+        assert_eq!(departs("nodeSelector: {zone: a}"), Departure::Upgrade);
+        assert_eq!(departs("nodeSelector: {zone: b}"), Departure::End);
+        let term = |operator: &str, values: &str| {
+            format!("{{matchExpressions: [{{key: zone, operator: {operator}, values: [{values}]}}]}}")
+        };
+        for (operator, values, departure) in [
+            ("In", "a, b", Departure::Upgrade),
+            ("In", "b", Departure::End),
+            ("NotIn", "a", Departure::End),
+            ("Exists", "", Departure::Upgrade),
+            ("DoesNotExist", "", Departure::End),
+            ("Gt", "'1'", Departure::Upgrade),
+        ] {
+            assert_eq!(affinity(&term(operator, values)), departure, "{operator} {values}");
+        }
+        assert_eq!(affinity(&format!("{}, {}", term("In", "b"), term("In", "a"))), Departure::Upgrade);
     }
 }

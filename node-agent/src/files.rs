@@ -58,6 +58,8 @@ pub struct Outcome {
     pub stuck: Vec<(String, Fault)>,
     /// Folders whose file was not as we left it and is merged anew.
     pub mended: Vec<String>,
+    /// How many files were written.
+    pub written: u64,
 }
 
 impl Outcome {
@@ -105,10 +107,21 @@ impl Files {
             }
             let placed = match &recorded {
                 _ if step.is_done() => Ok(()),
-                Ok(()) => self.carry_out(&root, step),
+                Ok(()) => self.carry_out(&root, step).inspect(|()| outcome.written += 1),
                 Err(error) => Err(Fault::unrecorded(error)),
             };
             outcome.placed.insert(registry, placed);
+        }
+        outcome
+    }
+
+    /// Gives everything back and then forgets everything, what else is kept in the state folder included.
+    pub fn give_everything_back(&mut self) -> Outcome {
+        let outcome = self.converge(&[]);
+        if outcome.stuck.is_empty()
+            && let Err(error) = self.journal.remove()
+        {
+            tracing::warn!(%error, "the state folder is not empty");
         }
         outcome
     }

@@ -1,5 +1,6 @@
 //! The agent of one node: hosts.toml, the relay and the MirrorNode's status. Start at [`agent`].
 
+pub mod admin;
 pub mod agent;
 pub mod args;
 pub mod cri;
@@ -8,6 +9,7 @@ pub mod durable;
 pub mod files;
 pub mod hosts_toml;
 pub mod known;
+pub mod metrics;
 pub mod offline;
 pub mod plan;
 pub mod proof;

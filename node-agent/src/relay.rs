@@ -16,6 +16,7 @@ mod request;
 mod resume;
 mod route;
 mod suspended;
+mod traffic;
 
 use crate::registry_host::RegistryHost;
 use arc_swap::ArcSwap;
@@ -40,6 +41,7 @@ pub use cache::View;
 pub use canary::Canary;
 pub use health::Standing;
 pub use route::{NoRoute, Route, trust_only};
+pub use traffic::Traffic;
 
 /// The agent counts as hung when its main loop has not turned for this long. Generous, because a loop that waits for a slow
 /// disk harms no pull, and a restart would.
@@ -88,6 +90,12 @@ impl Relay {
         self.0.caches.load().iter().map(|(registry, cache)| (registry.clone(), cache.view())).collect()
     }
 
+    /// What each cache was asked for.
+    #[must_use]
+    pub fn traffic(&self) -> BTreeMap<String, Traffic> {
+        self.0.caches.load().iter().map(|(registry, cache)| (registry.clone(), cache.counters.read())).collect()
+    }
+
     /// Waits until a view may have changed since the last wait.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
@@ -112,6 +120,12 @@ impl Relay {
     /// The main loop turned.
     pub fn beat(&self) {
         self.0.beat.store(Arc::new(Instant::now()));
+    }
+
+    /// Whether the main loop turned not long ago.
+    #[must_use]
+    pub fn beats(&self) -> bool {
+        self.0.beats()
     }
 
     /// Serves until told to stop, then lets running downloads finish for a while.
@@ -146,6 +160,13 @@ impl Inner {
         };
         let answered = forward::forward(&cache, &parts.method, &content, &parts.headers).await;
         let status = answered.as_ref().map_or(StatusCode::SERVICE_UNAVAILABLE, Response::status);
+        let counters = &cache.counters;
+        let count = match (&answered, status) {
+            (Err(_), _) => &counters.unserved,
+            (Ok(_), StatusCode::NOT_FOUND) => &counters.absent,
+            (Ok(_), _) => &counters.served,
+        };
+        count.add(1);
         tracing::debug!(
             registry = content.registry, repository = content.repository, method = %parts.method, target = content.target,
             status = status.as_u16(), error = answered.as_ref().err().map(tracing::field::display),
@@ -154,8 +175,12 @@ impl Inner {
         answered.unwrap_or_else(|fault| unserved(&fault.to_string()))
     }
 
+    fn beats(&self) -> bool {
+        self.beat.load().elapsed() < HEARTBEAT
+    }
+
     fn health(&self) -> Response<RelayBody> {
-        if self.beat.load().elapsed() < HEARTBEAT {
+        if self.beats() {
             plain(StatusCode::OK, "ok\n")
         } else {
             plain(StatusCode::SERVICE_UNAVAILABLE, "the main loop hangs\n")

@@ -54,6 +54,20 @@ struct Inactive {
     message: String,
 }
 
+impl Findings {
+    /// How many mirrors are in each state.
+    #[must_use]
+    pub fn states(&self) -> BTreeMap<&'static str, usize> {
+        let in_state = |state| self.inactive.iter().filter(|one| one.state == state).count();
+        BTreeMap::from([
+            ("active", self.active.len()),
+            ("pending", in_state(MirrorState::Pending)),
+            ("bypassed", in_state(MirrorState::Bypassed)),
+            ("failed", in_state(MirrorState::Failed)),
+        ])
+    }
+}
+
 /// What is to be reported.
 #[must_use]
 pub fn findings(seen: Seen<'_>) -> Findings {

@@ -137,7 +137,9 @@ mod tests {
         let renew = |touched: &Touched| touched.watches().renew(dir.path());
         renew(&touched);
         assert!(tells(&mut touched, || std::fs::write(path("docker.io/hosts.toml"), "a").unwrap()).await);
-        assert!(tells(&mut touched, || std::fs::rename(path("docker.io/hosts.toml"), path("docker.io/b")).unwrap()).await);
+        assert!(
+            tells(&mut touched, || std::fs::rename(path("docker.io/hosts.toml"), path("docker.io/b")).unwrap()).await
+        );
         assert!(tells(&mut touched, || std::fs::remove_file(path("docker.io/b")).unwrap()).await);
         assert!(tells(&mut touched, || std::fs::create_dir(path("ghcr.io")).unwrap()).await);
         renew(&touched);

@@ -60,6 +60,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Client;
+use tokio::net::TcpListener;
 
 pub use host::Host;
 pub use machine::Machine;
@@ -268,6 +269,15 @@ impl Cluster {
     pub async fn forward(&self, address: Ipv4Addr, port: u16) -> Result<Forward> {
         let namespace = NetworkNamespace::of_process(self.sandbox.machine().init())?;
         Forward::start(namespace, SocketAddrV4::new(address, port)).await
+    }
+
+    /// Listens, from this process, at an address of the outermost machine: its own or its loopback's.
+    ///
+    /// # Errors
+    /// Fails when the port is taken.
+    pub async fn listen(&self, address: Ipv4Addr, port: u16) -> Result<TcpListener> {
+        let namespace = NetworkNamespace::of_process(self.sandbox.machine().init())?;
+        namespace.listen(SocketAddrV4::new(address, port)).await
     }
 
     /// Whether something listens there.

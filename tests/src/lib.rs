@@ -2,6 +2,7 @@
 //!
 //! Start at [`cluster`] for what a node is made of and at [`upstream`] for the faults a registry can be told to show.
 
+pub mod agent;
 pub mod bench;
 pub mod binaries;
 pub mod cache;

@@ -39,6 +39,11 @@ async fn mirrors_come_change_collide_and_go() -> Result<()> {
     let config = workspace().join("config/default");
     cluster.kubectl(&["delete", "--wait=false", "-k", &config.to_string_lossy()]).await?;
     until(LIMIT, "certs.d to be as before", async || Ok((snapshot(&node.certs_d())? == before).then_some(()))).await?;
+    until(LIMIT, "the agent's state to be gone", async || {
+        let left = node.exec(&["sh", "-c", "ls -A /var/lib/breakwater"]).await?;
+        Ok(left.trim().is_empty().then_some(()))
+    })
+    .await?;
     let image = a.push(&Image::busybox_app("team/after", 9, &[1000])?).await?;
     cluster.run_pod("after", &image, Some(node.name())).await?.running(LIMIT).await?;
     cluster.remove().await

@@ -113,5 +113,10 @@ async fn a_runtime_that_ignores_the_files_is_found_out_and_mended() -> Result<()
     let received = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
     ensure!(received > 0.0, "the cache got nothing");
     no_canary_is_left(node).await?;
+
+    // The folder that the agent has mounted goes; the kubelet gives a new process the new one.
+    node.exec(&["rm", "-rf", "/etc/containerd/certs.d"]).await?;
+    let file = node.certs_d().join("registry-a.test/hosts.toml");
+    until(LIMIT, "the file in a new certs.d", async || Ok(file.exists().then_some(()))).await?;
     cluster.remove().await
 }

@@ -26,7 +26,9 @@ pub enum Fault {
     #[error("hosts.toml was changed by somebody else at the same moment; trying again")]
     Changed,
     /// What is mounted or opened as certs.d is that no more.
-    #[error("the node's folder certs.d was removed or replaced while the agent ran; the agent starts anew to see the new one")]
+    #[error(
+        "the node's folder certs.d was removed or replaced while the agent ran; the agent starts anew to see the new one"
+    )]
     Replaced,
     /// The operating system refused.
     #[error("cannot {action}: {source}")]

@@ -38,6 +38,7 @@ impl Journal {
     /// Reads the journal. One that cannot be read counts as lost: our part is recognised in the files themselves.
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
         durable::make_folder(state_dir)?;
+        durable::sweep(state_dir)?;
         let path = state_dir.join("files.json");
         let entries = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
@@ -77,6 +78,12 @@ impl Journal {
             entries.remove(folder);
         }
         if entries.len() == before { Ok(()) } else { self.store(entries) }
+    }
+
+    /// Leaves nothing of the agent's state.
+    pub(super) fn remove(&mut self) -> io::Result<()> {
+        self.entries.clear();
+        self.path.parent().map_or(Ok(()), durable::remove_folder)
     }
 
     fn store(&mut self, entries: BTreeMap<String, Debt>) -> io::Result<()> {

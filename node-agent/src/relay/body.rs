@@ -92,6 +92,7 @@ impl Streamed {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.patience.came(bytes, Instant::now());
+                self.cache.counters.bytes.add(bytes);
                 if let Some(rest) = &mut self.rest {
                     rest.advance(bytes);
                 }
@@ -149,6 +150,7 @@ impl Streamed {
 
     /// The runtime resumes: elsewhere, or it would be cut here again and again.
     fn give_up(&self, cut: Cut) -> Cut {
+        self.cache.counters.cut.add(1);
         if let Some(blob) = &self.blob {
             self.cache.suspend(blob);
         }

@@ -8,6 +8,7 @@ use super::probe;
 use super::replica::{News, NoAnswer, Replica};
 use super::route::Route;
 use super::suspended::Suspended;
+use super::traffic::Counters;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,7 @@ pub(super) struct Cache {
     has_served: AtomicBool,
     suspended: Mutex<Suspended>,
     news: Arc<News>,
+    pub(super) counters: Counters,
 }
 
 /// The Pods and the way to them.
@@ -95,6 +97,7 @@ impl Cache {
             has_served: AtomicBool::new(false),
             suspended: Mutex::default(),
             news,
+            counters: Counters::default(),
         };
         cache.set_route(route);
         cache

@@ -90,7 +90,8 @@ impl Attempt<'_> {
             StatusCode::OK if matches!(content.kind, Kind::Manifest(_)) => {
                 let digest = manifest_digest(content, &parts)?;
                 if method == Method::GET {
-                    return timeout_at(until, verified(parts, source, &digest)).await.unwrap_or(Err(Unserved::Late));
+                    let verified = timeout_at(until, verified(cache, parts, source, &digest));
+                    return verified.await.unwrap_or(Err(Unserved::Late));
                 }
                 if !parts.headers.contains_key(header::CONTENT_LENGTH) {
                     // The runtime would fetch it from here by GET and give up where that fails.
@@ -127,7 +128,12 @@ fn manifest_digest(content: &Content, parts: &Parts) -> Result<Digest, Unserved>
 }
 
 /// Reads a manifest to its end and passes it on only if it is the right one.
-async fn verified(mut parts: Parts, source: Source, digest: &Digest) -> Result<Response<RelayBody>, Unserved> {
+async fn verified(
+    cache: &Cache,
+    mut parts: Parts,
+    source: Source,
+    digest: &Digest,
+) -> Result<Response<RelayBody>, Unserved> {
     let Source { body, replica, connection } = source;
     let _permit = VERIFYING.acquire().await.map_err(|_| Unserved::Out)?;
     let collected = Limited::new(body, MANIFEST_MAX).collect().await;
@@ -143,6 +149,7 @@ async fn verified(mut parts: Parts, source: Source, digest: &Digest) -> Result<R
         tracing::warn!(pod = replica.pod, digest = digest.short(), "manifest has another digest and is not passed on");
         return Err(Unserved::Unfit("a manifest of another digest"));
     }
+    cache.counters.bytes.add(bytes.len() as u64);
     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
     Ok(Response::from_parts(parts, RelayBody::whole(bytes)))
 }

@@ -55,6 +55,18 @@ impl NetworkNamespace {
         tokio::net::TcpStream::from_std(stream).context("take over a connection")
     }
 
+    pub(super) async fn listen(&self, address: SocketAddrV4) -> Result<TcpListener> {
+        let listener = self
+            .within(move || {
+                let listener = std::net::TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            })
+            .await
+            .with_context(|| format!("listen on {address}"))?;
+        TcpListener::from_std(listener).context("take over a listener")
+    }
+
     pub(super) async fn bind_udp(&self, address: SocketAddrV4) -> Result<tokio::net::UdpSocket> {
         let socket = self
             .within(move || {

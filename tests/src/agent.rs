@@ -1,0 +1,269 @@
+//! The node agent alone: the real binary against a real API server, for a node that nothing else runs on. Its files lie in a
+//! folder of the test's, its listeners in the cluster's outermost network namespace. It knows no test.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakwater_crds::{MirrorNode, MirrorNodeStatus, names};
+use kube::Api;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::binaries::{NODE_AGENT, binary, workspace};
+use crate::cluster::{Cluster, Forward, until};
+
+/// The node that it is the agent of.
+pub const NODE: &str = "lonely";
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// An API server with Breakwater's definitions and roles, a node, and folders for its agent.
+pub struct Stage {
+    /// Whose API server it is.
+    pub cluster: Cluster,
+    folder: TempDir,
+    relay: Forward,
+    admin: Forward,
+}
+
+/// A running agent, killed when this is dropped.
+pub struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Stage {
+    /// Starts the API server and applies config/default; nothing acts on it but an agent.
+    ///
+    /// # Errors
+    /// Fails when the API server does not come up or refuses.
+    pub async fn start() -> Result<Self> {
+        let cluster = Cluster::control_plane_only().await?;
+        let config = workspace().join("config/default");
+        cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await?;
+        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+        cluster
+            .apply(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}, labels: {{zone: a}}}}}}"))
+            .await?;
+        let folder = TempDir::new().context("make a folder")?;
+        for name in ["certs.d", "state"] {
+            std::fs::create_dir(folder.path().join(name)).with_context(|| format!("make {name}"))?;
+        }
+        write_kubeconfig(&cluster, &folder.path().join("kubeconfig"))?;
+        let relay = cluster.forward(Ipv4Addr::LOCALHOST, names::RELAY_PORT).await?;
+        let admin = cluster.forward(Ipv4Addr::LOCALHOST, names::NODE_ADMIN_PORT).await?;
+        Ok(Self { cluster, folder, relay, admin })
+    }
+
+    /// Applies mirrors of these registries.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses them.
+    pub async fn mirrors(&self, registries: &[&str]) -> Result<()> {
+        let manifest = |registry: &&str| {
+            let name = registry.replace([':', '_'], "-");
+            format!(
+                "---\napiVersion: breakwater.dev/v1alpha1\nkind: RegistryMirror\nmetadata: {{name: {name}}}\n\
+                 spec: {{registry: '{registry}'}}\n"
+            )
+        };
+        self.cluster.apply(&registries.iter().map(manifest).collect::<String>()).await.map(drop)
+    }
+
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// Fails when it cannot be started.
+    pub fn agent(&self) -> Result<Agent> {
+        self.agent_in("")
+    }
+
+    /// Starts the agent in a mount namespace of its own, where this shell script ran before.
+    ///
+    /// # Errors
+    /// Fails when it cannot be started.
+    pub fn agent_in(&self, mounts: &str) -> Result<Agent> {
+        let log = self.folder.path().join("agent.log");
+        let output = std::fs::File::options().create(true).append(true).open(&log).context("make a log")?;
+        let errors = output.try_clone().context("share a log")?;
+        let child = Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", self.cluster.machine().init()))
+            .args(["unshare", "--mount", "--propagation", "private"])
+            .args(["sh", "-euc", &format!("{mounts}\nexec \"$@\""), "sh"])
+            .arg(binary(NODE_AGENT))
+            .args(["--node-name", NODE, "--cri-socket", "none"])
+            .arg("--certs-dir")
+            .arg(self.certs_d())
+            .arg("--state-dir")
+            .arg(self.state())
+            .env("KUBECONFIG", self.folder.path().join("kubeconfig"))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the agent")?;
+        Ok(Agent { child, log })
+    }
+
+    /// The node's certs.d.
+    #[must_use]
+    pub fn certs_d(&self) -> PathBuf {
+        self.folder.path().join("certs.d")
+    }
+
+    /// The agent's state.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// The way to the relay.
+    #[must_use]
+    pub fn relay(&self) -> SocketAddr {
+        self.relay.address()
+    }
+
+    /// The `hosts.toml` of a registry.
+    #[must_use]
+    pub fn hosts_toml(&self, registry: &str) -> PathBuf {
+        self.certs_d().join(registry).join("hosts.toml")
+    }
+
+    /// Waits until a registry's file is as the agent writes it.
+    ///
+    /// # Errors
+    /// Fails after `limit`.
+    pub async fn written(&self, registry: &str, limit: Duration) -> Result<()> {
+        let (path, relay) = (self.hosts_toml(registry), format!("[host.\"http://127.0.0.1:{}\"]", names::RELAY_PORT));
+        until(limit, &format!("{} to name the relay", path.display()), async || {
+            Ok(std::fs::read_to_string(&path).is_ok_and(|text| text.contains(&relay)).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits for what the node's MirrorNode says.
+    ///
+    /// # Errors
+    /// Fails after `limit`, with what it said last.
+    pub async fn says(
+        &self,
+        what: &str,
+        limit: Duration,
+        fits: impl Fn(&MirrorNodeStatus) -> bool,
+    ) -> Result<MirrorNodeStatus> {
+        let nodes: Api<MirrorNode> = Api::all(self.cluster.client());
+        let mut last = None;
+        let said = until(limit, &format!("the MirrorNode to say: {what}"), async || {
+            last = nodes.get_opt(NODE).await.context("get the MirrorNode")?.and_then(|node| node.status);
+            Ok(last.clone().filter(|status| fits(status)))
+        })
+        .await;
+        said.with_context(|| format!("it says {last:#?}"))
+    }
+
+    /// Waits until the MirrorNode says this of a registry that is not active.
+    ///
+    /// # Errors
+    /// Fails after `limit`, with what it said last.
+    pub async fn says_of(&self, registry: &str, reason: &str, message: &str, limit: Duration) -> Result<()> {
+        let fits = |status: &MirrorNodeStatus| {
+            let one = status.inactive.iter().find(|one| one.registry == registry);
+            one.is_some_and(|one| one.reason == reason && one.message.contains(message))
+        };
+        self.says(&format!("{registry} {reason} {message}"), limit, fits).await.map(drop)
+    }
+
+    /// What the admin listener answers: the status and the text.
+    ///
+    /// # Errors
+    /// Fails when it does not answer.
+    pub async fn ask(&self, path: &str) -> Result<(u16, String)> {
+        let client = reqwest::Client::builder().timeout(ANSWER_LIMIT).build().context("make an HTTP client")?;
+        let answer =
+            client.get(format!("http://{}{path}", self.admin.address())).send().await.context("ask the agent")?;
+        Ok((answer.status().as_u16(), answer.text().await.context("read the agent's answer")?))
+    }
+
+    /// Waits until its metrics hold this line.
+    ///
+    /// # Errors
+    /// Fails after `limit`, with the metrics.
+    pub async fn counts(&self, line: &str, limit: Duration) -> Result<()> {
+        let mut last = String::new();
+        let counted = until(limit, &format!("the metric {line}"), async || {
+            // It may be starting.
+            last = self.ask("/metrics").await.unwrap_or_default().1;
+            Ok(last.lines().any(|told| told == line).then_some(()))
+        })
+        .await;
+        counted.with_context(|| last.clone())
+    }
+
+    /// Gives the agent what it needs to trust a cache that has this CA's certificate.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses it.
+    pub async fn trust(&self, ca: &str) -> Result<()> {
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": names::RELAY_SECRET, "namespace": names::NODES_NAMESPACE},
+            "stringData": {names::CA_CERTIFICATE_KEY: ca, names::RELAY_KEY: "0a".repeat(32)},
+        });
+        self.cluster.apply(&secret.to_string()).await.map(drop)
+    }
+}
+
+impl Agent {
+    /// Asks it to stop and waits until it has.
+    ///
+    /// # Errors
+    /// Fails when it does not within a minute.
+    pub async fn stop(mut self) -> Result<ExitStatus> {
+        let id = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("the agent ended by itself")?;
+        kill_process(id, Signal::TERM).context("signal the agent")?;
+        self.ended(Duration::from_secs(60)).await
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// Fails when it does not in time.
+    pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let ended = tokio::time::timeout(limit, self.child.wait()).await.context("the agent did not end in time")?;
+        ended.context("wait for the agent")
+    }
+
+    /// A path as the agent sees it, behind its own mounts.
+    ///
+    /// # Errors
+    /// Fails when it has ended.
+    pub fn sees(&self, path: &Path) -> Result<PathBuf> {
+        let id = self.child.id().context("the agent ended by itself")?;
+        ensure!(path.is_absolute(), "{} is not absolute", path.display());
+        Ok(PathBuf::from(format!("/proc/{id}/root{}", path.display())))
+    }
+
+    /// Waits until it has logged this.
+    ///
+    /// # Errors
+    /// Fails after five seconds, with its log.
+    pub async fn logged(&self, text: &str) -> Result<()> {
+        let read = || std::fs::read_to_string(&self.log).unwrap_or_default();
+        let logged =
+            until(ANSWER_LIMIT, &format!("{text:?} in the log"), async || Ok(read().contains(text).then_some(())))
+                .await;
+        logged.with_context(read)
+    }
+}
+
+/// As an administrator's, but for who is within the cluster's network.
+fn write_kubeconfig(cluster: &Cluster, to: &Path) -> Result<()> {
+    let text = std::fs::read(cluster.kubeconfig()).context("read the kubeconfig")?;
+    let mut config: serde_json::Value = serde_json::from_slice(&text).context("parse the kubeconfig")?;
+    config["clusters"][0]["cluster"]["server"] = format!("https://{}:6443", cluster.machine().address()).into();
+    std::fs::write(to, config.to_string()).context("write a kubeconfig")
+}

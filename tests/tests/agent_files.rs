@@ -1,0 +1,121 @@
+//! The node's files under the real agent and a real API server: others edit, remove and forbid them, disks are full, the
+//! relay's port is taken.
+#![cfg(feature = "cluster")]
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use breakwater_crds::{RegistryMirror, names};
+use breakwater_tests::agent::Stage;
+use breakwater_tests::cluster::until;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// Far less than the agent's rescan takes: it was told.
+const AT_ONCE: Duration = Duration::from_secs(8);
+const FOREIGN: &str = "# by hand\n[host.'https://spare.test']\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_do_to_the_files_is_mended_at_once() -> Result<()> {
+    let stage = Stage::start().await?;
+    stage.mirrors(&["docker.io", "ghcr.io"]).await?;
+    let mut agent = stage.agent()?;
+    stage.written("docker.io", LIMIT).await?;
+    stage.written("ghcr.io", LIMIT).await?;
+
+    let file = stage.hosts_toml("docker.io");
+    std::fs::write(&file, FOREIGN).context("write by hand")?;
+    stage.written("docker.io", AT_ONCE).await?;
+    ensure!(std::fs::read_to_string(&file).context("read")?.ends_with(FOREIGN));
+    std::fs::remove_dir_all(stage.certs_d().join("ghcr.io")).context("remove a folder")?;
+    stage.written("ghcr.io", AT_ONCE).await?;
+    agent.logged("merged anew").await?;
+
+    // In a container only a new process gets the new folder mounted.
+    std::fs::remove_dir_all(stage.certs_d()).context("remove certs.d")?;
+    let ended = agent.ended(AT_ONCE).await?;
+    ensure!(ended.code() == Some(1), "{ended}");
+    agent.logged("was removed or replaced").await?;
+    std::fs::create_dir(stage.certs_d()).context("make certs.d anew")?;
+    let _agent = stage.agent()?;
+    stage.written("docker.io", LIMIT).await?;
+    stage.written("ghcr.io", LIMIT).await?;
+    stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_mirrors_are_written_soon_and_given_back() -> Result<()> {
+    let stage = Stage::start().await?;
+    let agent = stage.agent()?;
+    stage.mirrors(&["docker.io"]).await?;
+    stage.written("docker.io", LIMIT).await?;
+    let registries: Vec<String> = (0..300).map(|i| format!("r{i}.example:5000")).collect();
+    let names: Vec<&str> = registries.iter().map(String::as_str).collect();
+    let applied = Instant::now();
+    stage.mirrors(&names).await?;
+    let accepted = applied.elapsed();
+    for registry in &names {
+        stage.written(registry, LIMIT).await?;
+    }
+    println!("300 mirrors: applied in {accepted:.1?}, written {:.1?} later", applied.elapsed() - accepted);
+    let applied = Instant::now();
+    let mirrors: Api<RegistryMirror> = Api::all(stage.cluster.client());
+    mirrors.delete_collection(&DeleteParams::default(), &ListParams::default()).await.context("delete the mirrors")?;
+    let is_empty = || std::fs::read_dir(stage.certs_d()).is_ok_and(|mut entries| entries.next().is_none());
+    until(LIMIT, "certs.d to be empty", async || Ok(is_empty().then_some(()))).await?;
+    println!("given back {:.1?} after they were deleted", applied.elapsed());
+    drop(agent);
+    stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_refuses_is_said_and_mended_once_it_does_not() -> Result<()> {
+    let stage = Stage::start().await?;
+    stage.mirrors(&["docker.io"]).await?;
+    let certs = stage.certs_d();
+    let read_only = format!("mount --bind '{0}' '{0}'\nmount -o remount,bind,ro '{0}'", certs.display());
+    let agent = stage.agent_in(&read_only)?;
+    stage.says_of("docker.io", "WriteFailed", "Read-only file system", LIMIT).await?;
+    agent.stop().await?;
+
+    // A full disk takes neither what is to be given back nor, so, the file.
+    let state = stage.state();
+    let full =
+        format!("mount -t tmpfs -o size=16k tmpfs '{0}'\nhead -c 16384 /dev/zero >'{0}/ballast'", state.display());
+    let agent = stage.agent_in(&full)?;
+    stage.says_of("docker.io", "WriteFailed", "--state-dir", LIMIT).await?;
+    ensure!(!stage.hosts_toml("docker.io").exists(), "a file without a record of it");
+    std::fs::remove_file(agent.sees(&state)?.join("ballast")).context("make room")?;
+    stage.written("docker.io", Duration::from_secs(45)).await?;
+    agent.stop().await?;
+    stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_said_and_taken_over_once_it_is_free() -> Result<()> {
+    let stage = Stage::start().await?;
+    stage.mirrors(&["docker.io"]).await?;
+    let agent = stage.agent()?;
+    stage.written("docker.io", LIMIT).await?;
+    agent.stop().await?;
+    ensure!(stage.hosts_toml("docker.io").exists(), "an upgrade takes files away");
+
+    let squatter = stage.cluster.listen(Ipv4Addr::LOCALHOST, names::RELAY_PORT).await?;
+    let agent = stage.agent()?;
+    stage.says_of("docker.io", "RelayPortTaken", "free the port", LIMIT).await?;
+    // Nothing that a restart mends: the agent lives, and is not ready.
+    ensure!(stage.ask("/healthz").await?.0 == 200 && stage.ask("/readyz").await?.0 == 503);
+    stage.counts("breakwater_relay_listening 0", LIMIT).await?;
+    until(LIMIT, "the file to be given back", async || Ok((!stage.hosts_toml("docker.io").exists()).then_some(())))
+        .await?;
+    drop(squatter);
+    stage.written("docker.io", LIMIT).await?;
+    stage
+        .says("no port taken", LIMIT, |status| status.inactive.iter().all(|one| one.reason != "RelayPortTaken"))
+        .await?;
+    ensure!(stage.ask("/readyz").await?.0 == 200);
+    drop(agent);
+    stage.cluster.remove().await
+}
