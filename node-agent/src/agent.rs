@@ -35,7 +35,7 @@ use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use upkeep::Upkeep;
+use upkeep::{Folder, Upkeep};
 
 /// What others do to the files is noticed after at most this time, should the kernel not tell at once.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -77,6 +77,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         node_name,
         certs_dir,
         config_path,
+        registries_conf_dir,
         runtime_config,
         cri_socket,
         state_dir,
@@ -96,13 +97,19 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     let (reports, to_report) = tokio::sync::watch::channel(None);
     let (targets, to_prove) = tokio::sync::watch::channel(None);
     let (tally, to_count) = tokio::sync::watch::channel(Tally::default());
-    let places = Places { config: runtime_config, socket: cri_socket.0 };
+    let drop_ins = registries_conf_dir.is_some();
+    let places = Places { config: runtime_config, socket: cri_socket.0, drop_ins };
+    let config_path = registries_conf_dir.as_ref().map_or(config_path, |folder| folder.display().to_string());
+    let target = match registries_conf_dir {
+        Some(folder) => Folder::RegistriesConf(folder),
+        None => Folder::Certs(certs_dir),
+    };
     let telling = Telling { config_path, places, reports, targets, tally };
 
     let mut touched = Touched::new();
     let mut agent = Agent::listening(relay_listen, telling).await;
     let relay_url = plan::relay_url(agent.relay_address());
-    let mut upkeep = Upkeep::start(certs_dir, state_dir, relay_url, stored, touched.watches()).await?;
+    let mut upkeep = Upkeep::start(target, state_dir, relay_url, stored, touched.watches()).await?;
     let mut helpers = JoinSet::new();
     helpers.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
     helpers.spawn(prove_forever(to_prove, agent.relay.clone(), known));

@@ -65,6 +65,10 @@ pub struct RestoreArgs {
     #[arg(long, env = "BREAKWATER_CERTS_DIR", default_value = "/etc/containerd/certs.d", value_name = "DIR")]
     pub certs_dir: PathBuf,
 
+    /// On nodes with CRI-O or podman: where the agent wrote its drop-ins
+    #[arg(long, env = "BREAKWATER_REGISTRIES_CONF_DIR", value_name = "DIR")]
+    pub registries_conf_dir: Option<PathBuf>,
+
     /// The agent's state, which holds what to give back
     #[arg(long, env = "BREAKWATER_STATE_DIR", default_value = "/var/lib/breakwater", value_name = "DIR")]
     pub state_dir: PathBuf,
@@ -104,6 +108,10 @@ pub struct Args {
     /// The same folder as the node sees it, for the status
     #[arg(long, env = "BREAKWATER_CONFIG_PATH", default_value = "/etc/containerd/certs.d", value_name = "DIR")]
     pub config_path: String,
+
+    /// On nodes with CRI-O or podman: writes drop-ins there instead of hosts.toml files; /etc/containers/registries.conf.d as a rule
+    #[arg(long, env = "BREAKWATER_REGISTRIES_CONF_DIR", value_name = "DIR")]
+    pub registries_conf_dir: Option<PathBuf>,
 
     /// containerd's configuration, at the path where the node has it; read to say why the runtime ignores certs.d
     #[arg(long, env = "BREAKWATER_RUNTIME_CONFIG", default_value = "/etc/containerd/config.toml", value_name = "FILE")]

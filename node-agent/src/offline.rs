@@ -1,6 +1,7 @@
 //! The agent's subcommands, which know no cluster: what it would write, and giving everything back.
 
 use crate::args::{PlanArgs, RestoreArgs};
+use crate::drop_ins::DropIns;
 use crate::files::{Files, Outcome};
 use crate::known::{Known, Node};
 use crate::plan::{self, Plan};
@@ -92,13 +93,19 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
 /// # Errors
 /// The state folder cannot be used.
 pub fn restore(args: &RestoreArgs) -> Result<Told, OfflineFault> {
-    let RestoreArgs { certs_dir, state_dir, relay_listen } = args;
-    let mut files = Files::open(certs_dir, state_dir, &plan::relay_url(*relay_listen)).map_err(OfflineFault::State)?;
-    let outcome = files.give_everything_back();
+    let RestoreArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
+    let (root, outcome) = match registries_conf_dir {
+        Some(folder) => (folder, DropIns::new(folder, state_dir).give_everything_back()),
+        None => {
+            let relay = plan::relay_url(*relay_listen);
+            let files = Files::open(certs_dir, state_dir, &relay).map_err(OfflineFault::State);
+            (certs_dir, files?.give_everything_back())
+        }
+    };
     let mut text = String::new();
-    for folder in &outcome.given_back {
+    for name in &outcome.given_back {
         // Writing to a String does not fail.
-        let _ = writeln!(text, "given back: {}", certs_dir.join(folder).display());
+        let _ = writeln!(text, "given back: {}", root.join(name).display());
     }
     if outcome.given_back.is_empty() && outcome.stuck.is_empty() {
         text.push_str("nothing to give back\n");
@@ -294,7 +301,7 @@ items:
         assert!(files.converge(&wanted).placed.values().all(Result::is_ok));
         assert_eq!(plan(plan_args(&dir, &[])).unwrap().text, "# 1 unchanged\n");
 
-        let args = RestoreArgs { certs_dir, state_dir, relay_listen };
+        let args = RestoreArgs { certs_dir, registries_conf_dir: None, state_dir, relay_listen };
         let told = restore(&args).unwrap();
         assert_eq!(told.text, format!("given back: {}\n", folder.display()));
         assert_eq!(std::fs::read_to_string(folder.join(HOSTS_TOML)).unwrap(), foreign);

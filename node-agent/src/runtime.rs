@@ -13,7 +13,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use files::{Disk, load};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use version::Version;
+use version::{NoVersion, Version};
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct Places {
     pub config: PathBuf,
     /// The runtime's socket; None: it is not to be used.
     pub socket: Option<PathBuf>,
+    /// Whether the runtime reads drop-ins of registries.conf, which it always does, so that its own configuration says nothing.
+    pub drop_ins: bool,
 }
 
 /// What was found.
@@ -47,10 +49,14 @@ pub fn look(places: &Places, runtime_version: Option<&str>) -> Look {
     // A runtime that started anew made its socket anew. Without one, another version tells at least of an upgrade.
     let life = socket.as_ref().map_or_else(|| runtime_version.unwrap_or_default().to_owned(), |(_, life)| life.clone());
     hash.update(life.as_bytes());
-    let effective = loaded.and_then(|files| {
-        let version = Version::parse(runtime_version.ok_or("the runtime's version is not known yet")?);
-        Ok(effective::effective(&files, version.map_err(|error| error.to_string())?))
-    });
+    let simple = |lookup| Effective { lookup, file: places.config.clone(), plugin: "" };
+    let effective = match runtime_version.map(Version::parse) {
+        _ if places.drop_ins => Ok(simple(Lookup::DropIns)),
+        None => Err("the runtime's version is not known yet".to_owned()),
+        Some(Err(NoVersion::Other(runtime))) => Ok(simple(Lookup::Other(runtime))),
+        Some(Err(error)) => Err(error.to_string()),
+        Some(Ok(version)) => loaded.map(|files| effective::effective(&files, version)),
+    };
     let fingerprint = hex::encode(hash.finish());
     Look { effective, fingerprint, socket: socket.map(|(path, _)| path.to_owned()) }
 }
@@ -68,8 +74,11 @@ mod tests {
     #[test]
     fn a_restart_of_the_runtime_and_an_edit_change_the_fingerprint_and_a_second_look_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let places =
-            Places { config: dir.path().join("config.toml"), socket: Some(dir.path().join("containerd.sock")) };
+        let places = Places {
+            config: dir.path().join("config.toml"),
+            socket: Some(dir.path().join("containerd.sock")),
+            drop_ins: false,
+        };
         let look = || look(&places, Some("containerd://2.4.2"));
         let nothing = look();
         assert!(nothing.effective.as_ref().is_err_and(|why| why.contains("config.toml")), "{nothing:?}");
@@ -94,9 +103,12 @@ mod tests {
     #[test]
     fn without_the_version_nothing_is_claimed() {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places { config: dir.path().join("config.toml"), socket: None };
+        let mut places = Places { config: dir.path().join("config.toml"), socket: None, drop_ins: false };
         std::fs::write(&places.config, "").unwrap();
         assert!(look(&places, None).effective.unwrap_err().contains("version"));
-        assert!(look(&places, Some("cri-o://1.34.0")).effective.unwrap_err().contains("cri-o"));
+        let lookup = |places: &Places, version: &str| look(places, Some(version)).effective.unwrap().lookup;
+        assert_eq!(lookup(&places, "cri-o://1.34.0"), Lookup::Other("cri-o://1.34.0".into()));
+        places.drop_ins = true;
+        assert_eq!(lookup(&places, "cri-o://1.34.0"), Lookup::DropIns);
     }
 }

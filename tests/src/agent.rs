@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use breakwater_crds::{MirrorNode, MirrorNodeStatus, names};
+use breakwater_crds::{MirrorNode, MirrorNodeStatus, RelayKey, names, relay_token};
 use kube::Api;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -18,6 +18,8 @@ use crate::cluster::{Cluster, Forward, until};
 
 /// The node that it is the agent of.
 pub const NODE: &str = "lonely";
+/// The key that the caches' tokens derive from is this 32 times.
+const RELAY_KEY: &str = "0a";
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// An API server with Breakwater's definitions and roles, a node, and folders for its agent.
@@ -78,22 +80,21 @@ impl Stage {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn agent(&self) -> Result<Agent> {
-        self.agent_in("")
+        self.agent_in("", &[])
     }
 
-    /// Starts the agent in a mount namespace of its own, where this shell script ran before.
+    /// Starts the agent with more flags in a mount namespace of its own, where this shell script ran before.
     ///
     /// # Errors
     /// Fails when it cannot be started.
-    pub fn agent_in(&self, mounts: &str) -> Result<Agent> {
+    pub fn agent_in(&self, mounts: &str, flags: &[&str]) -> Result<Agent> {
         let log = self.folder.path().join("agent.log");
         let output = std::fs::File::options().create(true).append(true).open(&log).context("make a log")?;
         let errors = output.try_clone().context("share a log")?;
-        let child = Command::new("nsenter")
-            .arg(format!("--net=/proc/{}/ns/net", self.cluster.machine().init()))
-            .args(["unshare", "--mount", "--propagation", "private"])
-            .args(["sh", "-euc", &format!("{mounts}\nexec \"$@\""), "sh"])
+        let child = self
+            .shell(&format!("{mounts}\nexec \"$@\""))
             .arg(binary(NODE_AGENT))
+            .args(flags)
             .args(["--node-name", NODE, "--cri-socket", "none"])
             .arg("--certs-dir")
             .arg(self.certs_d())
@@ -107,6 +108,48 @@ impl Stage {
             .spawn()
             .context("start the agent")?;
         Ok(Agent { child, log })
+    }
+
+    /// Runs a shell script beside the agent, in a mount namespace of its own, and returns what it printed.
+    ///
+    /// # Errors
+    /// Fails, with what it printed, when it does.
+    pub async fn run(&self, script: &str) -> Result<String> {
+        let output = self.shell(script).stdin(Stdio::null()).output().await.context("start a shell")?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{script}\n{printed}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(printed)
+    }
+
+    fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{}/ns/net", self.cluster.machine().init()))
+            .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"])
+            .kill_on_drop(true);
+        command
+    }
+
+    /// The folder of everything here.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Makes an address of the cluster's network the only Pod of a mirror's cache.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses it.
+    pub async fn cache_at(&self, mirror: &str, service: &str, address: Ipv4Addr) -> Result<()> {
+        let slice = serde_json::json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": service, "namespace": names::SYSTEM_NAMESPACE, "labels": {
+                names::LABEL_NAME: names::CACHE, names::LABEL_MIRROR: mirror, "kubernetes.io/service-name": service,
+            }},
+            "ports": [{"name": names::TLS_PORT_NAME, "port": names::TLS_PORT}],
+            "endpoints": [{"addresses": [address], "targetRef": {"kind": "Pod", "name": format!("{service}-0")}}],
+        });
+        self.cluster.apply(&slice.to_string()).await.map(drop)
     }
 
     /// The node's certs.d.
@@ -211,10 +254,18 @@ impl Stage {
         let secret = serde_json::json!({
             "apiVersion": "v1", "kind": "Secret",
             "metadata": {"name": names::RELAY_SECRET, "namespace": names::NODES_NAMESPACE},
-            "stringData": {names::CA_CERTIFICATE_KEY: ca, names::RELAY_KEY: "0a".repeat(32)},
+            "stringData": {names::CA_CERTIFICATE_KEY: ca, names::RELAY_KEY: RELAY_KEY.repeat(32)},
         });
         self.cluster.apply(&secret.to_string()).await.map(drop)
     }
+}
+
+/// The token by which a cache of this Service knows the agent.
+///
+/// # Errors
+/// None in practice: the key is well formed.
+pub fn token(service: &str) -> Result<String> {
+    Ok(relay_token(&RelayKey::parse(&RELAY_KEY.repeat(32)).context("parse the relay's key")?, service))
 }
 
 impl Agent {

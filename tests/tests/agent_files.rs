@@ -76,7 +76,7 @@ async fn what_the_disk_refuses_is_said_and_mended_once_it_does_not() -> Result<(
     stage.mirrors(&["docker.io"]).await?;
     let certs = stage.certs_d();
     let read_only = format!("mount --bind '{0}' '{0}'\nmount -o remount,bind,ro '{0}'", certs.display());
-    let agent = stage.agent_in(&read_only)?;
+    let agent = stage.agent_in(&read_only, &[])?;
     stage.says_of("docker.io", "WriteFailed", "Read-only file system", LIMIT).await?;
     agent.stop().await?;
 
@@ -84,7 +84,7 @@ async fn what_the_disk_refuses_is_said_and_mended_once_it_does_not() -> Result<(
     let state = stage.state();
     let full =
         format!("mount -t tmpfs -o size=16k tmpfs '{0}'\nhead -c 16384 /dev/zero >'{0}/ballast'", state.display());
-    let agent = stage.agent_in(&full)?;
+    let agent = stage.agent_in(&full, &[])?;
     stage.says_of("docker.io", "WriteFailed", "--state-dir", LIMIT).await?;
     ensure!(!stage.hosts_toml("docker.io").exists(), "a file without a record of it");
     std::fs::remove_file(agent.sees(&state)?.join("ballast")).context("make room")?;

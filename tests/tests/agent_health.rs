@@ -1,7 +1,6 @@
 //! A cache that stops answering, and one that comes back, as the agent's MirrorNode and its metrics tell it.
 #![cfg(feature = "cluster")]
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,16 +58,6 @@ fn identity() -> Result<(TlsAcceptor, String)> {
     Ok((TlsAcceptor::from(Arc::new(config)), ca.pem()))
 }
 
-fn slice(address: Ipv4Addr) -> String {
-    format!(
-        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, \
-          metadata: {{name: cache, namespace: breakwater-system, labels: {{app.kubernetes.io/name: breakwater-cache, \
-            breakwater.dev/mirror: docker.io, kubernetes.io/service-name: {SERVICE}}}}}, \
-          ports: [{{name: tls, port: {TLS_PORT}}}], \
-          endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: cache-0}}}}]}}"
-    )
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_that_stops_and_comes_back_is_told_within_two_seconds() -> Result<()> {
     let stage = Stage::start().await?;
@@ -77,7 +66,7 @@ async fn a_cache_that_stops_and_comes_back_is_told_within_two_seconds() -> Resul
     let serving = serve(stage.cluster.listen(address, TLS_PORT).await?, acceptor.clone());
     stage.trust(&ca).await?;
     stage.mirrors(&["docker.io"]).await?;
-    stage.cluster.apply(&slice(address)).await?;
+    stage.cache_at("docker.io", SERVICE, address).await?;
     let agent = stage.agent()?;
     stage.counts(UP, LIMIT).await?;
     // Without a socket, the first pull proves that the runtime reads the file.

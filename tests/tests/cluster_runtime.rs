@@ -17,7 +17,7 @@ use kube::Api;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const ONE_FOLDER: &str = r#"config_path = "/etc/containerd/certs.d""#;
-const PRESETS: [&str; 6] = ["k3s", "rke2", "k0s", "microk8s", "talos", "without-socket"];
+const PRESETS: [&str; 7] = ["k3s", "rke2", "k0s", "microk8s", "talos", "cri-o", "without-socket"];
 
 /// Waits for the condition that tells whether the runtime reads our files.
 async fn configured(cluster: &Cluster, node: &Node, reason: &str) -> Result<(Condition, MirrorNode)> {

@@ -2,18 +2,36 @@
 //! came of it is logged.
 
 use super::AgentFault;
+use crate::drop_ins::DropIns;
 use crate::files::{Files, Outcome, Wanted};
 use crate::known::Known;
+use crate::reload::reload;
 use crate::touched::Watches;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
+
+/// The folder of the container runtime, by the runtime's kind.
+#[derive(Clone, Debug)]
+pub(super) enum Folder {
+    /// containerd's certs.d.
+    Certs(PathBuf),
+    /// registries.conf.d of CRI-O and podman.
+    RegistriesConf(PathBuf),
+}
 
 /// The folders that the agent works in.
 #[derive(Clone, Debug)]
 struct Disk {
-    certs_dir: PathBuf,
+    folder: Folder,
     state_dir: PathBuf,
     watches: Watches,
+}
+
+/// What works on that folder.
+#[derive(Debug)]
+enum Writer {
+    Hosts(Files),
+    DropIns(DropIns),
 }
 
 /// The state of the disk work.
@@ -21,7 +39,7 @@ struct Disk {
 pub(super) struct Upkeep {
     disk: Disk,
     /// At home except during the work.
-    files: Option<Files>,
+    writer: Option<Writer>,
     /// What of the cluster is kept on disk.
     stored: Option<Known>,
     /// Folders that could not be given back, and why.
@@ -34,17 +52,20 @@ impl Upkeep {
     /// # Errors
     /// The state folder cannot be used.
     pub(super) async fn start(
-        certs_dir: PathBuf,
+        folder: Folder,
         state_dir: PathBuf,
         relay_url: String,
         stored: Known,
         watches: Watches,
     ) -> Result<Self, AgentFault> {
-        let disk = Disk { certs_dir, state_dir, watches };
+        let disk = Disk { folder, state_dir, watches };
         let opened = disk.clone();
-        let files = spawn_blocking(move || Files::open(&opened.certs_dir, &opened.state_dir, &relay_url));
-        let files = files.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
-        Ok(Self { disk, files: Some(files), stored: Some(stored), stuck: Vec::new() })
+        let writer = spawn_blocking(move || match &opened.folder {
+            Folder::Certs(folder) => Files::open(folder, &opened.state_dir, &relay_url).map(Writer::Hosts),
+            Folder::RegistriesConf(folder) => Ok(Writer::DropIns(DropIns::new(folder, &opened.state_dir))),
+        });
+        let writer = writer.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
+        Ok(Self { disk, writer: Some(writer), stored: Some(stored), stuck: Vec::new() })
     }
 
     /// Keeps what is known and brings the files to what is wanted; None: they stay as they are.
@@ -55,13 +76,13 @@ impl Upkeep {
         let news = (self.stored.as_ref() != Some(known)).then(|| known.clone());
         let disk = self.disk.clone();
         let (outcome, is_stored) = self
-            .on_disk(move |files| {
+            .on_disk(move |writer| {
                 let stored = news.map_or(Ok(()), |known| known.store(&disk.state_dir)).inspect_err(|error| {
                     tracing::warn!(%error, "last known set is not kept, a restart without the API server would start from less");
                 });
                 // First the watches: what others change from here on is told.
-                disk.watches.renew(&disk.certs_dir);
-                (wanted.map(|wanted| files.converge(&wanted)).unwrap_or_default(), stored.is_ok())
+                disk.watches.renew(disk.folder.path());
+                (wanted.map(|wanted| writer.converge(&wanted)).unwrap_or_default(), stored.is_ok())
             })
             .await?;
         if is_stored {
@@ -79,36 +100,70 @@ impl Upkeep {
     /// # Errors
     /// The work died.
     pub(super) async fn give_everything_back(&mut self) -> Result<(), AgentFault> {
-        let outcome = self.on_disk(Files::give_everything_back).await?;
+        let outcome = self.on_disk(Writer::give_everything_back).await?;
         self.log(&outcome);
         Ok(())
     }
 
     async fn on_disk<T: Default + Send + 'static>(
         &mut self,
-        work: impl FnOnce(&mut Files) -> T + Send + 'static,
+        work: impl FnOnce(&mut Writer) -> T + Send + 'static,
     ) -> Result<T, AgentFault> {
-        let Some(mut files) = self.files.take() else { return Ok(T::default()) };
+        let Some(mut writer) = self.writer.take() else { return Ok(T::default()) };
         let done = spawn_blocking(move || {
-            let done = work(&mut files);
-            (files, done)
+            let done = work(&mut writer);
+            (writer, done)
         });
-        let (files, done) = done.await.map_err(AgentFault::Task)?;
-        self.files = Some(files);
+        let (writer, done) = done.await.map_err(AgentFault::Task)?;
+        self.writer = Some(writer);
         Ok(done)
     }
 
     fn log(&mut self, outcome: &Outcome) {
         for folder in &outcome.mended {
-            tracing::info!(registry = folder, "hosts.toml was not as left and is merged anew");
+            tracing::info!(registry = folder, "file was not as left and is merged anew");
         }
         for folder in &outcome.given_back {
-            tracing::info!(registry = folder, "hosts.toml given back as found");
+            tracing::info!(registry = folder, "file given back as found");
         }
         let stuck: Vec<_> = outcome.stuck.iter().map(|(folder, fault)| (folder.clone(), fault.to_string())).collect();
         for (folder, error) in stuck.iter().filter(|stuck| !self.stuck.contains(stuck)) {
-            tracing::error!(registry = folder, error, "hosts.toml cannot be given back");
+            tracing::error!(registry = folder, error, "file cannot be given back");
         }
         self.stuck = stuck;
     }
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Certs(path) | Self::RegistriesConf(path) => path,
+        }
+    }
+}
+
+impl Writer {
+    fn converge(&mut self, wanted: &[Wanted]) -> Outcome {
+        match self {
+            Self::Hosts(files) => files.converge(wanted),
+            Self::DropIns(drop_ins) => told(drop_ins.converge(wanted)),
+        }
+    }
+
+    fn give_everything_back(&mut self) -> Outcome {
+        match self {
+            Self::Hosts(files) => files.give_everything_back(),
+            Self::DropIns(drop_ins) => told(drop_ins.give_everything_back()),
+        }
+    }
+}
+
+/// Tells CRI-O of a change. Whether it took notice shows in what it pulls.
+fn told(outcome: Outcome) -> Outcome {
+    if (outcome.written > 0 || !outcome.given_back.is_empty())
+        && let Err(error) = reload()
+    {
+        tracing::warn!(%error, "drop-ins changed");
+    }
+    outcome
 }

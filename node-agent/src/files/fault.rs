@@ -1,6 +1,7 @@
 //! Why a file of the node is not as wanted.
 
 use crate::hosts_toml::Unmergeable;
+use crate::registries_conf::Unfit;
 use breakwater_crds::conditions::reason;
 use rustix::io::Errno;
 use std::io;
@@ -17,6 +18,9 @@ pub enum Fault {
     /// The foreign file cannot be merged.
     #[error("hosts.toml: {0}")]
     Merge(#[source] Unmergeable),
+    /// A drop-in of registries.conf would not do.
+    #[error("{0}")]
+    Registries(#[source] Unfit),
     /// A `hosts.toml` would make containerd ignore the certificates it uses now.
     #[error(
         "{0} holds certificates that containerd would ignore beside a new hosts.toml; add a hosts.toml that names them"
@@ -52,13 +56,18 @@ impl Fault {
 
     /// Without a record of what is to be given back, nothing is changed.
     pub(super) fn unrecorded(error: &io::Error) -> Self {
-        Self::Io { action: "record in --state-dir what hosts.toml was", source: again(error) }
+        Self::again("record in --state-dir what hosts.toml was", error)
+    }
+
+    /// What went wrong once and stops several registries.
+    pub(crate) fn again(action: &'static str, error: &io::Error) -> Self {
+        Self::Io { action, source: again(error) }
     }
 
     /// The same fault, for each registry that it stops.
     pub(super) fn repeated(&self) -> Self {
         match self {
-            Self::Io { action, source } => Self::Io { action, source: again(source) },
+            Self::Io { action, source } => Self::again(action, source),
             Self::Replaced => Self::Replaced,
             _ => Self::Unsafe("the folder certs.d cannot be used"),
         }
@@ -69,7 +78,7 @@ impl Fault {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unsafe(_) => reason::UNSAFE_PATH,
-            Self::NotText | Self::Merge(_) => reason::FOREIGN_FILE_INVALID,
+            Self::NotText | Self::Merge(_) | Self::Registries(_) => reason::FOREIGN_FILE_INVALID,
             Self::Certificates(_) => reason::CERTIFICATES_WITHOUT_HOSTS,
             Self::Changed | Self::Replaced | Self::Io { .. } => reason::WRITE_FAILED,
         }

@@ -77,7 +77,7 @@ impl Digest {
 
 impl Ask {
     /// Parses a request. With `?ns=` the whole path is the registry's; without, its first part names the registry, as CRI-O
-    /// asks.
+    /// asks. There a port follows an underscore, which no host has, because a repository's path has no colon.
     pub(super) fn parse(method: &Method, uri: &Uri) -> Result<Self, Refusal> {
         if method != Method::GET && method != Method::HEAD {
             return Err(Refusal::Method);
@@ -90,7 +90,9 @@ impl Ask {
         let path = uri.path().strip_prefix("/v2/").filter(|path| is_plain(path)).ok_or(Refusal::Path)?;
         let (registry, path) = match namespace(uri.query().unwrap_or_default())? {
             Some(registry) => (registry, path),
-            None => path.split_once('/').map(|(registry, rest)| (registry.to_owned(), rest)).ok_or(Refusal::Path)?,
+            None => {
+                path.split_once('/').map(|(registry, rest)| (registry.replace('_', ":"), rest)).ok_or(Refusal::Path)?
+            }
         };
         let (repository, kind) = parse_content(path).ok_or(Refusal::Path)?;
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -175,7 +177,10 @@ mod tests {
             &format!("{tag}?ns=r.example%3A5000"),
         );
         check("/v2/docker.io/library/nginx/manifests/latest", "docker.io", "library/nginx", tag);
-        check(&format!("/v2/r.example:5000/a/blobs/{HEX}"), "r.example:5000", "a", &format!("/v2/a/blobs/{HEX}"));
+        for registry in ["r.example:5000", "r.example_5000"] {
+            let blob = format!("/v2/{registry}/a/blobs/{HEX}");
+            check(&blob, "r.example:5000", "a", &format!("/v2/a/blobs/{HEX}"));
+        }
         check(
             &format!("/v2/a/referrers/{HEX}?ns=x&artifactType=y"),
             "x",

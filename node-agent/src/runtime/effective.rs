@@ -22,6 +22,10 @@ pub enum Lookup {
     Nowhere,
     /// Nowhere: this version takes the list for the name of one folder.
     Unsplit(String),
+    /// In drop-ins of registries.conf, as CRI-O does.
+    DropIns,
+    /// Nowhere: this is not containerd.
+    Other(String),
     /// Nowhere: `registry.mirrors` is set, which excludes `config_path`.
     LegacyMirrors,
 }

@@ -30,6 +30,7 @@ impl Look {
         };
         let (reason, what, certain) = match &found.lookup {
             Lookup::Folders(folders) if folders.iter().any(|one| same(one, folder)) => return None,
+            Lookup::DropIns => return None,
             Lookup::Folders(folders) => {
                 let message = format!("containerd reads {}, not {folder}", folders.join(" and "));
                 return Some(Doubt {
@@ -38,6 +39,13 @@ impl Look {
                     // The two may be one folder by a symlink that cannot be seen from here.
                     certain: false,
                 });
+            }
+            Lookup::Other(runtime) => {
+                let message = format!(
+                    "the node runs {runtime}, which reads no hosts.toml; for CRI-O choose the preset cri-o, which writes drop-ins of \
+                     registries.conf"
+                );
+                return Some(Doubt { reason: reason::CONFIG_PATH_ELSEWHERE, message, certain: true });
             }
             Lookup::Nowhere => (reason::CONFIG_PATH_UNSET, "containerd reads no hosts.toml, because config_path is empty".to_owned(), true),
             Lookup::Unsplit(list) => (
@@ -87,6 +95,13 @@ mod tests {
         let mend = "in /etc/containerd/config.toml set [plugins.\"io.containerd.cri.v1.images\".registry] \
                     config_path = \"/etc/containerd/certs.d\" and restart containerd";
         assert!(doubt.message.ends_with(mend), "{}", doubt.message);
+    }
+
+    #[test]
+    fn another_runtime_is_told_by_its_name() {
+        let doubt = look(Lookup::Other("cri-o://1.34.0".into())).doubt(CERTS).unwrap();
+        assert!(doubt.certain && doubt.message.contains("cri-o://1.34.0") && doubt.message.contains("preset"));
+        assert_eq!(look(Lookup::DropIns).doubt("/etc/containers/registries.conf.d"), None);
     }
 
     #[test]

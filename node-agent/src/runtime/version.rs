@@ -8,7 +8,7 @@ pub(super) struct Version(pub(super) u32, pub(super) u32, pub(super) u32);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoVersion {
     /// Another runtime, whose settings are not containerd's.
-    #[error("the node runs {0}, whose settings are not read")]
+    #[error("the node runs {0}")]
     Other(String),
     /// Not a version.
     #[error("{0:?} is not a version of containerd")]

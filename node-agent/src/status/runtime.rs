@@ -30,7 +30,8 @@ impl RuntimeSeen<'_> {
                 let doubt = doubt.unwrap_or_else(|| Doubt {
                     reason: reason::NOT_PROVEN,
                     message: format!(
-                        "containerd does not come to the relay although its configuration says that it should; restart it if that \
+                        "the container runtime does not come to the relay although its configuration says that it should; restart it, \
+                         or let CRI-O reload, if that \
                          changed since it started: {said}"
                     ),
                     certain: true,

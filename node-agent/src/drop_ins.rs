@@ -1,0 +1,190 @@
+//! Brings `registries.conf.d` to what the plan wants: one file of ours for each registry, removed when it is no longer wanted.
+//! Other files are read and never changed, so there is nothing to give back but ours.
+
+use crate::durable;
+use crate::files::{Fault, Outcome, Wanted};
+use crate::registries_conf::{self, Foreign, MARKER, NAME};
+use std::collections::BTreeSet;
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+const SIZE_MAX: u64 = 1024 * 1024;
+const UNREADABLE: &str = "read registries.conf and its drop-ins";
+
+/// The drop-ins of one node.
+#[derive(Debug)]
+pub struct DropIns {
+    folder: PathBuf,
+    state_dir: PathBuf,
+}
+
+impl DropIns {
+    /// For the folder `registries.conf.d`, beside which `registries.conf` lies.
+    #[must_use]
+    pub fn new(folder: &Path, state_dir: &Path) -> Self {
+        Self { folder: folder.to_owned(), state_dir: state_dir.to_owned() }
+    }
+
+    /// Removes what is no longer wanted, then writes what is. One file's trouble never stops the others.
+    pub fn converge(&self, wanted: &[Wanted]) -> Outcome {
+        let mut outcome = Outcome::default();
+        let (ours, foreign) = match self.look() {
+            Ok(found) => found,
+            Err(error) => {
+                let fault = || Err(Fault::again(UNREADABLE, &error));
+                outcome.placed = wanted.iter().map(|one| (one.registry.clone(), fault())).collect();
+                return outcome;
+            }
+        };
+        let names: BTreeSet<_> = wanted.iter().map(|one| registries_conf::file_name(&one.registry)).collect();
+        for name in ours.iter().filter(|name| !names.contains(*name)) {
+            match std::fs::remove_file(self.folder.join(name)) {
+                Ok(()) => outcome.given_back.push(name.clone()),
+                Err(source) => outcome.stuck.push((name.clone(), Fault::Io { action: "remove a drop-in", source })),
+            }
+        }
+        for one in wanted {
+            let placed = self.place(one, &ours, &foreign);
+            outcome.written += u64::from(matches!(&placed, Ok(true)));
+            outcome.placed.insert(one.registry.clone(), placed.map(drop));
+        }
+        outcome
+    }
+
+    /// Removes every file of ours, and the agent's state.
+    pub fn give_everything_back(&self) -> Outcome {
+        let outcome = self.converge(&[]);
+        if outcome.stuck.is_empty()
+            && let Err(error) = durable::remove_folder(&self.state_dir)
+        {
+            tracing::warn!(%error, "the state folder is not empty");
+        }
+        outcome
+    }
+
+    /// Names of our files, and the others' texts in the order in which they are read.
+    fn look(&self) -> io::Result<(BTreeSet<String>, Vec<Foreign>)> {
+        let mut names: Vec<String> = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            // Names that are no text are nobody's that we know.
+            names.extend(entry?.file_name().into_string().ok().filter(|name| name.ends_with(".conf")));
+        }
+        names.sort();
+        let mut ours = BTreeSet::new();
+        let mut foreign = Vec::new();
+        if let Some(main) = self.folder.parent().map(|above| above.join("registries.conf"))
+            && main.try_exists()?
+        {
+            foreign.push(Foreign { name: None, text: read(&main)? });
+        }
+        for name in names {
+            let text = read(&self.folder.join(&name))?;
+            if name.starts_with(NAME) && text.starts_with(MARKER) {
+                ours.insert(name);
+            } else {
+                foreign.push(Foreign { name: Some(name), text });
+            }
+        }
+        Ok((ours, foreign))
+    }
+
+    /// Returns whether it wrote.
+    fn place(&self, one: &Wanted, ours: &BTreeSet<String>, foreign: &[Foreign]) -> Result<bool, Fault> {
+        let name = registries_conf::file_name(&one.registry);
+        let path = self.folder.join(&name);
+        if !ours.contains(&name) && path.symlink_metadata().is_ok() {
+            return Err(Fault::Unsafe("a drop-in of that name is not the agent's"));
+        }
+        let text = registries_conf::render(&one.registry, &one.entry, foreign).map_err(Fault::Registries)?;
+        if ours.contains(&name) && read(&path).is_ok_and(|current| current == text) {
+            return Ok(false);
+        }
+        self.write(&path, &text).map_err(|source| Fault::Io { action: "write a drop-in", source })?;
+        Ok(true)
+    }
+
+    fn write(&self, path: &Path, text: &str) -> io::Result<()> {
+        // Its name does not end in `.conf`, so nobody reads it before it is whole.
+        let mut file = tempfile::Builder::new().prefix(".breakwater").tempfile_in(&self.folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        File::open(&self.folder)?.sync_all()
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(SIZE_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosts_toml::{Entry, Server};
+    use crate::registry_host::RegistryHost;
+    use breakwater_crds::conditions::reason;
+    use tempfile::TempDir;
+
+    fn wanted(registry: &str) -> Wanted {
+        let entry = Entry { mirror: "m".into(), relay: "http://127.0.0.1:429".into(), server: Server::Default };
+        Wanted { registry: RegistryHost::parse(registry).unwrap(), entry }
+    }
+
+    fn node() -> (TempDir, DropIns) {
+        let dir = TempDir::new().unwrap();
+        let folder = dir.path().join("registries.conf.d");
+        std::fs::create_dir(&folder).unwrap();
+        let drop_ins = DropIns::new(&folder, &dir.path().join("state"));
+        (dir, drop_ins)
+    }
+
+    fn names(drop_ins: &DropIns) -> Vec<String> {
+        let names = std::fs::read_dir(&drop_ins.folder).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn files_come_once_and_go_and_others_stay() {
+        let (dir, drop_ins) = node();
+        std::fs::write(dir.path().join("registries.conf"), "[[registry]]\nlocation = 'ghcr.io'\n").unwrap();
+        std::fs::write(drop_ins.folder.join("10-corp.conf"), "# corp\n").unwrap();
+        let both = [wanted("docker.io"), wanted("ghcr.io")];
+        let outcome = drop_ins.converge(&both);
+        assert!(outcome.placed.values().all(Result::is_ok) && outcome.written == 2, "{outcome:?}");
+        assert_eq!(names(&drop_ins), ["10-corp.conf", "50-breakwater-docker.io.conf", "50-breakwater-ghcr.io.conf"]);
+        let text = std::fs::read_to_string(drop_ins.folder.join("50-breakwater-ghcr.io.conf")).unwrap();
+        assert!(text.contains("# Keeps what registries.conf says"), "{text}");
+        assert_eq!(drop_ins.converge(&both).written, 0);
+        assert_eq!(drop_ins.converge(&both[..1]).given_back, ["50-breakwater-ghcr.io.conf"]);
+        std::fs::create_dir(&drop_ins.state_dir).unwrap();
+        drop_ins.give_everything_back();
+        assert_eq!(names(&drop_ins), ["10-corp.conf"]);
+        assert!(!drop_ins.state_dir.exists());
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_told_and_left() {
+        let (_dir, drop_ins) = node();
+        let path = |name: &str| drop_ins.folder.join(name);
+        std::fs::write(path("50-breakwater-docker.io.conf"), "# not ours\n").unwrap();
+        std::fs::write(path("99-corp.conf"), "[[registry]]\nlocation = 'quay.io'\n").unwrap();
+        let outcome = drop_ins.converge(&[wanted("docker.io"), wanted("quay.io"), wanted("ghcr.io")]);
+        let reasons: Vec<_> =
+            outcome.placed.values().map(|placed| placed.as_ref().map_or_else(Fault::reason, |()| "placed")).collect();
+        assert_eq!(reasons, [reason::UNSAFE_PATH, "placed", reason::FOREIGN_FILE_INVALID]);
+        drop_ins.give_everything_back();
+        assert_eq!(names(&drop_ins), ["50-breakwater-docker.io.conf", "99-corp.conf"]);
+        std::fs::remove_dir_all(&drop_ins.folder).unwrap();
+        let outcome = drop_ins.converge(&[wanted("docker.io")]);
+        assert!(
+            outcome.placed.values().all(|placed| placed.as_ref().is_err_and(|f| f.reason() == reason::WRITE_FAILED))
+        );
+    }
+}
