@@ -76,6 +76,24 @@ async fn an_outage_in_the_middle_ends_with_the_image_complete() {
 }
 
 #[tokio::test]
+async fn the_return_of_a_cdn_ends_long_waits() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[100_000]);
+    upstream.push(APP, "v1", &image);
+    upstream.redirect_blobs();
+    upstream.fault(On::Cdn, Fault::Refuse).await;
+    let cache = Pinning::start(&upstream).await;
+    cache.pin(&json!([{"image": "library/app:v1"}])).await;
+    cache.await_pins("failing", |images| images[0]["error"] != Value::Null).await;
+    // Waits double: after so long the next one is longer than what a return may take to be noticed.
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    upstream.heal().await;
+    let returned = Instant::now();
+    cache.await_complete().await;
+    assert!(returned.elapsed() < Duration::from_secs(8), "it took {:?}", returned.elapsed());
+}
+
+#[tokio::test]
 async fn what_upstream_does_not_have_is_missing_and_hinders_no_other() {
     let upstream = Upstream::start().await;
     let (image, broken) = (Content::image(1, &[50_000]), Content::image(2, &[50_000, 60_000]));

@@ -45,7 +45,8 @@ impl Keeper {
     pub(super) fn to_learn(&self) -> VecDeque<Job> {
         let (now, pins) = (Instant::now(), || self.kept.iter().enumerate());
         let unclear = pins().filter(|(_, kept)| kept.is_unclear()).map(|(place, _)| place);
-        let is_stale = |kept: &Kept| !self.is_away && !kept.is_unclear() && kept.is_refresh_due(now);
+        let is_away = self.parts.upstream.is_away().is_some();
+        let is_stale = |kept: &Kept| !is_away && !kept.is_unclear() && kept.is_refresh_due(now);
         let mut stale: Vec<_> = pins().filter(|(_, kept)| is_stale(kept)).collect();
         stale.sort_by_key(|(_, kept)| kept.refresh_at);
         unclear.chain(stale.into_iter().map(|(place, _)| place).take(MOST_REFRESHES)).map(Job::Learn).collect()

@@ -41,8 +41,8 @@ pub(super) struct Keeper {
     pub(super) has_changed: bool,
     /// What the cache could hold then.
     limit: Option<u64>,
-    /// Upstream was away when the turn began.
-    pub(super) is_away: bool,
+    /// How many hosts of upstream were away when the turn began.
+    away: usize,
     /// When upstream may be asked again after it limited the rate.
     pub(super) paused_until: Option<Instant>,
     looked: Instant,
@@ -52,9 +52,9 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(parts: Parts, board: Arc<Board>) -> Self {
-        let (kept, looked) = (Vec::new(), Instant::now());
-        let (has_changed, is_away) = (false, false);
-        Self { parts, board, kept, has_changed, limit: None, is_away, paused_until: None, looked, quarantined: 0 }
+        let (kept, has_changed, limit) = (Vec::new(), false, None);
+        let (away, paused_until, looked, quarantined) = (0, None, Instant::now(), 0);
+        Self { parts, board, kept, has_changed, limit, away, paused_until, looked, quarantined }
     }
 
     /// Runs for as long as the process does.
@@ -123,7 +123,7 @@ impl Keeper {
     }
 
     async fn turn(&mut self) {
-        self.notice_its_return();
+        self.notice_returns();
         self.look_again().await;
         let learn = self.to_learn();
         let has_learned = self.work(learn).await;
@@ -136,10 +136,10 @@ impl Keeper {
         }
     }
 
-    /// The end of an outage ends all waits.
-    fn notice_its_return(&mut self) {
-        let was_away = std::mem::replace(&mut self.is_away, self.parts.upstream.is_away().is_some());
-        if was_away && !self.is_away {
+    /// The end of an outage, be it that of a token service or a CDN, ends all waits.
+    fn notice_returns(&mut self) {
+        let away = self.parts.upstream.open_breakers().iter().map(|(_, count)| count).sum();
+        if std::mem::replace(&mut self.away, away) > away {
             self.kept.iter_mut().for_each(Kept::retry_now);
         }
     }
