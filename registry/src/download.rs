@@ -61,6 +61,8 @@ pub(crate) struct Download {
     used: Vec<Source>,
     /// The size, once it has been said.
     total: Option<u64>,
+    /// The size that its link says.
+    linked_size: Option<u64>,
     /// Whether a header has come.
     has_header: bool,
     /// Whether it continues what an earlier process left.
@@ -75,8 +77,20 @@ impl Download {
         publisher: Publisher,
         avoid: Vec<Source>,
     ) -> Self {
-        let (total, has_header, is_continued, used) = (None, false, false, Vec::new());
-        Self { store, sources, metrics, repository, digest, publisher, avoid, used, total, has_header, is_continued }
+        Self {
+            store,
+            sources,
+            metrics,
+            repository,
+            digest,
+            publisher,
+            avoid,
+            used: Vec::new(),
+            total: None,
+            linked_size: None,
+            has_header: false,
+            is_continued: false,
+        }
     }
 
     /// What it brings, and on whose behalf.

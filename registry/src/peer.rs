@@ -111,6 +111,9 @@ impl Peers {
         offset: u64,
         among: impl Fn(usize) -> bool,
     ) -> Option<(usize, BlobStream)> {
+        if self.is_empty() {
+            return None;
+        }
         let mut question = self.question(Method::GET, format!("/v2/{repository}/blobs/{digest}"));
         if offset > 0 {
             question.headers.insert(RANGE, HeaderValue::try_from(format!("bytes={offset}-")).ok()?);

@@ -159,6 +159,10 @@ async fn a_resume_that_speaks_of_another_size_is_not_mixed_in() {
     upstream.fault_times(1, On::Blobs, Fault::TruncateAt(MIB as u64)).await;
     let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
     assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+    cache.await_kept(REPOSITORY, &blob).await;
+    let mark = upstream.mark();
+    assert!(cache.get(&blob.blob_path(REPOSITORY)).await.body == blob.bytes);
+    assert_eq!(upstream.content_requests_since(mark).len(), 0, "the size that was claimed first is forgotten");
 }
 
 #[tokio::test]

@@ -18,12 +18,16 @@ use crate::{
 
 impl Download {
     /// The digest was served from this repository.
-    pub(super) async fn link(&self, size: Option<u64>) {
+    pub(super) async fn link(&mut self, size: Option<u64>) {
         let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
         let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
         let added = blocking(move || store.links.add(&name.0, &name.1, &link)).await;
-        if let Some(Err(error)) = added {
-            warn!(repository = %self.repository, digest = self.digest.short(), %error, "link not kept");
+        match added {
+            Some(Ok(size)) => self.linked_size = size,
+            Some(Err(error)) => {
+                warn!(repository = %self.repository, digest = self.digest.short(), %error, "link not kept");
+            }
+            None => {}
         }
     }
 
@@ -41,10 +45,10 @@ impl Download {
     pub(super) async fn land(&self, verified: Verified) -> Result<(), Failure> {
         self.publisher.done(Arc::clone(verified.file()), verified.length());
         let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
+        let (length, linked_size) = (verified.length(), self.linked_size);
         let keep = move || {
-            let corrected = store.links.set_size(&name.0, &name.1, verified.length());
             store.keep(verified)?;
-            corrected
+            if linked_size == Some(length) { Ok(()) } else { store.links.set_size(&name.0, &name.1, length) }
         };
         if let Some(Err(error)) = blocking(keep).await {
             warn!(digest = self.digest.short(), %error, "download served but not kept");

@@ -61,12 +61,14 @@ impl Links {
         written
     }
 
-    /// Adds a link unless there is one: what upstream served outranks what a manifest says of it.
-    pub fn add(&self, repository: &RepositoryName, digest: &Digest, link: &Link) -> io::Result<()> {
-        if self.get(repository, digest).is_some() {
-            return Ok(());
+    /// Adds a link unless there is one: what upstream served outranks what a manifest says of it. Gives the size that
+    /// stands there now.
+    pub fn add(&self, repository: &RepositoryName, digest: &Digest, link: &Link) -> io::Result<Option<u64>> {
+        if let Some(known) = self.get(repository, digest) {
+            return Ok(known.size);
         }
-        self.put(repository, digest, link)
+        self.put(repository, digest, link)?;
+        Ok(link.size)
     }
 
     /// Corrects the size of a link, if there is one.
