@@ -229,7 +229,12 @@ async fn a_damaged_list_is_told_and_frees_nothing_for_eviction() {
     cache.restart().await;
     let told = cache.api("GET").answer().await;
     assert_eq!((told.status, told.error_code().as_str()), (503, "UNAVAILABLE"));
-    assert!(cache.output().contains("pins.json is of no use"));
+    let warned = async {
+        while !cache.output().contains("pins.json is of no use") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, warned).await.expect("the log says so");
     cache.crowd(&upstream, 10..14).await;
     cache.assert_held(all_of(&image));
     cache.pin(&json!([{"image": "library/app:v1"}])).await;
