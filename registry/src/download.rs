@@ -4,6 +4,7 @@
 //! What an earlier process left on disk is continued unseen: it is hashed while the rest comes, and only the hash of
 //! everything decides. If that is wrong, the download starts over from zero once, unless a reader has bytes already.
 
+mod at_once;
 mod copy;
 mod land;
 
@@ -44,6 +45,16 @@ enum Begun {
     Whole(Partial),
     /// A part, maybe nothing.
     Part(Partial),
+}
+
+/// How far a download has come when nothing is missing.
+enum Filled {
+    /// All bytes are here, none of them trusted yet.
+    Whole(Partial),
+    /// It came in one go, and is with its readers already.
+    Landed,
+    /// It came in one go, and was wrong.
+    Wrong,
 }
 
 /// One download.
@@ -115,17 +126,17 @@ impl Download {
 
     /// Ends with `Done` published; otherwise the caller publishes the failure.
     pub(crate) async fn run(&mut self) -> Result<(), Failure> {
-        let partial = match self.begun().await? {
+        let filled = match self.begun().await? {
             Begun::Landed(blob) => {
                 self.publisher.set_public(blob.is_public);
                 self.publisher.done(blob.file, blob.size);
                 return Ok(());
             }
-            Begun::Whole(partial) => partial,
+            Begun::Whole(partial) => Filled::Whole(partial),
             Begun::Part(partial) => self.fill(partial).await?,
         };
-        if let Some(verified) = self.verify(partial).await? {
-            return self.land(verified).await;
+        if self.has_landed(filled).await? {
+            return Ok(());
         }
         // Where several sources have sent a part, one of them may be right.
         let has_another_chance = self.is_continued || self.used.len() > 1 || self.sources.has_more(&self.used);
@@ -137,11 +148,8 @@ impl Download {
             self.avoid.extend_from_slice(&self.used);
         }
         let nothing = self.nothing().await?;
-        let partial = self.fill(nothing).await?;
-        match self.verify(partial).await? {
-            Some(verified) => self.land(verified).await,
-            None => Err(Failure::WrongDigest),
-        }
+        let filled = self.fill(nothing).await?;
+        if self.has_landed(filled).await? { Ok(()) } else { Err(Failure::WrongDigest) }
     }
 
     async fn begun(&mut self) -> Result<Begun, Failure> {
@@ -171,7 +179,7 @@ impl Download {
     }
 
     /// Asks for what is missing until everything is here, resuming where a body breaks off.
-    async fn fill(&mut self, mut partial: Partial) -> Result<Partial, Failure> {
+    async fn fill(&mut self, mut partial: Partial) -> Result<Filled, Failure> {
         let mut attempt = 0;
         loop {
             let before = partial.length();
@@ -180,19 +188,22 @@ impl Download {
                 Ok((_, None)) => {
                     let (left, is_whole) = self.at_the_end(partial).await?;
                     if is_whole {
-                        return Ok(left);
+                        return Ok(Filled::Whole(left));
                     }
                     partial = left;
                     Failure::InvalidResponse
                 }
-                Ok((source, Some(stream))) => {
+                Ok((source, Some(mut stream))) => {
+                    if let Some(pieces) = self.small(&mut stream, &partial).await {
+                        return self.land_at_once(source, &stream, partial, pieces).await;
+                    }
                     let (kept, is_ours) = self.begin(source, &stream, partial).await?;
                     partial = kept;
                     if is_ours {
                         let (grown, copied) = self.copy(source, stream, partial).await?;
                         partial = grown;
                         if copied == Copied::ToTheEnd && self.total.is_none_or(|total| partial.length() >= total) {
-                            return Ok(partial);
+                            return Ok(Filled::Whole(partial));
                         }
                         self.judge(source, copied, partial.length().saturating_sub(before));
                         Failure::BrokenBody
@@ -271,6 +282,12 @@ impl Download {
             self.link(stream.total).await;
         }
         self.has_header = true;
+        self.is_fed_by(source);
+        self.publisher.grow(partial.file(), self.total, partial.length());
+        Ok((partial, true))
+    }
+
+    fn is_fed_by(&mut self, source: Source) {
         self.publisher.set_feed(match source {
             Source::Replica(_) => Feed::Peer,
             Source::Registry(_) => Feed::Registry,
@@ -278,8 +295,6 @@ impl Download {
         if !self.used.contains(&source) {
             self.used.push(source);
         }
-        self.publisher.grow(partial.file(), self.total, partial.length());
-        Ok((partial, true))
     }
 
     /// Takes the room for what will come, so that a full disk is known before readers have a header.

@@ -70,7 +70,8 @@ impl Download {
     }
 }
 
-fn counter(source: Source) -> metrics::Source {
+/// What counts the bytes of a source.
+pub(super) fn counter(source: Source) -> metrics::Source {
     match source {
         Source::Replica(_) => metrics::Source::peer,
         Source::Registry(0) => metrics::Source::upstream,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::Download;
+use super::{Download, Filled};
 use crate::{
     failure::Failure,
     serve::BLOB_TYPE,
     store::{
         blocking,
         links::{Kind, Link},
-        partial::{Partial, Verified},
+        partial::Verified,
     },
 };
 
@@ -20,8 +20,7 @@ impl Download {
     /// The digest was served from this repository.
     pub(super) async fn link(&mut self, size: Option<u64>) {
         let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
-        let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
-        let added = blocking(move || store.links.add(&name.0, &name.1, &link)).await;
+        let added = blocking(move || store.links.add(&name.0, &name.1, &link_of(size))).await;
         match added {
             Some(Ok(size)) => self.linked_size = size,
             Some(Err(error)) => {
@@ -31,18 +30,29 @@ impl Download {
         }
     }
 
-    pub(super) async fn verify(&self, partial: Partial) -> Result<Option<Verified>, Failure> {
-        let verified = self.on_disk(move || partial.verify()).await?;
-        if verified.is_none() {
-            let (repository, digest) = (&self.repository, self.digest.short());
-            warn!(%repository, digest, is_continued = self.is_continued, "content does not match its digest");
-        }
-        Ok(verified)
+    /// Verifies what is here and, if it is right, lets the readers have the last byte. False if it is wrong.
+    pub(super) async fn has_landed(&self, filled: Filled) -> Result<bool, Failure> {
+        let partial = match filled {
+            Filled::Whole(partial) => partial,
+            Filled::Landed => return Ok(true),
+            Filled::Wrong => return Ok(false),
+        };
+        let Some(verified) = self.on_disk(move || partial.verify()).await? else {
+            self.tell_wrong();
+            return Ok(false);
+        };
+        self.land(verified).await;
+        Ok(true)
+    }
+
+    pub(super) fn tell_wrong(&self) {
+        let (repository, digest) = (&self.repository, self.digest.short());
+        warn!(%repository, digest, is_continued = self.is_continued, "content does not match its digest");
     }
 
     /// Lets the readers have the last byte, and commits. What a header or a manifest said of the size was no more than a
     /// claim until now.
-    pub(super) async fn land(&self, verified: Verified) -> Result<(), Failure> {
+    async fn land(&self, verified: Verified) {
         self.publisher.done(Arc::clone(verified.file()), verified.length());
         let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
         let (length, linked_size) = (verified.length(), self.linked_size);
@@ -53,6 +63,10 @@ impl Download {
         if let Some(Err(error)) = blocking(keep).await {
             warn!(digest = self.digest.short(), %error, "download served but not kept");
         }
-        Ok(())
     }
+}
+
+/// Says that a repository has a blob.
+pub(super) fn link_of(size: Option<u64>) -> Link {
+    Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size }
 }

@@ -1,6 +1,6 @@
 //! Blobs on their way: headers turned into offsets and sizes, bodies into pieces. Knows nothing of where they are written.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -48,6 +48,8 @@ pub struct BlobStream {
     response: Response,
     /// Of another replica: whether it is worth waiting for.
     sign_of_life: Option<SignOfLife>,
+    /// Pieces that were looked at before their turn.
+    ahead: VecDeque<Bytes>,
     /// Of a registry: its place among the bodies, and the time it takes.
     _held: Option<(OwnedSemaphorePermit, Timer)>,
 }
@@ -68,7 +70,8 @@ impl BlobStream {
             }
             _ => (0, response.content_length()),
         };
-        Ok(Some(Self { start, total, is_private, response, sign_of_life: None, _held: None }))
+        let (ahead, sign_of_life) = (VecDeque::new(), None);
+        Ok(Some(Self { start, total, is_private, response, ahead, sign_of_life, _held: None }))
     }
 
     /// The same, given up after a pause unless `sign_of_life` says that it is worth waiting for.
@@ -76,8 +79,25 @@ impl BlobStream {
         Self { sign_of_life: Some(Box::new(sign_of_life)), ..self }
     }
 
+    /// All of the body, if it comes as one with its header; otherwise nothing is lost.
+    pub async fn at_once(&mut self, patience: Duration) -> Option<Vec<Bytes>> {
+        let total = self.total?;
+        let deadline = Instant::now() + patience;
+        let mut length = 0;
+        while length < total {
+            // A break is met again by whoever asks for the next piece.
+            let piece = tokio::time::timeout_at(deadline, self.response.chunk()).await.ok()?.ok()??;
+            length += piece.len() as u64;
+            self.ahead.push_back(piece);
+        }
+        (length == total).then(|| self.ahead.drain(..).collect())
+    }
+
     /// The next piece, `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
+        if let Some(piece) = self.ahead.pop_front() {
+            return Ok(Some(piece));
+        }
         let given_up = Instant::now() + IDLE;
         loop {
             let until = if self.sign_of_life.is_some() { given_up.min(Instant::now() + DOUBT) } else { given_up };
