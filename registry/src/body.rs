@@ -103,7 +103,11 @@ impl Reader {
         if available <= self.offset {
             return Ok(None);
         }
-        let bytes = match sendfile::frame(&file, self.offset, available - self.offset) {
+        let blob = match &self.source {
+            Source::Stored(blob) => Some(blob),
+            Source::Flight(_) => None,
+        };
+        let bytes = match sendfile::frame(&file, blob, self.offset, available - self.offset) {
             Some(bytes) => bytes,
             None => self.read(file, available - self.offset).await?,
         };

@@ -3,7 +3,8 @@
 //!
 //! hyper counts and frames a body by the bytes it is handed. So a body hands it a slice of `BLANK` as long as the part of
 //! the file that is meant, and notes file and offset in its connection's `Files`; the connection's `FileStream` knows such
-//! a slice by its address and sends the noted part instead. A blank slice without a note breaks the connection.
+//! a slice by its address and sends the noted part instead. A blank slice without a note breaks the connection. What the
+//! kernel cannot read of a blob is told to the blob, as by the time it is tried the body has long handed out its slice.
 
 use std::{
     collections::VecDeque,
@@ -25,6 +26,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::store::blobs::StoredBlob;
+
 const LARGEST_PART: usize = 512 * 1024;
 /// Less is not worth a system call and a packet of its own.
 const SMALLEST_PART: u64 = 32 * 1024;
@@ -41,6 +44,8 @@ pub struct Files(Arc<Mutex<VecDeque<Part>>>);
 
 struct Part {
     file: Arc<File>,
+    /// What the file holds, if it is complete.
+    blob: Option<StoredBlob>,
     offset: u64,
     left: usize,
 }
@@ -53,8 +58,9 @@ impl Files {
 }
 
 /// A blank slice for at most `length` bytes from `offset` on; `None` if they have to be read: the connection cannot send
-/// files, they are few, or they are not in memory, where waiting for the disk would hold up other connections.
-pub fn frame(file: &Arc<File>, offset: u64, length: u64) -> Option<Bytes> {
+/// files, they are few, or they are not in memory, where waiting for the disk would hold up other connections. `blob` is
+/// doubted should they be unreadable all the same.
+pub fn frame(file: &Arc<File>, blob: Option<&StoredBlob>, offset: u64, length: u64) -> Option<Bytes> {
     let files = FILES.try_with(Files::clone).ok()?;
     let length = length.min(LARGEST_PART as u64);
     // The kernel reads ahead in order: what stands at both ends has the middle too.
@@ -62,7 +68,7 @@ pub fn frame(file: &Arc<File>, offset: u64, length: u64) -> Option<Bytes> {
         return None;
     }
     let blank = BLANK.get(..usize::try_from(length).ok()?)?;
-    let part = Part { file: Arc::clone(file), offset, left: blank.len() };
+    let part = Part { file: Arc::clone(file), blob: blob.cloned(), offset, left: blank.len() };
     files.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(part);
     Some(Bytes::from_static(blank))
 }
@@ -98,7 +104,7 @@ impl FileStream {
             let length = part.left.min(blank.len());
             match self.stream.try_io(Interest::WRITABLE, || send(&self.stream, part, length)) {
                 // The file was cut behind our back.
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Poll::Ready(Err(part.unreadable(io::ErrorKind::UnexpectedEof.into()))),
                 Ok(sent) => {
                     part.offset += sent as u64;
                     part.left -= sent;
@@ -108,10 +114,26 @@ impl FileStream {
                     return Poll::Ready(Ok(sent));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_of_file(&error) => return Poll::Ready(Err(part.unreadable(error))),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
+}
+
+impl Part {
+    fn unreadable(&self, error: io::Error) -> io::Error {
+        if let Some(blob) = &self.blob {
+            blob.doubt();
+        }
+        error
+    }
+}
+
+/// Whether an error of sending comes from the disk: a client that goes away must not cost a blob its good name.
+fn is_of_file(error: &io::Error) -> bool {
+    let of_disk = [Errno::IO, Errno::STALE, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA, Errno::REMOTEIO];
+    error.raw_os_error().is_some_and(|code| of_disk.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 fn send(stream: &TcpStream, part: &Part, length: usize) -> io::Result<usize> {
@@ -178,6 +200,10 @@ mod tests {
     };
 
     use super::*;
+    use crate::{
+        digest::{Algorithm, Digest},
+        store::{Store, blobs::Presence},
+    };
 
     async fn pair(files: Files) -> (FileStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -199,7 +225,7 @@ mod tests {
         let (file, bytes) = file(3_000_000);
         let sending = files.clone().within(async move {
             let mut offset = 5;
-            while let Some(blank) = frame(&file, offset, 3_000_000 - offset) {
+            while let Some(blank) = frame(&file, None, offset, 3_000_000 - offset) {
                 server.write_all(b"<").await.unwrap();
                 server.write_all(&blank).await.unwrap();
                 offset += blank.len() as u64;
@@ -224,9 +250,46 @@ mod tests {
         let files = Files::default();
         let (mut server, _client) = pair(files.clone()).await;
         let (file, _) = file(100_000);
-        let blank = files.within(async { frame(&file, 0, 100_000) }).await.unwrap();
+        let blank = files.within(async { frame(&file, None, 0, 100_000) }).await.unwrap();
         file.set_len(0).unwrap();
         assert_eq!(server.write_all(&blank).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_the_disk_does_not_give_is_doubted() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = "docker.io".parse().unwrap();
+        let store = Store::open(dir.path().join("data"), &registry, "1Gi".parse().unwrap()).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        store.keep_small(&digest, b"content", true).unwrap();
+        let blob = store.blobs.open(&digest).unwrap();
+        let files = Files::default();
+        let (mut server, client) = pair(files.clone()).await;
+        // Its first byte is never mapped, and reading it is an input/output error.
+        let unreadable = Arc::new(File::open("/proc/self/mem").unwrap());
+        let part = Part { file: unreadable, blob: Some(blob), offset: 0, left: 10 };
+        files.0.lock().unwrap().push_back(part);
+        assert_eq!(store.blobs.presence(&digest, None), Presence::Verified);
+        let error = server.write_all(&BLANK[..10]).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+        assert_eq!(store.blobs.presence(&digest, None), Presence::Unverified);
+        drop(client);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_casts_no_doubt() {
+        let (files, (file, _)) = (Files::default(), file(100_000));
+        assert!(!is_of_file(&io::ErrorKind::BrokenPipe.into()));
+        let (mut server, client) = pair(files.clone()).await;
+        client.set_zero_linger().unwrap();
+        drop(client);
+        let error = loop {
+            let blank = files.clone().within(async { frame(&file, None, 0, 100_000) }).await.unwrap();
+            if let Err(error) = server.write_all(&blank).await {
+                break error;
+            }
+        };
+        assert!(!is_of_file(&error), "{error}");
     }
 
     #[tokio::test]
@@ -237,6 +300,6 @@ mod tests {
 
     #[tokio::test]
     async fn elsewhere_files_are_read() {
-        assert!(frame(&file(100_000).0, 0, 100_000).is_none());
+        assert!(frame(&file(100_000).0, None, 0, 100_000).is_none());
     }
 }
