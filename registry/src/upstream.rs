@@ -9,6 +9,7 @@ mod blob;
 pub mod breaker;
 mod budget;
 pub mod challenge;
+mod connector;
 pub mod credentials;
 mod exchange;
 mod probe;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use breakwater_tests::cache::{Answer, Cache, End};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
+use bytes::Bytes;
 use serde_json::json;
 
 const REPOSITORY: &str = "library/app";
@@ -74,6 +75,29 @@ async fn headers_without_end_are_given_up() {
     }
     assert!(cache.resident_memory() < 64 * MIB, "{} MiB", cache.resident_memory() / MIB);
     assert_eq!(cache.get(BY_TAG).await.status, 200);
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_given_up_in_time() {
+    let (upstream, cache) = started().await;
+    assert_eq!(cache.get(BY_TAG).await.status, 200);
+    for (number, status) in ["103 Early Hints", "100 Continue"].into_iter().enumerate() {
+        let flood = format!("HTTP/1.1 {status}\r\nLink: </x>\r\n\r\n").repeat(1000);
+        upstream.fault(On::Everything, Fault::Endless(Bytes::new(), flood.into())).await;
+        let missing = Content::blob(40 + number as u64, 10);
+        let answers = [missing.blob_path(REPOSITORY), missing.manifest_path(REPOSITORY)];
+        for path in answers {
+            let answer = cache.get(&path).await;
+            assert_eq!(answer.status, 503, "{status}: {}", answer.cache_status());
+            assert!(answer.took < Duration::from_secs(7), "{status}: {:?}", answer.took);
+        }
+        // The connection is left at once: reading on would keep a processor busy.
+        let sent = upstream.bytes_sent(&missing.digest);
+        assert!(sent < 64 * MIB, "{status}: {sent} bytes were sent");
+        assert_eq!(cache.get(BY_TAG).await.status, 200);
+        upstream.heal().await;
+        cache.await_upstream_state("that upstream is well", |state| state["reachable"] == true).await;
+    }
 }
 
 #[tokio::test]

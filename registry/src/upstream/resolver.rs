@@ -5,10 +5,13 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use futures::future::BoxFuture;
+use hyper_util::client::legacy::connect::dns::Name;
+use tower::Service;
 
 use super::address::Boundary;
 use crate::{
@@ -73,7 +76,7 @@ fn remember(known: &Mutex<HashMap<String, Vec<SocketAddr>>>, name: String, found
     }
 }
 
-/// A resolver for reqwest. With a boundary it yields only addresses that upstream may send us to.
+/// A resolver for connections. With a boundary it yields only addresses that upstream may send us to.
 #[derive(Clone)]
 pub(super) struct Resolver {
     pub(super) look_ups: Arc<LookUps>,
@@ -81,19 +84,30 @@ pub(super) struct Resolver {
     pub(super) metrics: Arc<Metrics>,
 }
 
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let this = self.clone();
-        Box::pin(async move {
-            let found = this.metrics.time(Phase::resolve, this.look_ups.addresses(name.as_str(), PATIENCE)).await;
-            let mut addresses = found.ok_or(Unresolved::Dns)?;
-            if let Some(boundary) = &this.boundary {
-                addresses.retain(|address| boundary.allows(address.ip()));
-                if addresses.is_empty() {
-                    return Err(Unresolved::Forbidden.into());
-                }
+impl Resolver {
+    async fn resolve(self, name: Name) -> Result<std::vec::IntoIter<SocketAddr>, Unresolved> {
+        let found = self.metrics.time(Phase::resolve, self.look_ups.addresses(name.as_str(), PATIENCE)).await;
+        let mut addresses = found.ok_or(Unresolved::Dns)?;
+        if let Some(boundary) = &self.boundary {
+            addresses.retain(|address| boundary.allows(address.ip()));
+            if addresses.is_empty() {
+                return Err(Unresolved::Forbidden);
             }
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
+        }
+        Ok(addresses.into_iter())
+    }
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Unresolved;
+    type Future = BoxFuture<'static, Result<Self::Response, Unresolved>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Box::pin(self.clone().resolve(name))
     }
 }

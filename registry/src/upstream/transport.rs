@@ -5,20 +5,33 @@ use std::{
     error::Error,
     io,
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use reqwest::{Client, Request, Response, Url, redirect::Policy};
+use bytes::Bytes;
+use http::{
+    HeaderValue,
+    header::{ACCEPT, PROXY_AUTHORIZATION, USER_AGENT},
+};
+use http_body_util::Empty;
+use hyper_util::{
+    client::legacy::{self, Client},
+    rt::{TokioExecutor, TokioTimer},
+};
+use reqwest::{Body, Request, Response, Url};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::task::JoinSet;
-use tower::util::MapFutureLayer;
+use tokio::{sync::Notify, task::JoinSet};
 use tracing::{debug, info, warn};
 
 use super::{
     address::Boundary,
     breaker::{Breakers, HostKey, Opened},
+    connector::{Connector, Peer},
     proxy::ProxyUrl,
     redirect::is_same_origin,
     resolver::{LookUps, Resolver, Unresolved},
@@ -31,7 +44,6 @@ use crate::{
     reference::RepositoryName,
 };
 
-const CONNECT: Duration = Duration::from_secs(2);
 /// From the first byte of a request to the last byte of the answer's header, token and redirects included.
 pub(super) const HEADERS: Duration = Duration::from_secs(4);
 /// A host with less time than this left is not to blame for being late.
@@ -41,7 +53,11 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// And has so long to answer: the verdict is there before the first request's time is up.
 const VERDICT: Duration = Duration::from_millis(2500);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-const USER_AGENT: &str = concat!("breakwater-registry/", env!("CARGO_PKG_VERSION"));
+/// Kept connections are closed after so long without a request.
+const KEPT: Duration = Duration::from_secs(30);
+/// Interim answers (1xx) before the one that counts; a registry has no use for any.
+const MOST_INTERIM: usize = 16;
+const OURSELVES: HeaderValue = HeaderValue::from_static(concat!("breakwater-registry/", env!("CARGO_PKG_VERSION")));
 
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +65,6 @@ pub enum TransportInvalid {
     /// The TLS versions do not fit the crypto provider.
     #[error("TLS cannot be set up")]
     Tls(#[source] rustls::Error),
-    /// The HTTP client refused its settings.
-    #[error("HTTP client cannot be set up")]
-    Client(#[source] reqwest::Error),
 }
 
 /// How upstream is reached.
@@ -66,9 +79,11 @@ pub struct Outlet {
 
 /// Two sets of connections: to upstream itself, and to wherever it leads us.
 struct Clients {
-    own: Client,
-    foreign: Client,
+    own: HttpClient,
+    foreign: HttpClient,
 }
+
+type HttpClient = Client<Connector, Empty<Bytes>>;
 
 /// The way out.
 pub(super) struct Transport {
@@ -109,8 +124,7 @@ impl Transport {
             boundary.upstream_is_at(address);
         }
         let recipe = Recipe { tls, proxy, look_ups, boundary: Arc::clone(&boundary), metrics: Arc::clone(&metrics) };
-        let clients = |kept| recipe.clients(kept).map_err(TransportInvalid::Client);
-        let (kept, probes) = (clients(32)?, clients(0)?);
+        let (kept, probes) = (recipe.clients(32), recipe.clients(0));
         Ok(Self {
             origin,
             clients: ArcSwap::from_pointee(kept),
@@ -215,38 +229,34 @@ impl Transport {
             return Err(Failure::ForbiddenAddress);
         }
         let client = if is_own { &clients.own } else { &clients.foreign };
-        let answer = tokio::time::timeout_at(deadline.into(), client.execute(request));
+        let answer = tokio::time::timeout_at(deadline.into(), answer_of(client, self.recipe.request(request)?));
         let answer = self.metrics.time(Phase::header, answer).await;
         let response = match answer {
             Err(_) => return Err(Failure::HeaderTimeout),
-            Ok(Err(error)) => {
+            Ok(Err(NoAnswer::Flooded)) => {
+                warn!(host = url.host_str(), "host sends interim answers without end");
+                return Err(Failure::InvalidResponse);
+            }
+            Ok(Err(NoAnswer::Client(error))) => {
                 let failure = classify(&error);
-                debug!(
-                    host = url.host_str(),
-                    error = &error.without_url() as &dyn Error,
-                    reason = failure.category(),
-                    "no answer"
-                );
+                debug!(host = url.host_str(), error = &error as &dyn Error, reason = failure.category(), "no answer");
                 return Err(failure);
             }
             Ok(Ok(response)) => response,
         };
         if is_own
             && self.recipe.proxy.is_none()
-            && let Some(address) = response.remote_addr()
+            && let Some(Peer(address)) = response.extensions().get()
         {
             self.boundary.upstream_is_at(address.ip());
         }
-        Ok(response)
+        Ok(response.map(Body::wrap).into())
     }
 
     /// A breaker has opened: drop connections that may be dead, and ask until the host answers again.
     fn opened(self: &Arc<Self>, url: &Url, host: &HostKey, failure: Failure) {
         warn!(host = host.as_str(), reason = failure.category(), "host does not answer, requests to it fail at once");
-        match self.recipe.clients(32) {
-            Ok(fresh) => self.clients.store(Arc::new(fresh)),
-            Err(error) => warn!(%error, "connections kept"),
-        }
+        self.clients.store(Arc::new(self.recipe.clients(32)));
         let (this, url, host) = (Arc::clone(self), self.something_else(url), host.clone());
         self.background.spawn(async move { this.probe_until_answered(url, host, failure).await });
     }
@@ -282,35 +292,63 @@ impl Recipe {
     /// HTTP/1.1 always: one HTTP/2 connection carries many blobs through one TCP window and one flow-control window, which
     /// costs throughput on every path that is long or loses packets, and a stall of it stalls everything. Manifests would
     /// gain a round trip in a cold start and nothing after that, as connections are kept.
-    fn clients(&self, kept: usize) -> reqwest::Result<Clients> {
+    fn clients(&self, kept: usize) -> Clients {
         let foreign = Some(Arc::clone(&self.boundary)).filter(|_| self.proxy.is_none());
-        Ok(Clients { own: self.client(None, kept)?, foreign: self.client(foreign, kept)? })
+        Clients { own: self.client(None, kept), foreign: self.client(foreign, kept) }
     }
 
-    fn client(&self, boundary: Option<Arc<Boundary>>, kept: usize) -> reqwest::Result<Client> {
-        let (clock, metrics) = (Arc::clone(&self.metrics), Arc::clone(&self.metrics));
+    fn client(&self, boundary: Option<Arc<Boundary>>, kept: usize) -> HttpClient {
+        let (look_ups, metrics) = (Arc::clone(&self.look_ups), Arc::clone(&self.metrics));
+        let resolver = Resolver { look_ups, boundary, metrics: Arc::clone(&metrics) };
         // The environment's proxies are not asked: what is not on the command line has no effect.
-        let mut builder = Client::builder().no_proxy();
-        if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(proxy.proxy()?);
-        }
-        builder
-            .tls_backend_preconfigured(self.tls.clone())
-            .dns_resolver(Arc::new(Resolver { look_ups: Arc::clone(&self.look_ups), boundary, metrics }))
-            .connector_layer(MapFutureLayer::new(move |connecting| {
-                let clock = Arc::clone(&clock);
-                async move { clock.time(Phase::connect, connecting).await }
-            }))
-            .redirect(Policy::none())
-            .http1_only()
-            .referer(false)
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(15))
-            .pool_idle_timeout(Duration::from_secs(30))
+        let connector = Connector::new(resolver, self.tls.clone(), self.proxy.clone(), metrics);
+        Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEPT)
             .pool_max_idle_per_host(kept)
-            .build()
+            .build(connector)
+    }
+
+    /// As it goes out.
+    fn request(&self, mut request: Request) -> Result<http::Request<Empty<Bytes>>, Failure> {
+        let mut plain = http::Request::new(Empty::new());
+        *plain.method_mut() = request.method().clone();
+        // What a URL allows and a request line does not was upstream's idea: our own URLs are checked.
+        *plain.uri_mut() = request.url().as_str().parse().map_err(|_| Failure::InvalidResponse)?;
+        *plain.headers_mut() = std::mem::take(request.headers_mut());
+        let headers = plain.headers_mut();
+        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        headers.insert(USER_AGENT, OURSELVES);
+        // In a tunnel it is shown before the request.
+        if let Some(login) = self.proxy.as_ref().and_then(ProxyUrl::login).filter(|_| request.url().scheme() == "http")
+        {
+            headers.insert(PROXY_AUTHORIZATION, login);
+        }
+        Ok(plain)
+    }
+}
+
+enum NoAnswer {
+    Client(legacy::Error),
+    Flooded,
+}
+
+/// The answer that counts. Interim ones cost no memory and so are without bound for the client; a host that goes on with
+/// them is left.
+async fn answer_of(
+    client: &HttpClient,
+    mut request: http::Request<Empty<Bytes>>,
+) -> Result<http::Response<hyper::body::Incoming>, NoAnswer> {
+    let flooded = Arc::new((AtomicUsize::new(0), Notify::new()));
+    let seen = Arc::clone(&flooded);
+    hyper::ext::on_informational(&mut request, move |_| {
+        if seen.0.fetch_add(1, Ordering::Relaxed) == MOST_INTERIM {
+            seen.1.notify_one();
+        }
+    });
+    tokio::select! {
+        answer = client.request(request) => answer.map_err(NoAnswer::Client),
+        () = flooded.1.notified() => Err(NoAnswer::Flooded),
     }
 }
 
@@ -320,7 +358,8 @@ fn literal(url: &Url) -> Option<IpAddr> {
 }
 
 /// What an error of the client says of the host.
-fn classify(error: &reqwest::Error) -> Failure {
+fn classify(error: &legacy::Error) -> Failure {
+    let mut is_late = false;
     let mut source = error.source();
     while let Some(cause) = source {
         match cause.downcast_ref() {
@@ -334,11 +373,13 @@ fn classify(error: &reqwest::Error) -> Failure {
         if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
             return Failure::InvalidResponse;
         }
+        let io = cause.downcast_ref::<io::Error>();
+        is_late |= io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
         // The source of an I/O error is that of the error in it, which is the one looked for.
-        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let wrapped = io.and_then(io::Error::get_ref);
         source = wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| cause.source());
     }
-    match (error.is_timeout(), error.is_connect()) {
+    match (is_late, error.is_connect()) {
         (true, true) => Failure::ConnectTimeout,
         (true, false) => Failure::HeaderTimeout,
         (false, true) => Failure::Connect,
