@@ -19,7 +19,7 @@ use crate::prove::{Target, prove_forever};
 use crate::registry_host::RegistryHost;
 use crate::relay::{Relay, Route, trust_only};
 use crate::report::{self, Report};
-use crate::runtime::{Look, Places, look};
+use crate::runtime::{Configure, Look, Places, look};
 use crate::status::{self, RuntimeSeen, Seen};
 use crate::touched::Touched;
 use crate::watch::{self, Sources};
@@ -79,6 +79,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         config_path,
         registries_conf_dir,
         runtime_config,
+        configure_runtime,
         cri_socket,
         state_dir,
         relay_listen,
@@ -104,7 +105,8 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         Some(folder) => Folder::RegistriesConf(folder),
         None => Folder::Certs(certs_dir),
     };
-    let telling = Telling { config_path, places, reports, targets, tally };
+    let configure = Configure::new(&state_dir, configure_runtime && !drop_ins);
+    let telling = Telling { config_path, places, configure, reports, targets, tally };
 
     let mut touched = Touched::new();
     let mut agent = Agent::listening(relay_listen, telling).await;
@@ -138,6 +140,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     watches.shutdown().await;
     helpers.shutdown().await;
     if departure == Departure::End {
+        agent.unconfigure().await?;
         upkeep.give_everything_back().await?;
         report::withdraw(client, &node_name).await;
     }
@@ -165,6 +168,7 @@ struct Agent {
 struct Telling {
     config_path: String,
     places: Places,
+    configure: Configure,
     reports: Sender<Option<Report>>,
     targets: Sender<Option<Target>>,
     tally: Sender<Tally>,
@@ -205,8 +209,7 @@ impl Agent {
             }
         };
         let outcome = upkeep.converge(wanted, &known).await?;
-        let (places, version) = (self.telling.places.clone(), known.runtime_version.clone());
-        let look = spawn_blocking(move || look(&places, version.as_deref())).await.map_err(AgentFault::Task)?;
+        let look = self.look(&outcome, &known).await?;
         self.count(&outcome);
         if let Some(plan) = &plan {
             self.prove(&outcome, &look, &known);
@@ -281,6 +284,32 @@ impl Agent {
         let findings = status::findings(seen);
         self.telling.tally.send_modify(|tally| tally.mirrors = findings.states());
         send_news(&self.telling.reports, Some(Report { node_uid: node.uid, findings }));
+    }
+
+    /// Looks at the runtime's configuration and mends it where that was asked for.
+    async fn look(&self, outcome: &Outcome, known: &Known) -> Result<Look, AgentFault> {
+        let Telling { places, configure, config_path, .. } = &self.telling;
+        let (places, configure, folder) = (places.clone(), configure.clone(), config_path.clone());
+        let (version, proofs) = (known.runtime_version.clone(), known.proofs.clone());
+        let placed = outcome.placed.iter().filter(|(_, placed)| placed.is_ok());
+        let registries: Vec<_> = placed.map(|(registry, _)| registry.to_string()).collect();
+        let looking = spawn_blocking(move || {
+            let mut look = look(&places, version.as_deref());
+            let seen = proofs.seen(registries.iter(), &look.fingerprint);
+            let mended = configure.turn(&places, version.as_deref(), &look, &folder, seen);
+            look.note = mended.err().map(|error| error.to_string());
+            look
+        });
+        looking.await.map_err(AgentFault::Task)
+    }
+
+    async fn unconfigure(&self) -> Result<(), AgentFault> {
+        let configure = self.telling.configure.clone();
+        let given_back = spawn_blocking(move || configure.give_back()).await.map_err(AgentFault::Task)?;
+        if let Err(error) = given_back {
+            tracing::error!(%error, "the runtime's configuration is not as it was found");
+        }
+        Ok(())
     }
 
     /// For the metrics.

@@ -117,6 +117,11 @@ pub struct Args {
     #[arg(long, env = "BREAKWATER_RUNTIME_CONFIG", default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     pub runtime_config: PathBuf,
 
+    /// Where containerd 2.x reads no hosts.toml, writes a drop-in that has it read certs.d from its next start on; taken back if that does
+    /// not help
+    #[arg(long, env = "BREAKWATER_CONFIGURE_RUNTIME")]
+    pub configure_runtime: bool,
+
     /// The runtime's CRI socket, by which is proven that it reads certs.d; none: the first pull is the proof
     #[arg(
         long,

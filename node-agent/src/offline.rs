@@ -5,6 +5,7 @@ use crate::drop_ins::DropIns;
 use crate::files::{Files, Outcome};
 use crate::known::{Known, Node};
 use crate::plan::{self, Plan};
+use crate::runtime::Configure;
 use breakwater_crds::RegistryMirror;
 use kube::ResourceExt;
 use serde_json::Value;
@@ -94,6 +95,7 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
 /// The state folder cannot be used.
 pub fn restore(args: &RestoreArgs) -> Result<Told, OfflineFault> {
     let RestoreArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
+    let unconfigured = Configure::new(state_dir, false).give_back();
     let (root, outcome) = match registries_conf_dir {
         Some(folder) => (folder, DropIns::new(folder, state_dir).give_everything_back()),
         None => {
@@ -110,7 +112,9 @@ pub fn restore(args: &RestoreArgs) -> Result<Told, OfflineFault> {
     if outcome.given_back.is_empty() && outcome.stuck.is_empty() {
         text.push_str("nothing to give back\n");
     }
-    Ok(Told { text, troubles: troubles_of(&outcome) })
+    let mut troubles = troubles_of(&outcome);
+    troubles.extend(unconfigured.err().map(|error| error.to_string()));
+    Ok(Told { text, troubles })
 }
 
 fn troubles_of(outcome: &Outcome) -> Vec<String> {

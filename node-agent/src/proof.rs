@@ -1,6 +1,7 @@
 //! Which registries the container runtime was seen to ask the relay for. Part of the last known set, so that a restart of the
 //! agent asks nothing anew. Pure.
 
+use crate::runtime::Seen;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -38,6 +39,21 @@ impl Proofs {
         self.0.get(registry).is_some_and(|proof| proof.fingerprint == fingerprint && proof.verdict == Verdict::Proven)
     }
 
+    /// What the runtime as it is now did about these registries, taken together.
+    #[must_use]
+    pub fn seen<'a>(&self, registries: impl Iterator<Item = &'a String>, fingerprint: &str) -> Seen {
+        let mut seen = Seen::Nothing;
+        for registry in registries {
+            match self.0.get(registry).filter(|proof| proof.fingerprint == fingerprint).map(|proof| &proof.verdict) {
+                Some(Verdict::Proven) => return Seen::Came,
+                Some(Verdict::Missed(_)) => seen = Seen::Missed,
+                // Not asked yet: it may come.
+                Some(Verdict::Unclear(_)) | None => return Seen::Nothing,
+            }
+        }
+        seen
+    }
+
     /// Takes note. What could not be asked takes nothing away that was proven or missed.
     pub fn note(&mut self, registry: &str, fingerprint: &str, verdict: Verdict) {
         let is_settled = |proof: &Proof| !matches!(proof.verdict, Verdict::Unclear(_));
@@ -56,6 +72,22 @@ impl Proofs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_runtime_has_missed_once_it_was_asked_for_all_in_vain() {
+        let both = ["docker.io".to_owned(), "quay.io".to_owned()];
+        let mut proofs = Proofs::default();
+        let seen = |proofs: &Proofs| proofs.seen(both.iter(), "1");
+        assert_eq!(proofs.seen([].iter(), "1"), Seen::Nothing);
+        proofs.note("docker.io", "1", Verdict::Missed("not found".into()));
+        assert_eq!(seen(&proofs), Seen::Nothing);
+        proofs.note("quay.io", "0", Verdict::Missed("not found".into()));
+        assert_eq!(seen(&proofs), Seen::Nothing, "that was another life of it");
+        proofs.note("quay.io", "1", Verdict::Missed("not found".into()));
+        assert_eq!(seen(&proofs), Seen::Missed);
+        proofs.note("docker.io", "1", Verdict::Proven);
+        assert_eq!(seen(&proofs), Seen::Came);
+    }
 
     #[test]
     fn a_verdict_stands_until_a_better_one_and_a_proof_is_of_one_runtime() {

@@ -1,11 +1,14 @@
-//! The container runtime's own side: what its configuration says of mirrors, and whether it may have changed. Reads, and never
-//! writes.
+//! The container runtime's own side: what its configuration says of mirrors, and whether it may have changed. Writes nothing but, where
+//! it was told to, one drop-in.
 
+mod configure;
+mod drop_in;
 mod effective;
 mod files;
 mod finding;
 mod version;
 
+pub use configure::{Configure, Seen, Unconfigured};
 pub use effective::{Effective, Lookup};
 pub use finding::Doubt;
 
@@ -35,6 +38,10 @@ pub struct Look {
     pub fingerprint: String,
     /// The socket, if there is one.
     pub socket: Option<PathBuf>,
+    /// One life of the runtime, as its socket tells; None: there is no socket.
+    pub life: Option<String>,
+    /// What became of configuring it, where that is worth a word.
+    pub note: Option<String>,
 }
 
 /// Reads the runtime's configuration as the version in `containerd://2.4.2` does. Blocks on the disk.
@@ -47,8 +54,8 @@ pub fn look(places: &Places, runtime_version: Option<&str>) -> Look {
     }
     let socket = places.socket.as_deref().and_then(|path| Some((path, identity(path)?)));
     // A runtime that started anew made its socket anew. Without one, another version tells at least of an upgrade.
-    let life = socket.as_ref().map_or_else(|| runtime_version.unwrap_or_default().to_owned(), |(_, life)| life.clone());
-    hash.update(life.as_bytes());
+    let (socket, life) = socket.map(|(path, life)| (path.to_owned(), life)).unzip();
+    hash.update(life.as_deref().or(runtime_version).unwrap_or_default().as_bytes());
     let simple = |lookup| Effective { lookup, file: places.config.clone(), plugin: "" };
     let effective = match runtime_version.map(Version::parse) {
         _ if places.drop_ins => Ok(simple(Lookup::DropIns)),
@@ -58,7 +65,7 @@ pub fn look(places: &Places, runtime_version: Option<&str>) -> Look {
         Some(Ok(version)) => loaded.map(|files| effective::effective(&files, version)),
     };
     let fingerprint = hex::encode(hash.finish());
-    Look { effective, fingerprint, socket: socket.map(|(path, _)| path.to_owned()) }
+    Look { effective, fingerprint, socket, life, note: None }
 }
 
 /// Names one life of a socket.

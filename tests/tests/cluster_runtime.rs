@@ -14,10 +14,11 @@ use breakwater_tests::images::Image;
 use breakwater_tests::product::Product;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
+use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const ONE_FOLDER: &str = r#"config_path = "/etc/containerd/certs.d""#;
-const PRESETS: [&str; 7] = ["k3s", "rke2", "k0s", "microk8s", "talos", "cri-o", "without-socket"];
+const PRESETS: [&str; 8] = ["k3s", "rke2", "k0s", "microk8s", "talos", "cri-o", "without-socket", "configure-runtime"];
 
 /// Waits for the condition that tells whether the runtime reads our files.
 async fn configured(cluster: &Cluster, node: &Node, reason: &str) -> Result<(Condition, MirrorNode)> {
@@ -59,21 +60,75 @@ async fn no_canary_is_left(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// Makes an overlay of config/default with one preset.
+fn overlay(preset: &str) -> Result<TempDir> {
+    let folder = tempfile::tempdir().context("make a folder")?;
+    let path = folder.path().canonicalize().context("find the folder")?;
+    let config = workspace().join("config").canonicalize().context("find config")?;
+    let (base, component) = (config.join("default"), config.join("node-agent/presets").join(preset));
+    // Kustomize takes relative paths alone.
+    let up = "../".repeat(path.components().count() - 1);
+    let below = |path: &Path| format!("{up}{}", path.display().to_string().trim_start_matches('/'));
+    let overlay = format!("resources: [{}]\ncomponents: [{}]\n", below(&base), below(&component));
+    std::fs::write(path.join("kustomization.yaml"), overlay).context("write an overlay")?;
+    Ok(folder)
+}
+
 /// The API server judges every field of what a preset makes of config/default.
-async fn presets_are_accepted(cluster: &Cluster, folder: &Path) -> Result<()> {
+async fn presets_are_accepted(cluster: &Cluster) -> Result<()> {
     for preset in PRESETS {
-        let config = workspace().join("config").canonicalize().context("find config")?;
-        let (base, component) = (config.join("default"), config.join("node-agent/presets").join(preset));
-        // Kustomize takes relative paths alone.
-        let up = "../".repeat(folder.components().count() - 1);
-        let below = |path: &Path| format!("{up}{}", path.display().to_string().trim_start_matches('/'));
-        let overlay = format!("resources: [{}]\ncomponents: [{}]\n", below(&base), below(&component));
-        std::fs::write(folder.join("kustomization.yaml"), overlay).context("write an overlay")?;
-        let applied = cluster.kubectl(&["apply", "--dry-run=server", "-k", &folder.to_string_lossy()]).await;
+        let folder = overlay(preset)?;
+        let path = folder.path().canonicalize().context("find the folder")?;
+        let applied = cluster.kubectl(&["apply", "--dry-run=server", "-k", &path.to_string_lossy()]).await;
         let applied = applied.with_context(|| format!("apply the preset {preset}"))?;
         ensure!(applied.contains("daemonset.apps/breakwater-node-agent configured"), "{preset}: {applied}");
     }
     Ok(())
+}
+
+/// Pulls new images until one comes through the cache: just after a node's start the cache may not find its registry yet, and pulls
+/// pass it by.
+async fn pulls_go_through(cluster: &Cluster, product: Product<'_>, upstream: &Distribution) -> Result<()> {
+    let mut seed = 100;
+    until(LIMIT, "a pull through the cache", async || {
+        seed += 1;
+        let image = upstream.push(&Image::busybox_app(&format!("team/through-{seed}"), seed, &[1000])?).await?;
+        cluster.run_pod(&format!("through-{seed}"), &image, None).await?.running(LIMIT).await?;
+        let received = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
+        Ok((received > 0.0).then_some(()))
+    })
+    .await
+}
+
+/// The agent writes the drop-in itself, and containerd reads it at its next start.
+async fn the_agent_configures_it(cluster: &Cluster, node: &Node) -> Result<()> {
+    let table = "[plugins.'io.containerd.cri.v1.images'.registry]\n";
+    let mended = format!("{table}  {ONE_FOLDER}\n");
+    reboot_with(node, &mended, table).await?;
+    let (ignored, _) = configured(cluster, node, "MultiplePaths").await?;
+    ensure!(!ignored.message.contains("--configure-runtime"), "{ignored:?}");
+    let folder = overlay("configure-runtime")?;
+    let path = folder.path().canonicalize().context("find the folder")?;
+    cluster.kubectl(&["apply", "-k", &path.to_string_lossy()]).await?;
+    // It says what it lacks.
+    until(LIMIT, "what stands in the way", async || {
+        let (said, _) = configured(cluster, node, "MultiplePaths").await?;
+        Ok(said.message.contains("imports = ").then_some(()))
+    })
+    .await?;
+    let before = std::fs::read_to_string(node.containerd_config()).context("read config.toml")?;
+    let imports = format!("imports = [\"/etc/containerd/conf.d/*.toml\"]\n{before}");
+    std::fs::write(node.containerd_config(), imports).context("write config.toml")?;
+    let drop_in = node.certs_d().with_file_name("conf.d").join("99-breakwater.toml");
+    until(LIMIT, "the drop-in", async || Ok(drop_in.exists().then_some(()))).await?;
+    node.power_off().await?;
+    node.power_on().await?;
+    configured(cluster, node, "Proven").await?;
+    active(cluster, node).await?;
+    let config = workspace().join("config/default");
+    cluster.kubectl(&["-n", "breakwater-nodes", "delete", "ds", "breakwater-node-agent"]).await?;
+    until(LIMIT, "the drop-in to be taken back", async || Ok((!drop_in.exists()).then_some(()))).await?;
+    cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,8 +142,7 @@ async fn a_runtime_that_ignores_the_files_is_found_out_and_mended() -> Result<()
     let (proven, _) = configured(&cluster, node, "Proven").await?;
     ensure!(proven.status == "True" && proven.message.contains("registry-a.test"), "{proven:?}");
     no_canary_is_left(node).await?;
-    let folder = tempfile::tempdir().context("make a folder")?;
-    presets_are_accepted(&cluster, &folder.path().canonicalize().context("find the folder")?).await?;
+    presets_are_accepted(&cluster).await?;
 
     // Without a word of its own, this containerd takes two folders and then reads neither.
     reboot_with(node, ONE_FOLDER, "").await?;
@@ -108,15 +162,13 @@ async fn a_runtime_that_ignores_the_files_is_found_out_and_mended() -> Result<()
     reboot_with(node, table, &format!("{table}  {ONE_FOLDER}\n")).await?;
     configured(&cluster, node, "Proven").await?;
     active(&cluster, node).await?;
-    let image = upstream.push(&Image::busybox_app("team/through", 2, &[1000])?).await?;
-    cluster.run_pod("through", &image, None).await?.running(LIMIT).await?;
-    let received = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
-    ensure!(received > 0.0, "the cache got nothing");
+    pulls_go_through(&cluster, product, &upstream).await?;
     no_canary_is_left(node).await?;
 
     // The folder that the agent has mounted goes; the kubelet gives a new process the new one.
     node.exec(&["rm", "-rf", "/etc/containerd/certs.d"]).await?;
     let file = node.certs_d().join("registry-a.test/hosts.toml");
     until(LIMIT, "the file in a new certs.d", async || Ok(file.exists().then_some(()))).await?;
+    the_agent_configures_it(&cluster, node).await?;
     cluster.remove().await
 }

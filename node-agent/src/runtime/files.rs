@@ -180,6 +180,17 @@ fn resolve(parent: &Path, import: &str, source: &impl Source) -> Option<Vec<Path
     Some(found)
 }
 
+/// Where a file of that name is imported by the root file, if anywhere.
+pub(super) fn place(root: &ConfigFile, name: &str) -> Option<PathBuf> {
+    let imports = root.root.get("imports").and_then(Value::as_array)?;
+    imports.iter().filter_map(Value::as_str).find_map(|import| {
+        let path = clean(&root.path.parent()?.join(import));
+        let (folder, pattern) = (path.parent()?, path.file_name()?.to_str()?);
+        let is_plain = !folder.to_str()?.contains(['*', '?', '[', '\\']) && !pattern.contains(['[', '\\']);
+        (is_plain && pattern.contains('*') && matches(pattern, name)).then(|| folder.join(name))
+    })
+}
+
 /// Without `.` and `..`, as containerd compares paths.
 fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::new();

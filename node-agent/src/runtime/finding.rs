@@ -19,6 +19,12 @@ impl Look {
     /// What is wrong with the runtime's configuration, for an agent that writes `folder` as the node sees it.
     #[must_use]
     pub fn doubt(&self, folder: &str) -> Option<Doubt> {
+        let doubt = self.found(folder)?;
+        let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
+        Some(Doubt { message: format!("{}{note}", doubt.message), ..doubt })
+    }
+
+    fn found(&self, folder: &str) -> Option<Doubt> {
         let found = match &self.effective {
             Ok(found) => found,
             Err(why) => {
@@ -85,7 +91,7 @@ mod tests {
     fn look(lookup: Lookup) -> Look {
         let found =
             Effective { lookup, file: "/etc/containerd/config.toml".into(), plugin: "io.containerd.cri.v1.images" };
-        Look { effective: Ok(found), fingerprint: String::new(), socket: None }
+        Look { effective: Ok(found), fingerprint: String::new(), socket: None, life: None, note: None }
     }
 
     #[track_caller]
@@ -114,7 +120,10 @@ mod tests {
             let folders = folders.into_iter().map(str::to_owned).collect();
             assert_eq!(look(Lookup::Folders(folders)).doubt(CERTS), None);
         }
-        let unknown = Look { effective: Err("cannot read x".into()), fingerprint: String::new(), socket: None };
+        let mut unknown = look(Lookup::Nowhere);
+        unknown.note = Some("and so".into());
+        assert!(unknown.doubt(CERTS).unwrap().message.ends_with("restart containerd; and so"));
+        unknown.effective = Err("cannot read x".into());
         let doubt = unknown.doubt(CERTS).unwrap();
         assert_eq!((doubt.reason, doubt.certain), ("ConfigUnreadable", false));
         assert!(doubt.message.contains("cannot read x") && doubt.message.contains("--runtime-config"));

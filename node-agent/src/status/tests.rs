@@ -21,7 +21,8 @@ const FOLDER: &str = "/etc/containerd/certs.d";
 fn looked(lookup: Lookup) -> Look {
     let file = "/etc/containerd/config.toml".into();
     let effective = Ok(Effective { lookup, file, plugin: "io.containerd.cri.v1.images" });
-    Look { effective, fingerprint: "1".into(), socket: Some("/run/containerd/containerd.sock".into()) }
+    let socket = Some("/run/containerd/containerd.sock".into());
+    Look { effective, fingerprint: "1".into(), socket, life: Some("1".into()), note: None }
 }
 
 /// What is found of mirrors that are otherwise well.
