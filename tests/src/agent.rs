@@ -288,6 +288,17 @@ impl Agent {
         ended.context("wait for the agent")
     }
 
+    /// The most memory that it has held, in KiB.
+    ///
+    /// # Errors
+    /// Fails when it has ended.
+    pub fn memory(&self) -> Result<u64> {
+        let id = self.child.id().context("the agent ended by itself")?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).context("look at the agent")?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("find its memory")?;
+        peak.trim().trim_end_matches(" kB").parse().context("read its memory")
+    }
+
     /// A path as the agent sees it, behind its own mounts.
     ///
     /// # Errors

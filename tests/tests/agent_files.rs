@@ -2,13 +2,16 @@
 //! relay's port is taken.
 #![cfg(feature = "cluster")]
 
+use std::fs::Permissions;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use breakwater_crds::{RegistryMirror, names};
 use breakwater_tests::agent::Stage;
 use breakwater_tests::cluster::until;
+use breakwater_tests::product::snapshot;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 
@@ -59,7 +62,8 @@ async fn hundreds_of_mirrors_are_written_soon_and_given_back() -> Result<()> {
     for registry in &names {
         stage.written(registry, LIMIT).await?;
     }
-    println!("300 mirrors: applied in {accepted:.1?}, written {:.1?} later", applied.elapsed() - accepted);
+    let later = applied.elapsed() - accepted;
+    println!("300 mirrors: applied in {accepted:.1?}, written {later:.1?} later, {} KiB of memory", agent.memory()?);
     let applied = Instant::now();
     let mirrors: Api<RegistryMirror> = Api::all(stage.cluster.client());
     mirrors.delete_collection(&DeleteParams::default(), &ListParams::default()).await.context("delete the mirrors")?;
@@ -89,6 +93,36 @@ async fn what_the_disk_refuses_is_said_and_mended_once_it_does_not() -> Result<(
     ensure!(!stage.hosts_toml("docker.io").exists(), "a file without a record of it");
     std::fs::remove_file(agent.sees(&state)?.join("ballast")).context("make room")?;
     stage.written("docker.io", Duration::from_secs(45)).await?;
+    agent.stop().await?;
+    stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_agent_may_not_keep_as_it_is_is_left_alone() -> Result<()> {
+    let stage = Stage::start().await?;
+    for registry in ["docker.io", "ghcr.io", "quay.io"] {
+        std::fs::create_dir(stage.certs_d().join(registry)).context("make a folder by hand")?;
+        std::fs::write(stage.hosts_toml(registry), FOREIGN).context("write by hand")?;
+    }
+    let owned = stage.hosts_toml("docker.io");
+    chown(&owned, Some(1000), Some(1000)).context("give the file to somebody")?;
+    let hidden = stage.hosts_toml("ghcr.io");
+    std::fs::set_permissions(&hidden, Permissions::from_mode(0o000)).context("hide the file")?;
+    chown(&hidden, Some(1000), Some(1000)).context("give the file to somebody")?;
+    let linked = stage.hosts_toml("quay.io");
+    std::fs::rename(&linked, stage.folder().join("elsewhere.toml")).context("move the file")?;
+    symlink("../../elsewhere.toml", &linked).context("link to it")?;
+    let before = snapshot(&stage.certs_d())?;
+    stage.mirrors(&["docker.io", "ghcr.io", "quay.io"]).await?;
+
+    // As its Pod is: root with one capability.
+    let agent = stage.agent_in("exec setpriv --bounding-set=-all,+net_bind_service \"$@\"", &[])?;
+    stage.says_of("docker.io", "WriteFailed", "keep the owner", LIMIT).await?;
+    stage.says_of("ghcr.io", "WriteFailed", "Permission denied", LIMIT).await?;
+    stage.says_of("quay.io", "UnsafePath", "symlink", LIMIT).await?;
+    ensure!(snapshot(&stage.certs_d())? == before, "something changed");
+    chown(&owned, Some(0), Some(0)).context("take the file back")?;
+    stage.written("docker.io", AT_ONCE).await?;
     agent.stop().await?;
     stage.cluster.remove().await
 }
