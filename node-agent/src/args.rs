@@ -48,6 +48,10 @@ pub struct PlanArgs {
     #[arg(long, env = "BREAKWATER_CERTS_DIR", default_value = "/etc/containerd/certs.d", value_name = "DIR")]
     pub certs_dir: PathBuf,
 
+    /// On nodes with CRI-O or podman: the node's registries.conf.d, which the plan is for instead
+    #[arg(long, env = "BREAKWATER_REGISTRIES_CONF_DIR", value_name = "DIR")]
+    pub registries_conf_dir: Option<PathBuf>,
+
     /// The agent's state, which tells what it wrote before
     #[arg(long, env = "BREAKWATER_STATE_DIR", default_value = "/var/lib/breakwater", value_name = "DIR")]
     pub state_dir: PathBuf,

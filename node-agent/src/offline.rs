@@ -2,9 +2,9 @@
 
 use crate::args::{PlanArgs, RestoreArgs};
 use crate::drop_ins::DropIns;
-use crate::files::{Files, Outcome};
+use crate::files::{Files, Outcome, Wanted};
 use crate::known::{Known, Node};
-use crate::plan::{self, Plan};
+use crate::plan;
 use crate::runtime::Configure;
 use breakwater_crds::RegistryMirror;
 use kube::ResourceExt;
@@ -66,7 +66,7 @@ pub struct Told {
 /// # Errors
 /// The mirrors or the node's files cannot be read.
 pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
-    let PlanArgs { from, labels, certs_dir, state_dir, relay_listen } = args;
+    let PlanArgs { from, labels, certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
     let text = if from == Path::new("-") { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(&from) };
     let text = text.map_err(|source| OfflineFault::Read { path: from.clone(), source })?;
     let (mirrors, mut troubles) = parse(&text).map_err(|why| OfflineFault::Parse { path: from, why })?;
@@ -75,6 +75,13 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
     let plan = plan::plan(&known, relay_listen).unwrap_or_default();
     troubles.extend(plan.refused.iter().map(|(registry, message)| format!("{registry}: {message}")));
 
+    let wanted: Vec<_> = plan.mirrors.into_iter().map(|planned| planned.wanted).collect();
+    if let Some(folder) = registries_conf_dir {
+        let (text, more) =
+            plan_drop_ins(&folder, &wanted).map_err(|source| OfflineFault::Look { path: folder, source })?;
+        troubles.extend(more);
+        return Ok(Told { text, troubles });
+    }
     let look = |source| OfflineFault::Look { path: certs_dir.clone(), source };
     let copy = tempfile::tempdir().map_err(look)?;
     let (certs_copy, state_copy) = (copy.path().join("certs.d"), copy.path().join("state"));
@@ -82,11 +89,38 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
     copy_journal(&state_dir, &state_copy).map_err(OfflineFault::State)?;
     let mut files =
         Files::open(&certs_copy, &state_copy, &plan::relay_url(relay_listen)).map_err(OfflineFault::State)?;
-    let Plan { mirrors, .. } = plan;
-    let wanted: Vec<_> = mirrors.into_iter().map(|planned| planned.wanted).collect();
     troubles.extend(troubles_of(&files.converge(&wanted)));
     let after = texts(&certs_copy).map_err(look)?;
     Ok(Told { text: difference(&certs_dir, &before, &after), troubles })
+}
+
+/// The same for drop-ins of registries.conf.
+fn plan_drop_ins(folder: &Path, wanted: &[Wanted]) -> io::Result<(String, Vec<String>)> {
+    let temporary = tempfile::tempdir()?;
+    let copy = temporary.path().join("registries.conf.d");
+    std::fs::create_dir(&copy)?;
+    let main = folder.with_file_name("registries.conf");
+    if main.try_exists()? {
+        std::fs::copy(main, temporary.path().join("registries.conf"))?;
+    }
+    if folder.try_exists()? {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), copy.join(entry.file_name()))?;
+        }
+    }
+    let before = files(&copy)?;
+    let outcome = DropIns::new(&copy, &temporary.path().join("state")).converge(wanted);
+    Ok((difference(folder, &before, &files(&copy)?), troubles_of(&outcome)))
+}
+
+fn files(folder: &Path) -> io::Result<Texts> {
+    let mut texts = Texts::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        texts.insert(entry.file_name().into(), std::fs::read(entry.path())?);
+    }
+    Ok(texts)
 }
 
 /// Gives every file back as the agent does when it is removed.
@@ -263,6 +297,7 @@ items:
             from,
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             certs_dir: dir.path().join("certs.d"),
+            registries_conf_dir: None,
             state_dir: dir.path().join("state"),
             relay_listen: ([127, 0, 0, 1], 429).into(),
         }
@@ -310,6 +345,27 @@ items:
         assert_eq!(told.text, format!("given back: {}\n", folder.display()));
         assert_eq!(std::fs::read_to_string(folder.join(HOSTS_TOML)).unwrap(), foreign);
         assert_eq!(restore(&args).unwrap().text, "nothing to give back\n");
+    }
+
+    #[test]
+    fn drop_ins_are_planned_and_restored_too() {
+        let dir = TempDir::new().unwrap();
+        let folder = dir.path().join("registries.conf.d");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("10-corp.conf"), "# corp\n").unwrap();
+        let args = || PlanArgs { registries_conf_dir: Some(folder.clone()), ..plan_args(&dir, &[]) };
+        let told = plan(args()).unwrap();
+        assert!(told.text.contains("50-breakwater-docker.io.conf\n# Managed by Breakwater: "), "{}", told.text);
+        assert!(told.text.ends_with("# 1 unchanged\n"), "{}", told.text);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+
+        std::fs::write(folder.join("50-breakwater-docker.io.conf"), "# Managed by Breakwater: RegistryMirror/hub\n")
+            .unwrap();
+        let PlanArgs { certs_dir, registries_conf_dir, state_dir, relay_listen, .. } = args();
+        std::fs::create_dir(&state_dir).unwrap();
+        let told = restore(&RestoreArgs { certs_dir, registries_conf_dir, state_dir, relay_listen }).unwrap();
+        assert!(told.text.starts_with("given back: ") && told.troubles.is_empty(), "{told:?}");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
     }
 
     #[test]
