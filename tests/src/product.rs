@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use breakwater_crds::names::{ADMIN_PORT, LABEL_MIRROR, SYSTEM_NAMESPACE};
 use breakwater_crds::{MirrorNode, RegistryMirror};
 use k8s_openapi::api::core::v1::Pod;
@@ -148,7 +148,7 @@ impl<'a> Product<'a> {
     /// The sum of a metric of a mirror's cache over all label sets that contain `label`.
     ///
     /// # Errors
-    /// Fails when the cache's admin listener does not answer.
+    /// Fails when the cache's admin listener does not answer, or knows no such metric.
     pub async fn cache_metric(&self, mirror: &str, metric: &str, label: &str) -> Result<f64> {
         let pod = self.cache_pod(mirror).await?;
         let forward = self.cluster.forward(pod.address, ADMIN_PORT).await?;
@@ -156,6 +156,7 @@ impl<'a> Product<'a> {
         let client = reqwest::Client::builder().timeout(ANSWER_LIMIT).build().context("make an HTTP client")?;
         let answer = client.get(&url).send().await.context("ask for metrics")?;
         let text = answer.text().await.context("read the metrics")?;
+        ensure!(text.lines().any(|line| line.starts_with(metric)), "the cache has no metric {metric}");
         Ok(text
             .lines()
             .filter(|line| line.starts_with(metric) && line.contains(label))

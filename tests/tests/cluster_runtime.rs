@@ -94,7 +94,8 @@ async fn pulls_go_through(cluster: &Cluster, product: Product<'_>, upstream: &Di
         seed += 1;
         let image = upstream.push(&Image::busybox_app(&format!("team/through-{seed}"), seed, &[1000])?).await?;
         cluster.run_pod(&format!("through-{seed}"), &image, None).await?.running(LIMIT).await?;
-        let received = product.cache_metric("registry-a", "breakwater_upstream_received_bytes_total", "").await?;
+        let received =
+            product.cache_metric("registry-a", "breakwater_cache_content_bytes_total", "source=\"upstream\"").await?;
         Ok((received > 0.0).then_some(()))
     })
     .await
