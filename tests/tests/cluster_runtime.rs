@@ -3,6 +3,7 @@
 #![cfg(feature = "cluster")]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,7 @@ use breakwater_tests::binaries::workspace;
 use breakwater_tests::cluster::{Cluster, ClusterConfig, Node, until};
 use breakwater_tests::distribution::{Distribution, DistributionConfig};
 use breakwater_tests::images::Image;
-use breakwater_tests::product::Product;
+use breakwater_tests::product::{AGENT_PROGRAM, Product};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use tempfile::TempDir;
@@ -89,16 +90,27 @@ async fn presets_are_accepted(cluster: &Cluster) -> Result<()> {
 /// Pulls new images until one comes through the cache: just after a node's start the cache may not find its registry yet, and pulls
 /// pass it by.
 async fn pulls_go_through(cluster: &Cluster, product: Product<'_>, upstream: &Distribution) -> Result<()> {
-    let mut seed = 100;
+    static SEED: AtomicU64 = AtomicU64::new(100);
+    let source = "source=\"upstream\"";
+    let before = product.cache_metric("registry-a", "breakwater_cache_content_bytes_total", source).await?;
     until(LIMIT, "a pull through the cache", async || {
-        seed += 1;
+        let seed = SEED.fetch_add(1, Ordering::Relaxed);
         let image = upstream.push(&Image::busybox_app(&format!("team/through-{seed}"), seed, &[1000])?).await?;
         cluster.run_pod(&format!("through-{seed}"), &image, None).await?.running(LIMIT).await?;
-        let received =
-            product.cache_metric("registry-a", "breakwater_cache_content_bytes_total", "source=\"upstream\"").await?;
-        Ok((received > 0.0).then_some(()))
+        let received = product.cache_metric("registry-a", "breakwater_cache_content_bytes_total", source).await?;
+        Ok((received > before).then_some(()))
     })
     .await
+}
+
+/// A stopped process still takes connections, so only its liveness probe frees the pulls that wait for it.
+async fn a_hung_agent_is_ended(cluster: &Cluster, product: Product<'_>, upstream: &Distribution) -> Result<()> {
+    let image = upstream.push(&Image::busybox_app("team/hung", 99, &[1000])?).await?;
+    product.signal(AGENT_PROGRAM, "STOP").await?;
+    let start = cluster.run_pod("hung", &image, None).await?.running(LIMIT).await?;
+    println!("pulled in {:.1?} past a stopped agent", start.pull);
+    ensure!(start.total < Duration::from_secs(20), "{start:?}");
+    pulls_go_through(cluster, product, upstream).await
 }
 
 /// The agent writes the drop-in itself, and containerd reads it at its next start.
@@ -164,6 +176,7 @@ async fn a_runtime_that_ignores_the_files_is_found_out_and_mended() -> Result<()
     configured(&cluster, node, "Proven").await?;
     active(&cluster, node).await?;
     pulls_go_through(&cluster, product, &upstream).await?;
+    a_hung_agent_is_ended(&cluster, product, &upstream).await?;
     no_canary_is_left(node).await?;
 
     // The folder that the agent has mounted goes; the kubelet gives a new process the new one.
