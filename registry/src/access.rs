@@ -6,6 +6,7 @@
 use std::{
     cell::Cell,
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -21,6 +22,7 @@ use crate::{
     body::{Body, BodyBroken},
     metrics::{Kind, Metrics, Outcome},
     route::{List, Route},
+    server,
 };
 
 /// Texts of the client's are cut here.
@@ -66,7 +68,9 @@ pub fn record<B>(
     let result = outcome(*route, &response);
     metrics.answered(kind(*route), result, first_byte);
     let is_for_replica = matches!(response.status(), StatusCode::GATEWAY_TIMEOUT | StatusCode::LOOP_DETECTED);
-    let is_quiet = result == Outcome::hit || route.is_none() || is_for_replica;
+    // A node whose token is not the right one any more pulls past the cache: somebody should see why.
+    let is_nowhere = route.is_none() && response.status() != StatusCode::UNAUTHORIZED;
+    let is_quiet = result == Outcome::hit || is_nowhere || is_for_replica;
     let is_wanted =
         if is_quiet { enabled!(target: "access", Level::DEBUG) } else { enabled!(target: "access", Level::INFO) };
     if !is_wanted {
@@ -80,6 +84,7 @@ pub fn record<B>(
     let (repository, reference) = what(*route, request.uri().path());
     let line = Line {
         is_quiet,
+        client: server::client(),
         method: shortened(request.method().as_str()).to_owned(),
         kind: kind(*route),
         repository,
@@ -111,7 +116,7 @@ fn outcome(route: Option<&Route>, response: &Response<Body>) -> Outcome {
     let cache_status = response.headers().get("cache-status").map(http::HeaderValue::as_bytes).unwrap_or_default();
     match response.status() {
         _ if route.is_none() => Outcome::denied,
-        StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Outcome::denied,
+        StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Outcome::denied,
         // The request itself forbids to ask upstream.
         StatusCode::GATEWAY_TIMEOUT | StatusCode::LOOP_DETECTED => Outcome::denied,
         status if !status.is_success() => Outcome::error,
@@ -141,6 +146,7 @@ fn shortened(text: &str) -> &str {
 /// A request's line in the log.
 struct Line {
     is_quiet: bool,
+    client: Option<SocketAddr>,
     method: String,
     kind: Kind,
     repository: String,
@@ -164,6 +170,7 @@ impl Line {
                 event!(
                     target: "access",
                     $level,
+                    client = self.client.map(tracing::field::display),
                     method = self.method,
                     kind = ?self.kind,
                     repository = self.repository,

@@ -127,7 +127,7 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register(
             "cache_requests",
-            "Requests answered; denied: upstream does not have it or refuses, or there is no such path or range, or only-if-cached forbids to ask",
+            "Requests answered; denied: upstream does not have it or refuses, or no token was shown, or there is no such path or range, or only-if-cached forbids to ask",
             self.requests.clone(),
         );
         registry.register(

@@ -90,6 +90,13 @@ impl Pull {
         access::record(&answered, request, response, &self.metrics)
     }
 
+    /// Refuses a request that shows no token; counted and logged as one that is answered.
+    pub fn refuse<B>(&self, request: &Request<B>) -> Response<Body> {
+        let route = route::parse(request.method(), request.uri(), &self.registry).ok();
+        let answered = Answered { began: Instant::now(), upstream: Duration::ZERO, route: route.as_ref() };
+        access::record(&answered, request, respond::unauthorized(), &self.metrics)
+    }
+
     async fn route<B>(&self, request: &Request<B>, route: Result<&Route, &Refused>, began: Instant) -> Response<Body> {
         let wish = Wish::of(request, began);
         if let (Ok(route), Some(asked)) = (route, OnlyIfCached::of(request)) {

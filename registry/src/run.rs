@@ -34,7 +34,6 @@ use crate::{
     pins::{self, Pins},
     pull::Pull,
     registry_host::RegistryHost,
-    respond,
     server::{self, Unbound},
     source::{Alternate, Sources},
     store::{Store, Unusable, contact::LastContact},
@@ -268,7 +267,7 @@ fn open_to_holders(
             let is_of_pins = request.uri().path() == pins::PATH;
             let role = if is_of_pins { Role::Operator } else { Role::Relay };
             match (tokens.admit(request.headers(), role), is_of_pins) {
-                (false, _) => respond::unauthorized(),
+                (false, _) => pull.refuse(&request),
                 (true, true) => pins.answer(request).await,
                 (true, false) => pull.answer(&request).await,
             }

@@ -56,6 +56,15 @@ const STALL: Duration = Duration::from_secs(300);
 const BUFFER: usize = 64 * 1024;
 const TLS_HELLO: u8 = 0x16;
 
+tokio::task_local! {
+    static CLIENT: SocketAddr;
+}
+
+/// Who is at the other end of the connection that the running request came by.
+pub fn client() -> Option<SocketAddr> {
+    CLIENT.try_with(|client| SocketAddr::new(client.ip().to_canonical(), client.port())).ok()
+}
+
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("{flag}: cannot listen on {address}; is another process there?")]
@@ -104,16 +113,16 @@ pub async fn serve<H, F>(
             () = stopping.cancelled() => break,
             accepted = accept(&listener, &places) => accepted,
         };
-        let Some((stream, place)) = accepted else { continue };
+        let Some((stream, client, place)) = accepted else { continue };
         let crowded = Arc::clone(&places.crowded);
         let connection =
             Connection { stopping: stopping.clone(), patience, crowded, _place: place, _held: open.open() };
         let (acceptor, handler) = (acceptor.clone(), handler.clone());
-        connections.spawn(async move {
+        connections.spawn(CLIENT.scope(client, async move {
             if let Err(error) = connection.run(stream, acceptor, handler).await {
-                debug!(%error, "connection ended");
+                debug!(%client, %error, "connection ended");
             }
-        });
+        }));
     }
     // New callers are refused from here on.
     drop(listener);
@@ -134,7 +143,7 @@ fn most_connections() -> usize {
 }
 
 /// Waits for a free place first: beyond the limit callers wait in the kernel, and who asks nothing has to make room.
-async fn accept(listener: &TcpListener, places: &Places) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, places: &Places) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = match Arc::clone(&places.free).try_acquire_owned() {
         Ok(place) => place,
         Err(_) => {
@@ -150,7 +159,7 @@ async fn accept(listener: &TcpListener, places: &Places) -> Option<(TcpStream, O
         }
     };
     match listener.accept().await {
-        Ok((stream, _peer)) => Some((stream, place)),
+        Ok((stream, client)) => Some((stream, client, place)),
         Err(error) => {
             // Out of file descriptors, most likely: give the others time to end.
             warn!(%error, "cannot accept");

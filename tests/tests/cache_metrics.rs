@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use breakwater_tests::binaries::workspace;
@@ -209,8 +210,32 @@ async fn each_request_is_one_line_of_the_access_log_without_secrets() {
     assert_eq!((&hit["level"], &hit["bytes"], &hit["range"]), (&"DEBUG".into(), &10.into(), &"bytes=10-19".into()));
     assert_eq!((&hit["status"], &hit["upstream_seconds"]), (&206.into(), &0.0.into()));
     assert_eq!((&refused["kind"], &refused["status"]), (&"other".into(), &404.into()));
+    for line in &lines {
+        let client = line["client"].as_str().and_then(|client| client.parse::<SocketAddr>().ok());
+        assert!(client.is_some_and(|client| client.ip().is_loopback() && client.ip().is_ipv4()), "{line}");
+    }
     let output = cache.output();
     assert!(!output.contains("hunter2") && !output.contains('\u{1b}'), "{output}");
+}
+
+#[tokio::test]
+async fn who_shows_no_token_is_logged_and_counted() {
+    let upstream = Upstream::start().await;
+    let (identity, _folder) = Identity::with_token("open");
+    let cache = Cache::of(&upstream).identity(identity).flag("--log-format", "json").start().await;
+    assert_eq!(cache.get(BY_TAG).await.status, 401);
+    let pins = cache.request("GET", "/v1/pins").header("Authorization", "Bearer hunter2").answer().await;
+    assert_eq!(pins.status, 401);
+    let lines = access_log(&cache, 2).await;
+    let [pull, pins] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((&pull["level"], &pull["status"]), (&"INFO".into(), &401.into()));
+    assert_eq!((&pull["repository"], &pull["reference"]), (&REPOSITORY.into(), &"v1".into()));
+    assert!(pull["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{pull}");
+    assert_eq!((&pins["reference"], &pins["status"]), (&"/v1/pins".into(), &401.into()));
+    assert!(!cache.output().contains("hunter2"));
+    let metrics = metrics(&cache).await;
+    let denied = |kind| value(&metrics, "breakwater_cache_requests_total", &[kind, "result=\"denied\""]);
+    assert!((denied("kind=\"manifest\"") - 1.0).abs() < 0.1 && (denied("kind=\"other\"") - 1.0).abs() < 0.1);
 }
 
 #[tokio::test]
