@@ -189,6 +189,35 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    /// A row of the reference per flag.
+    fn reference() -> String {
+        let command = Args::command();
+        let flags = command.get_arguments().filter(|flag| flag.get_env().is_some());
+        let row = |flag: &clap::Arg| {
+            let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
+            let (meaning, said) = help.split_once(" [default: ").unwrap_or((&help, ""));
+            let values = flag.get_default_values().first().and_then(|value| value.to_str()).unwrap_or_default();
+            let default = if said.is_empty() { values } else { said.trim_end_matches(']') };
+            let name = flag.get_value_names().and_then(<[_]>::first).map(ToString::to_string).unwrap_or_default();
+            let environment = flag.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+            let long = flag.get_long().unwrap_or_default();
+            format!("| `--{long} {name}` | `{environment}` | {default} | {meaning} |\n")
+        };
+        flags.map(row).collect()
+    }
+
+    #[test]
+    fn the_page_lists_every_flag() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/standalone.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let found: String = page.split_inclusive('\n').filter(|line| line.starts_with("| `--")).collect();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, page.replace(&found, &reference())).unwrap();
+        } else {
+            assert_eq!(found, reference(), "UPDATE=1 rewrites docs/standalone.md");
+        }
+    }
+
     #[test]
     fn addresses() {
         assert_eq!(parse_listen(":5000"), Ok(Listen::Everywhere(5000)));
