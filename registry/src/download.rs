@@ -124,6 +124,12 @@ impl Download {
         self.is_continued
     }
 
+    /// Whether it is for this replica to tell the others: one that sent it all has it, and tells the rest itself.
+    pub(crate) fn is_news(&self) -> bool {
+        let is_left_from_earlier = self.is_continued && self.used.is_empty();
+        is_left_from_earlier || self.used.iter().any(|source| !source.is_replica())
+    }
+
     /// Ends with `Done` published; otherwise the caller publishes the failure.
     pub(crate) async fn run(&mut self) -> Result<(), Failure> {
         let filled = match self.begun().await? {

@@ -24,6 +24,7 @@ use crate::{
     download::Download,
     failure::Failure,
     metrics::{Held, Metrics},
+    peer::News,
     progress::{self, Publisher},
     reference::RepositoryName,
     source::Sources,
@@ -82,10 +83,14 @@ impl Flights {
         let parts = (Arc::clone(&self.store), Arc::clone(&self.sources), Arc::clone(&self.metrics));
         let liars = self.memory.liars(&digest);
         let mut download = Download::new(parts, repository.clone(), digest.clone(), publisher, liars);
-        if let Err(failure) = download.run().await {
-            debug!(%repository, digest = digest.short(), reason = failure.category(), "download failed");
-            self.remember(&download, failure);
-            download.publisher().fail(failure);
+        match download.run().await {
+            Ok(()) if download.is_news() => self.sources.peers().tell(&News::Blob(repository, digest)),
+            Ok(()) => {}
+            Err(failure) => {
+                debug!(%repository, digest = digest.short(), reason = failure.category(), "download failed");
+                self.remember(&download, failure);
+                download.publisher().fail(failure);
+            }
         }
         drop(landing);
     }

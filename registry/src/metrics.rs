@@ -2,6 +2,7 @@
 
 mod disk;
 mod labels;
+mod replication;
 
 use std::{
     future::Future,
@@ -19,6 +20,7 @@ pub use self::labels::{HostRole, Kind, Listener, Outcome, Phase, PinState, Sourc
 use self::{
     disk::Disk,
     labels::{Answered, At, From, InPhase, InState, OfHost, Result},
+    replication::Replication,
 };
 use crate::{registry_host::RegistryHost, upstream::RateLimit};
 
@@ -45,6 +47,8 @@ pub struct Metrics {
     used: Gauge,
     /// The folder.
     pub disk: Disk,
+    /// What the other replicas are told.
+    pub replication: Replication,
     pins: Family<InState, Gauge>,
     pinned: Gauge,
     log_lines_lost: Counter,
@@ -90,6 +94,7 @@ impl Metrics {
             connections: Family::default(),
             used: Gauge::default(),
             disk: Disk::default(),
+            replication: Replication::default(),
             pins: Family::default(),
             pinned: Gauge::default(),
             log_lines_lost: Counter::default(),
@@ -146,6 +151,7 @@ impl Metrics {
         registry.register("cache_connections", "Connections that are open", self.connections.clone());
         registry.register("cache_used_bytes", "Bytes of committed content", self.used.clone());
         self.disk.register(registry);
+        self.replication.register(registry);
         registry.register("cache_pins", "Pinned images, by how much of each is here", self.pins.clone());
         registry.register("cache_pinned_bytes", "Bytes that the pinned images need", self.pinned.clone());
         registry.register(

@@ -1,14 +1,17 @@
 //! The other replicas of this cache: a miss asks them before upstream, with `Cache-Control: only-if-cached`, so that none
-//! of them ever asks anyone on another's behalf. All are asked at once (replica.rs) and the first who has it serves it.
+//! of them ever asks upstream on another's behalf. All are asked at once (replica.rs) and the first who has it serves it.
+//! What one gets from a registry it tells the others, who fetch it from it (replicate.rs): its loss is no loss then.
 //!
 //! ```text
 //! Cache-Control: only-if-cached[, max-stale]     of the question (RFC 9111); 504 means no
-//! Breakwater-Peer: <id>                          of the question: who asks, new with each process
+//! Breakwater-Peer: <id>                          of the question: who asks, new with each process; without only-if-cached
+//!                                                it tells what is to be had: fetch it from a replica, or 504
 //! Retry-After: 0                                 of a 504: it is being looked for here, ask again
 //! Breakwater-Access: public                      of content: upstream serves this to anyone; without it, it does not
 //! ```
 
 mod replica;
+mod replicate;
 mod trust;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
@@ -20,14 +23,24 @@ use http::{
 };
 use reqwest::Response;
 
-use self::replica::{Question, Reason, Replica};
-pub use self::trust::{PeersInvalid, Trust};
+use self::{
+    replica::{Question, Reason, Replica},
+    replicate::Backlog,
+};
+pub use self::{
+    replicate::News,
+    trust::{PeersInvalid, Trust},
+};
 use crate::{
     background::Background,
     digest::{Algorithm, Digest},
     manifest::{self, Manifest},
+    metrics::Metrics,
     reference::{Reference, RepositoryName, Tag},
-    store::tags::{TagRecord, Target},
+    store::{
+        Store,
+        tags::{TagRecord, Target},
+    },
     upstream::{BlobStream, FetchedManifest, stated_length},
 };
 
@@ -74,21 +87,41 @@ impl fmt::Display for PeerAddress {
 /// The other replicas. The list may hold this one too: it finds that out by asking.
 pub struct Peers {
     replicas: Vec<Arc<Replica>>,
+    /// What each has not been told yet.
+    backlogs: Vec<Arc<Backlog>>,
     id: String,
 }
 
 impl Peers {
     /// Asks nobody yet.
-    pub fn new(addresses: Vec<PeerAddress>, trust: Trust, background: &Background) -> Arc<Self> {
+    pub fn new(
+        addresses: Vec<PeerAddress>,
+        trust: Trust,
+        (store, metrics): (&Arc<Store>, &Arc<Metrics>),
+        background: &Background,
+    ) -> Arc<Self> {
         let (id, trust) = (fresh_id(), Arc::new(trust));
         let headers = headers(&id);
         let replica = |address| Replica::new(address, Arc::clone(&trust), headers.clone(), background.clone());
-        Arc::new(Self { replicas: addresses.into_iter().map(replica).collect(), id })
+        let replicas: Vec<_> = addresses.into_iter().map(replica).collect();
+        let backlog = |replica| Backlog::keep(Arc::clone(replica), Arc::clone(store), Arc::clone(metrics), background);
+        let backlogs = replicas.iter().map(backlog).collect();
+        Arc::new(Self { replicas, backlogs, id })
     }
 
     /// Whether this is the only replica.
     pub fn is_empty(&self) -> bool {
         self.replicas.is_empty()
+    }
+
+    /// Tells all replicas, in the background, what has come from a registry and is kept here.
+    pub fn tell(&self, news: &News) {
+        self.backlogs.iter().for_each(|backlog| backlog.add(news.clone()));
+    }
+
+    /// Whether a replica may not know what was told at `time`, in milliseconds since 1970: it or this one was away since.
+    pub fn may_have_missed(&self, time: u64) -> bool {
+        self.replicas.iter().any(|replica| time <= replica.found_at())
     }
 
     /// Whether it is this replica that asks.
@@ -151,7 +184,7 @@ impl Peers {
     }
 
     /// Fetches a manifest; anything else than that content is none.
-    pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<FetchedManifest> {
+    pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<(usize, FetchedManifest)> {
         let question = self.question(Method::GET, format!("/v2/{repository}/manifests/{digest}"));
         let (index, response) = self.first(&question, |_| true).await?;
         let is_private = is_private(&response);
@@ -165,7 +198,7 @@ impl Peers {
             return None;
         }
         let manifest = Manifest { digest: digest.clone(), media_type, bytes };
-        Some(FetchedManifest { manifest, is_private, etag: None })
+        Some((index, FetchedManifest { manifest, is_private, etag: None }))
     }
 
     /// What a tag means to the replica that has last heard it from upstream, and when that was.
@@ -258,7 +291,10 @@ mod tests {
     fn of_two_replicas_exactly_one_goes_first() {
         let peers = |n: u8| {
             let background = Background::default();
-            let peers = Peers::new(Vec::new(), Trust::plain(background.clone()).unwrap(), &background);
+            let (folder, registry) = (tempfile::tempdir().unwrap(), "docker.io".parse().unwrap());
+            let store = Arc::new(Store::open(folder.path().to_owned(), &registry, "1Gi".parse().unwrap()).unwrap());
+            let parts = (&store, &Arc::new(Metrics::new(&registry)));
+            let peers = Peers::new(Vec::new(), Trust::plain(background.clone()).unwrap(), parts, &background);
             assert_eq!(peers.id.len(), 32, "{n}");
             peers
         };

@@ -181,6 +181,16 @@ impl Seat {
         begun.clone()
     }
 
+    /// Waits until the download is over and what came is committed: its task drops its end of the channel last.
+    pub async fn landed(mut self) -> Result<(), Failure> {
+        while self.progress.changed().await.is_ok() {}
+        match &*self.progress.borrow() {
+            Progress::Done { .. } => Ok(()),
+            Progress::Failed(failure) => Err(*failure),
+            Progress::Asking | Progress::Growing { .. } => Err(Failure::Stopping),
+        }
+    }
+
     /// Whether the content came without a login; known once bytes come.
     pub fn is_public(&self) -> bool {
         self.facts.is_public.load(Ordering::Acquire)

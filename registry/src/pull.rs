@@ -6,6 +6,7 @@
 //! header is a status that sends the runtime on to upstream itself; after the header come right bytes or a cut.
 
 mod only_if_cached;
+mod told;
 
 use std::{
     sync::Arc,
@@ -27,6 +28,7 @@ use crate::{
     lists::ListKeeper,
     manifest::Manifest,
     metrics::Metrics,
+    peer::News,
     question::{self, Questions},
     reference::{Reference, RepositoryName, Tag},
     registry_host::RegistryHost,
@@ -190,12 +192,14 @@ impl Pull {
         let (store, sources) = (Arc::clone(&self.store), Arc::clone(&self.sources));
         let (name, wanted) = (repository.clone(), digest.clone());
         let asked = self.manifests.ask((repository.clone(), digest.clone()), false, || async move {
-            let fetched = sources.manifest(&name, &wanted).await?;
+            let (source, fetched) = sources.manifest(&name, &wanted).await?;
             let manifest = fetched.manifest.clone();
-            let kept = blocking(move || holdings::keep_manifest(&store, &name, &fetched)).await;
-            if let Some(Err(error)) = kept {
+            let kept_for = name.clone();
+            match blocking(move || holdings::keep_manifest(&store, &kept_for, &fetched)).await {
+                Some(Ok(())) if !source.is_replica() => sources.peers().tell(&News::Manifest(name, wanted)),
                 // It is whole and right all the same.
-                tracing::warn!(%error, "manifest served but not kept");
+                Some(Err(error)) => tracing::warn!(%error, "manifest served but not kept"),
+                _ => {}
             }
             Ok(manifest)
         });

@@ -222,7 +222,7 @@ impl Cache {
             (Some((_, parts)), Some(dir)) if !peer.is_empty() => Trust::tls(dir, Arc::clone(&parts.tokens), background),
             _ => Trust::plain(background.clone()),
         };
-        let peers = Peers::new(peer, trust.map_err(StartFailed::Peers)?, background);
+        let peers = Peers::new(peer, trust.map_err(StartFailed::Peers)?, (&store, &metrics), background);
         let reach = |counted, host: RegistryHost, url, contact| {
             let credentials = CredentialStore::open(credentials_dir.clone(), host.clone());
             let outlet = Outlet { url, roots: roots.clone(), proxy: proxy.clone() };

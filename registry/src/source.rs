@@ -39,6 +39,13 @@ pub enum Source {
     Registry(usize),
 }
 
+impl Source {
+    /// Whether it is another replica.
+    pub fn is_replica(self) -> bool {
+        matches!(self, Self::Replica(_))
+    }
+}
+
 /// Another registry with the same content under other names.
 pub struct Alternate {
     /// The way to it.
@@ -193,12 +200,16 @@ impl Sources {
     }
 
     /// Fetches a manifest.
-    pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<FetchedManifest, Failure> {
-        if let Some(fetched) = self.peers.manifest(repository, digest).await {
-            return Ok(fetched);
+    pub async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(Source, FetchedManifest), Failure> {
+        if let Some((replica, fetched)) = self.peers.manifest(repository, digest).await {
+            return Ok((Source::Replica(replica), fetched));
         }
         let _outward = self.outward(digest);
-        let (_, fetched) = self
+        let (registry, fetched) = self
             .first(repository, &[], |upstream, repository| {
                 let reference = Reference::Digest(digest.clone());
                 async move {
@@ -208,7 +219,7 @@ impl Sources {
                 }
             })
             .await?;
-        Ok(FetchedManifest { is_private: fetched.is_private, ..fetched.value })
+        Ok((Source::Registry(registry), FetchedManifest { is_private: fetched.is_private, ..fetched.value }))
     }
 
     /// The first good answer of a registry. Each is asked as soon as the one before has failed or is late.

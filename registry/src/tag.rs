@@ -9,7 +9,7 @@ use crate::{
     failure::Failure,
     holdings,
     on_error::OnError,
-    peer::Peers,
+    peer::{News, Peers},
     question::Questions,
     reference::{Reference, RepositoryName, Tag},
     store::{
@@ -127,7 +127,7 @@ impl TagResolver {
                 Some(newer) => Some(newer),
                 None => known,
             };
-            revalidate(store, upstream, name, known).await
+            revalidate(store, upstream, &peers, name, known).await
         }
     }
 
@@ -143,6 +143,22 @@ impl TagResolver {
         let (store, name) = (Arc::clone(&self.store), repository.clone());
         let target = blocking(move || choose(&store, &name, known)).await?;
         Some(Resolved { target, freshness: Freshness::Fresh, age })
+    }
+
+    /// Takes over what another replica has heard from upstream since then, if its image is here. False if it is not, or
+    /// if no replica knows the tag.
+    pub async fn take_over(&self, repository: &RepositoryName, tag: &Tag) -> bool {
+        let known = self.record(repository, tag).await;
+        let Some(theirs) = self.peers.tag(repository, tag).await else { return false };
+        if known.as_ref().is_some_and(|known| known.validated_at >= theirs.validated_at) {
+            return true;
+        }
+        let (store, repository, tag) = (Arc::clone(&self.store), repository.clone(), tag.clone());
+        let taken = blocking(move || {
+            let is_here = holdings::coverage(&store, &repository, &theirs.current.digest).is_useful();
+            is_here.then(|| keep_theirs(&store, (&repository, &tag), theirs, known))
+        });
+        taken.await.flatten().is_some()
     }
 
     fn fresh(&self, record: &TagRecord) -> Option<Resolved> {
@@ -229,29 +245,36 @@ async fn newer(
         return None;
     }
     let (store, repository, tag, known) = (Arc::clone(store), repository.clone(), tag.clone(), known.cloned());
-    blocking(move || {
-        let TagRecord { current: Target { digest, media_type, size }, validated_at, etag, .. } = theirs;
-        let head = ManifestHead { digest, media_type, size, etag };
-        let record = TagRecord { validated_at, ..updated(&store, &repository, head, known) };
-        if let Err(error) = store.tags.put(&repository, &tag, &record) {
-            warn!(%repository, %error, "tag not kept");
-        }
-        record
-    })
-    .await
+    blocking(move || keep_theirs(&store, (&repository, &tag), theirs, known)).await
+}
+
+fn keep_theirs(
+    store: &Store,
+    (repository, tag): (&RepositoryName, &Tag),
+    theirs: TagRecord,
+    known: Option<TagRecord>,
+) -> TagRecord {
+    let TagRecord { current: Target { digest, media_type, size }, validated_at, etag, .. } = theirs;
+    let head = ManifestHead { digest, media_type, size, etag };
+    let record = TagRecord { validated_at, ..updated(store, repository, head, known) };
+    if let Err(error) = store.tags.put(repository, tag, &record) {
+        warn!(%repository, %error, "tag not kept");
+    }
+    record
 }
 
 /// Asks upstream what the tag means, and keeps the answer.
 async fn revalidate(
     store: Arc<Store>,
     upstream: Arc<Upstream>,
+    peers: &Peers,
     (repository, tag): (RepositoryName, Tag),
     known: Option<TagRecord>,
 ) -> Result<TagRecord, Failure> {
     let reference = Reference::Tag(tag.clone());
     let head = match upstream.head_manifest(&repository, &reference).await {
         // Some registries answer HEAD without the digest, or not at all.
-        Err(Failure::InvalidResponse) => get_instead(&store, &upstream, &repository, &reference).await,
+        Err(Failure::InvalidResponse) => get_instead(&store, &upstream, peers, &repository, &reference).await,
         answer => answer,
     };
     let answer = match head {
@@ -259,7 +282,9 @@ async fn revalidate(
         Err(Failure::NotFound) => Err(Failure::NotFound),
         Err(failure) => return Err(failure),
     };
-    blocking(move || {
+    let was = known.as_ref().map(|known| (known.current.digest.clone(), known.validated_at));
+    let name = (repository.clone(), tag.clone());
+    let said = blocking(move || {
         let record = match (answer, known) {
             (Ok(head), known) => Ok(updated(&store, &repository, head, known)),
             (Err(failure), None) => return Err(failure),
@@ -272,14 +297,19 @@ async fn revalidate(
             warn!(%repository, %error, "tag not kept");
         }
         record.map_err(|(failure, _)| failure)
-    })
-    .await
-    .unwrap_or(Err(Failure::Stopping))
+    });
+    let record = said.await.unwrap_or(Err(Failure::Stopping))?;
+    let digest = &record.current.digest;
+    if was.is_none_or(|(was, validated_at)| was != *digest || peers.may_have_missed(validated_at)) {
+        peers.tell(&News::Tag(name.0, name.1, digest.clone()));
+    }
+    Ok(record)
 }
 
 async fn get_instead(
     store: &Arc<Store>,
     upstream: &Upstream,
+    peers: &Peers,
     repository: &RepositoryName,
     reference: &Reference,
 ) -> Result<ManifestHead, Failure> {
@@ -290,9 +320,12 @@ async fn get_instead(
         size: fetched.manifest.bytes.len() as u64,
         etag: fetched.etag.clone(),
     };
-    let (store, repository) = (Arc::clone(store), repository.clone());
-    match blocking(move || holdings::keep_manifest(&store, &repository, &fetched)).await {
-        Some(Ok(())) => Ok(head),
+    let (store, name) = (Arc::clone(store), repository.clone());
+    match blocking(move || holdings::keep_manifest(&store, &name, &fetched)).await {
+        Some(Ok(())) => {
+            peers.tell(&News::Manifest(repository.clone(), head.digest.clone()));
+            Ok(head)
+        }
         Some(Err(error)) => {
             warn!(%error, "manifest not kept");
             Err(Failure::Disk)

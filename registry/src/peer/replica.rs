@@ -1,24 +1,31 @@
 //! One other replica. It is asked with little patience, and left alone once it does not answer: a probe asks it in the
-//! background until it does, so that a dead one costs one short wait and then nothing. Knows nothing of what is asked.
+//! background until it does, so that a dead one costs one short wait and then nothing. Knows nothing of what is asked or
+//! told.
 
 use std::{
     iter,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Method, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{CACHE_CONTROL, RETRY_AFTER},
+};
 use reqwest::{Request, Response, Url};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::{PeerAddress, trust::Trust};
-use crate::background::Background;
+use crate::{background::Background, store::tags::TagRecord};
 
 /// For a sign of life.
 const SIGN: Duration = Duration::from_millis(500);
+/// For who fetches what it is told of: much longer than that takes where it is alive.
+const TOLD: Duration = Duration::from_secs(10);
 /// Who is about to have it is asked again for so long; then there is still time for upstream.
 const ABOUT_TO: Duration = Duration::from_millis(2400);
 /// Who says so at once is looking for it as well and lets us go first. Maybe it was on its way to upstream already, which
@@ -48,7 +55,22 @@ pub(super) struct Replica {
     background: Background,
     /// The headers of a probe.
     greeting: HeaderMap,
-    is_left_alone: AtomicBool,
+    /// Why it is left alone, if it is.
+    left_alone: watch::Sender<Option<Reason>>,
+    /// When it was last found to be there, in milliseconds since 1970.
+    found_at: AtomicU64,
+}
+
+/// What becomes of what a replica is told of.
+pub(super) enum Told {
+    /// It has it.
+    Has,
+    /// It is fetching it.
+    NotYet,
+    /// It cannot have it now.
+    No,
+    /// It does not answer, and is left alone.
+    Away,
 }
 
 /// Why a replica is left alone.
@@ -84,11 +106,45 @@ impl Replica {
         greeting: HeaderMap,
         background: Background,
     ) -> Arc<Self> {
-        Arc::new(Self { address, trust, background, greeting, is_left_alone: AtomicBool::new(false) })
+        let (left_alone, found_at) = (watch::Sender::new(None), AtomicU64::new(TagRecord::now()));
+        Arc::new(Self { address, trust, background, greeting, left_alone, found_at })
     }
 
     pub(super) fn is_left_alone(&self) -> bool {
-        self.is_left_alone.load(Ordering::Relaxed)
+        self.left_alone.borrow().is_some()
+    }
+
+    /// Whether it is this one under another name.
+    pub(super) fn is_itself(&self) -> bool {
+        *self.left_alone.borrow() == Some(Reason::Itself)
+    }
+
+    /// Waits for as long as it is left alone.
+    pub(super) async fn is_back(&self) {
+        // The sender lives as long as this does.
+        let _ = self.left_alone.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// When it was last found to be there: what it was told before that may be lost.
+    pub(super) fn found_at(&self) -> u64 {
+        self.found_at.load(Ordering::Relaxed)
+    }
+
+    /// Tells it that there is something to be had here.
+    pub(super) async fn tell(self: &Arc<Self>, path: &str) -> Told {
+        let mut headers = self.greeting.clone();
+        headers.remove(CACHE_CONTROL);
+        match self.send(&Method::HEAD, path, &headers, TOLD, Connection::Kept).await {
+            Err(reason) => {
+                self.leave_alone(reason);
+                Told::Away
+            }
+            Ok(response) => match response.status() {
+                StatusCode::OK => Told::Has,
+                StatusCode::GATEWAY_TIMEOUT if response.headers().contains_key(RETRY_AFTER) => Told::NotYet,
+                _ => Told::No,
+            },
+        }
     }
 
     /// The answer, if it has content.
@@ -166,7 +222,12 @@ impl Replica {
 
     /// Until it is of use again.
     pub(super) fn leave_alone(self: &Arc<Self>, reason: Reason) {
-        if self.is_left_alone.swap(true, Ordering::Relaxed) {
+        let is_new = self.left_alone.send_if_modified(|known| {
+            let is_new = known.is_none();
+            known.get_or_insert(reason);
+            is_new
+        });
+        if !is_new {
             return;
         }
         match reason {
@@ -185,11 +246,15 @@ impl Replica {
             tokio::time::sleep(pause).await;
             match self.probe(2 * SIGN).await {
                 Ok(_) => break,
-                Err(found) => reason = found,
+                Err(found) => {
+                    reason = found;
+                    self.left_alone.send_replace(Some(reason));
+                }
             }
         }
         info!(peer = %self.address, "replica is asked again");
-        self.is_left_alone.store(false, Ordering::Relaxed);
+        self.found_at.store(TagRecord::now(), Ordering::Relaxed);
+        self.left_alone.send_replace(None);
     }
 }
 

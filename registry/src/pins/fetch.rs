@@ -9,7 +9,6 @@ use std::{
 use super::{disk, kept::Sight, list::Pin, plan::Need};
 use crate::{
     failure::Failure,
-    flight::{Progress, Seat},
     pull::Pull,
     reference::{Reference, RepositoryName},
     store::{Store, blocking},
@@ -63,7 +62,7 @@ pub(super) async fn blob(
     loop {
         let seat = pull.join(repository, &need.digest)?;
         let is_guest = seat.repository != *repository;
-        match landed(seat).await {
+        match seat.landed().await {
             // Another repository's download may be refused what this one may have.
             Err(failure) if is_guest && failure.is_absence() => {}
             Err(failure) => return Err(failure),
@@ -80,15 +79,5 @@ async fn is_here(store: &Arc<Store>, need: &Need) -> Result<bool, Failure> {
     match (held.ok_or(Failure::Stopping)?, need.stated_size()) {
         (Some(held), Some(stated)) if held != stated => Err(Failure::InvalidResponse),
         (held, _) => Ok(held.is_some()),
-    }
-}
-
-/// Waits for the end of a download. Its task commits after the last byte and then drops its end of the channel.
-async fn landed(Seat { mut progress, .. }: Seat) -> Result<(), Failure> {
-    while progress.changed().await.is_ok() {}
-    match &*progress.borrow() {
-        Progress::Done { .. } => Ok(()),
-        Progress::Failed(failure) => Err(*failure),
-        Progress::Asking | Progress::Growing { .. } => Err(Failure::Stopping),
     }
 }

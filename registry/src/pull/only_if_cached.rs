@@ -4,12 +4,14 @@
 //! Two replicas that begin at the same time each find the other looking, too. The one that goes first for this digest
 //! goes on to upstream; the other waits for it. Nobody waits for a replica that may wait for others in turn, and only what
 //! upstream itself feeds is shared, so no ring of replicas can wait for itself.
+//!
+//! A replica that tells what it has got is answered in the same way, once it has been fetched from there (told.rs).
 
 use std::time::Duration;
 
 use http::{Request, Response, header::CACHE_CONTROL};
 
-use super::{Answer, Pull};
+use super::{Answer, Pull, told::Filled};
 use crate::{
     body::Body,
     digest::Digest,
@@ -32,6 +34,8 @@ const WAIT: Duration = Duration::from_millis(500);
 pub(super) struct OnlyIfCached {
     /// An answer may be older than `tag-ttl` allows.
     may_be_stale: bool,
+    /// Another replica has it, and it is to be here too.
+    is_told: bool,
     /// The replica that asks.
     peer: Option<String>,
 }
@@ -39,13 +43,15 @@ pub(super) struct OnlyIfCached {
 impl OnlyIfCached {
     /// `None`: upstream may be asked.
     pub(super) fn of<B>(request: &Request<B>) -> Option<Self> {
-        let directives = request.headers().get(CACHE_CONTROL)?.to_str().ok()?;
+        let directives = request.headers().get(CACHE_CONTROL).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let says = |wanted: &str| {
             let mut names = directives.split(',').filter_map(|directive| directive.split('=').next());
             names.any(|name| name.trim().eq_ignore_ascii_case(wanted))
         };
-        let peer = || Some(request.headers().get(PEER)?.to_str().ok()?.to_owned());
-        says("only-if-cached").then(|| Self { may_be_stale: says("max-stale"), peer: peer() })
+        let peer = request.headers().get(PEER).and_then(|peer| Some(peer.to_str().ok()?.to_owned()));
+        let is_told = peer.is_some() && !says("only-if-cached");
+        let may_be_stale = is_told || says("max-stale");
+        (is_told || says("only-if-cached")).then_some(Self { may_be_stale, is_told, peer })
     }
 }
 
@@ -68,6 +74,13 @@ impl Pull {
     pub(super) async fn without_upstream(&self, route: &Route, wish: Wish, asked: &OnlyIfCached) -> Response<Body> {
         if asked.peer.as_ref().is_some_and(|peer| self.sources.peers().is_itself(peer)) {
             return respond::asks_itself();
+        }
+        if asked.is_told {
+            match self.fill(route).await {
+                Filled::Here => {}
+                Filled::NotYet => return respond::not_cached_yet(),
+                Filled::No => return respond::not_cached(),
+            }
         }
         let (sought, here) = match route {
             Route::Base => return respond::base(),
@@ -212,5 +225,9 @@ mod tests {
         assert_eq!(parse("no-cache"), None);
         assert_eq!(parse("xonly-if-cached"), None);
         assert!(OnlyIfCached::of(&Request::new(())).is_none());
+        let told = Request::builder().header(PEER, "id").body(()).unwrap();
+        assert!(OnlyIfCached::of(&told).is_some_and(|asked| asked.is_told));
+        let asked = Request::builder().header(PEER, "id").header(CACHE_CONTROL, "only-if-cached").body(()).unwrap();
+        assert!(OnlyIfCached::of(&asked).is_some_and(|asked| !asked.is_told));
     }
 }
