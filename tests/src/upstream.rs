@@ -16,7 +16,7 @@ mod record;
 mod state;
 mod wire;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,11 +49,16 @@ pub struct Cursor(usize);
 impl Upstream {
     /// Starts an empty, healthy registry that asks for no credentials.
     pub async fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same, at another of this machine's addresses.
+    pub async fn start_at(address: Ipv4Addr) -> Self {
         let (stop, stopped) = oneshot::channel();
         let (ready, shared) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("upstream".to_owned())
-            .spawn(move || listener::run(ready, stopped))
+            .spawn(move || listener::run(address, ready, stopped))
             .expect("a thread for the upstream");
         Self { shared: shared.await.expect("the upstream's ports"), stop: Some(stop), thread: Some(thread) }
     }
@@ -119,6 +124,11 @@ impl Upstream {
     pub fn name_token_service(&self, host: &str) {
         let port = self.shared.addresses.tokens.port();
         self.shared.access().realm = format!("{host}:{port}");
+    }
+
+    /// The token service's address.
+    pub fn token_service(&self) -> SocketAddr {
+        self.shared.addresses.tokens
     }
 
     /// Makes every token issued so far worthless.

@@ -20,12 +20,12 @@ const BACKLOG: u32 = 1024;
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// The upstream's thread: serves until `stopped` resolves.
-pub(super) fn run(ready: oneshot::Sender<Arc<Shared>>, stopped: oneshot::Receiver<()>) {
+pub(super) fn run(address: Ipv4Addr, ready: oneshot::Sender<Arc<Shared>>, stopped: oneshot::Receiver<()>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime for the upstream");
     runtime.block_on(async move {
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let [registry, tokens, cdn] = std::array::from_fn(|_| bind(any).expect("a port on loopback"));
+        let any = SocketAddr::from((address, 0));
+        let [registry, tokens, cdn] = std::array::from_fn(|_| bind(any).expect("a port"));
         let address = |socket: &TcpSocket| socket.local_addr().expect("a bound socket has an address");
         let addresses = Addresses { registry: address(&registry), tokens: address(&tokens), cdn: address(&cdn) };
         let shared = Arc::new(Shared::new(addresses));
