@@ -1,7 +1,7 @@
 //! Response bodies: positioned reads from a file that is complete or still growing. Knows nothing of HTTP's headers.
 //!
-//! On a plain connection the kernel sends the file (sendfile.rs). Elsewhere a frame is read when the client is ready for
-//! it and no earlier, and is as large as the client is fast: a paused reader holds one small frame, a fast one gets
+//! On a plain connection the kernel sends the file (sendfile.rs). Elsewhere a frame is read when the one before has gone
+//! out and no earlier, and is as large as the client is fast: a paused reader holds one small frame, a fast one gets
 //! 256 KiB per read.
 
 use std::{
@@ -16,7 +16,7 @@ use futures::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use rustix::{buffer::spare_capacity, io::pread};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     failure::Failure,
@@ -30,6 +30,9 @@ const SMALLEST_FRAME: u64 = 16 * 1024;
 const LARGEST_FRAME: u64 = 256 * 1024;
 /// A frame holds what the client takes in this time.
 const FRAME_TIME: Duration = Duration::from_millis(20);
+/// And no more than this part of what the client has taken so far: the kernel takes the first megabytes at full speed for
+/// clients that never read it.
+const FRAME_PART: u64 = 128;
 
 /// Without a byte for this long a body is cut. Shorter than the relay's patience, longer than the first attempts to resume.
 const STALLED: Duration = Duration::from_secs(13);
@@ -63,18 +66,40 @@ pub enum Source {
 
 struct Reader {
     source: Source,
+    start: u64,
     offset: u64,
     end: Option<u64>,
     frame: u64,
-    handed_out: Option<(Instant, u64)>,
+    handed_out: Option<HandedOut>,
     metrics: Arc<Metrics>,
     _held: Held,
+}
+
+/// A frame that hyper has been given.
+struct HandedOut {
+    at: Instant,
+    length: u64,
+    /// Ends when it has been written.
+    written: oneshot::Receiver<()>,
+}
+
+/// A frame's bytes, which tell when nobody needs them any more.
+struct Lent {
+    bytes: Vec<u8>,
+    _written: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// The bytes from `start` to `end`; without `end`, to wherever the flight ends.
 pub fn part(source: Source, start: u64, end: Option<u64>, metrics: Arc<Metrics>) -> Body {
     let held = metrics.reader();
-    let reader = Reader { source, offset: start, end, frame: SMALLEST_FRAME, handed_out: None, metrics, _held: held };
+    let (frame, handed_out) = (SMALLEST_FRAME, None);
+    let reader = Reader { source, start, offset: start, end, frame, handed_out, metrics, _held: held };
     let frames = stream::try_unfold(reader, |mut reader| async move {
         let frame = reader.next().await?;
         Ok(frame.map(|bytes| (Frame::data(bytes), reader)))
@@ -121,7 +146,7 @@ impl Reader {
 
     /// Into memory: at once what the page cache holds, elsewhere what the disk has to be waited for.
     async fn read(&mut self, file: Arc<File>, available: u64) -> Result<Bytes, BodyBroken> {
-        self.adapt();
+        self.adapt().await;
         let (offset, length) = (self.offset, available.min(self.frame));
         let bytes = match read_at_once(&file, offset, length) {
             Some(bytes) => bytes,
@@ -131,8 +156,9 @@ impl Reader {
                 read.map_err(|error| self.unreadable(error))?
             }
         };
-        self.handed_out = Some((Instant::now(), bytes.len() as u64));
-        Ok(bytes)
+        let (told, written) = oneshot::channel();
+        self.handed_out = Some(HandedOut { at: Instant::now(), length: bytes.len() as u64, written });
+        Ok(Bytes::from_owner(Lent { bytes, _written: told }))
     }
 
     fn unreadable(&self, error: io::Error) -> BodyBroken {
@@ -142,12 +168,15 @@ impl Reader {
         BodyBroken::Read(error)
     }
 
-    fn adapt(&mut self) {
-        if let Some((at, length)) = self.handed_out {
-            let elapsed = at.elapsed().as_secs_f64().max(1e-6);
-            let fits = length as f64 / elapsed * FRAME_TIME.as_secs_f64();
-            self.frame = (fits as u64).clamp(SMALLEST_FRAME, LARGEST_FRAME);
-        }
+    /// Waits until the frame before is written: hyper would ask for more than a paused reader may hold.
+    async fn adapt(&mut self) {
+        let Some(HandedOut { at, length, written }) = self.handed_out.take() else { return };
+        // It never is told so, but by the end of its teller.
+        let _ = written.await;
+        let elapsed = at.elapsed().as_secs_f64().max(1e-6);
+        let fits = length as f64 / elapsed * FRAME_TIME.as_secs_f64();
+        let most = ((self.offset - self.start) / FRAME_PART).clamp(SMALLEST_FRAME, LARGEST_FRAME);
+        self.frame = (fits as u64).clamp(SMALLEST_FRAME, most);
     }
 }
 
@@ -168,14 +197,14 @@ async fn beyond(progress: &mut watch::Receiver<Progress>, offset: u64) -> Result
     }
 }
 
-fn read_at_once(file: &File, offset: u64, length: u64) -> Option<Bytes> {
+fn read_at_once(file: &File, offset: u64, length: u64) -> Option<Vec<u8>> {
     let mut buffer = vec![0; usize::try_from(length).ok()?];
     let read = sendfile::read_cached(file, offset, &mut buffer).ok().filter(|read| *read > 0)?;
     buffer.truncate(read);
-    Some(buffer.into())
+    Some(buffer)
 }
 
-fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
+fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
     let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut buffer = Vec::with_capacity(length);
     // The file is longer than `offset`, or it was cut behind our back.
@@ -183,5 +212,5 @@ fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     buffer.truncate(length);
-    Ok(buffer.into())
+    Ok(buffer)
 }

@@ -54,6 +54,8 @@ const CROWDED: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(300);
 /// Per connection, and so what a paused reader holds besides one frame.
 const BUFFER: usize = 64 * 1024;
+/// The same of what is encrypted and not yet taken: a TLS record, as other servers hold.
+const ENCRYPTED: usize = 16 * 1024;
 const TLS_HELLO: u8 = 0x16;
 
 tokio::task_local! {
@@ -201,7 +203,9 @@ impl Connection {
         stream.set_nodelay(true).map_err(Ended::Io)?;
         match acceptor {
             Some(acceptor) => {
-                let stream = self.greeting(acceptor.accept(stream)).await?;
+                let stream = self
+                    .greeting(acceptor.accept_with(stream, |session| session.set_buffer_limit(Some(ENCRYPTED))))
+                    .await?;
                 self.http(stream, handler).await
             }
             None => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::client::exchange_raw;
 use breakwater_tests::cache::{Cache, Identity, PATIENCE};
-use breakwater_tests::upstream::Upstream;
+use breakwater_tests::upstream::{Content, Upstream};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -118,6 +118,34 @@ async fn tls_1_2_and_1_3_with_http_1_1_and_nothing_older_or_else() {
     let answer = exchange_raw(cache.address(), b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(!answer.starts_with(b"HTTP/") && began.elapsed() < Duration::from_secs(5));
     assert_eq!(ask(&mut connect(&cache, &trusted, &[&version::TLS13], &[]).await.expect("a handshake")).await, "200");
+}
+
+#[tokio::test]
+async fn readers_that_pause_cost_little_memory() {
+    const READERS: u64 = 200;
+    let (identity, folder) = Identity::with_token("open");
+    let (upstream, cache) = started(folder.path(), identity).await;
+    let blob = Content::blob(1, 32 << 20);
+    upstream.put_blob("library/app", &blob);
+    let path = blob.blob_path("library/app");
+    let answer = cache.request("GET", &path).header("Authorization", "Bearer open").answer().await;
+    assert_eq!((answer.status, answer.body == blob.bytes), (200, true));
+    let before = cache.resident_memory();
+    let mut paused = Vec::new();
+    for _ in 0..READERS {
+        let mut stream = connect(&cache, &[folder.path()], &[&version::TLS13], &[]).await.expect("a handshake");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut start = [0; 1000];
+        stream.read_exact(&mut start).await.expect("an answer");
+        paused.push(stream);
+    }
+    let each = cache.resident_memory().saturating_sub(before) / READERS;
+    assert!(each < 128 * 1024, "each paused reader costs {} KiB", each / 1024);
+    assert_eq!(
+        ask(&mut connect(&cache, &[folder.path()], &[&version::TLS13], &[]).await.expect("one more")).await,
+        "200"
+    );
 }
 
 #[tokio::test]
