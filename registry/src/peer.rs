@@ -19,9 +19,9 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method,
-    header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_TYPE, RANGE},
+    header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_TYPE, LINK, RANGE},
 };
-use reqwest::Response;
+use reqwest::{Response, Url};
 
 use self::{
     replica::{Question, Reason, Replica},
@@ -34,14 +34,17 @@ pub use self::{
 use crate::{
     background::Background,
     digest::{Algorithm, Digest},
+    list_page::ListPage,
     manifest::{self, Manifest},
     metrics::Metrics,
     reference::{Reference, RepositoryName, Tag},
+    respond,
+    route::List,
     store::{
         Store,
         tags::{TagRecord, Target},
     },
-    upstream::{BlobStream, FetchedManifest, stated_length},
+    upstream::{BlobStream, FetchedManifest, MOST_LIST_BYTES, stated_length},
 };
 
 /// Says who asks.
@@ -56,7 +59,7 @@ pub const PUBLIC: HeaderValue = HeaderValue::from_static("public");
 const HEADER: Duration = Duration::from_secs(1);
 /// For what a tag means: an answer may be at hand already.
 const TAG: Duration = Duration::from_millis(300);
-/// For the whole of a manifest.
+/// For the whole of a manifest or a list.
 const MANIFEST: Duration = Duration::from_secs(2);
 
 /// Where another replica is: `cache-1.cache:5000`.
@@ -211,6 +214,22 @@ impl Peers {
         records.max_by_key(|record| record.validated_at)
     }
 
+    /// A page of a list, and how long ago upstream sent it.
+    pub async fn list(&self, repository: &RepositoryName, list: &List) -> Option<(ListPage, Duration)> {
+        let mut question = self.question(Method::GET, list_path(repository, list));
+        question.headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached, max-stale"));
+        let (_, response) = self.first(&question, |_| true).await?;
+        if stated_length(&response).is_none_or(|length| length > MOST_LIST_BYTES as u64) {
+            return None;
+        }
+        // In whole seconds, and a list must not get younger on its way to and fro.
+        let age = Duration::from_secs(text(&response, &AGE)?.parse::<u64>().ok()?.saturating_add(1));
+        let (media_type, link) = (text(&response, &CONTENT_TYPE)?, text(&response, &LINK));
+        let filters = text(&response, &respond::FILTERS_APPLIED);
+        let body = tokio::time::timeout(MANIFEST, response.bytes()).await.ok()?.ok()?;
+        Some((ListPage { media_type, link, filters, body }, age))
+    }
+
     fn question(&self, method: Method, path: String) -> Question {
         Question { method, path, headers: headers(&self.id), patience: HEADER }
     }
@@ -245,6 +264,19 @@ fn headers(id: &str) -> HeaderMap {
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
     headers
+}
+
+fn list_path(repository: &RepositoryName, list: &List) -> String {
+    let (path, query) = match list {
+        List::Tags { query } => (format!("/v2/{repository}/tags/list"), query),
+        List::Referrers { digest, query } => (format!("/v2/{repository}/referrers/{digest}"), query),
+    };
+    if query.is_empty() {
+        return path;
+    }
+    // For its encoding alone.
+    let url = Url::parse_with_params("http://replica", query).ok();
+    format!("{path}?{}", url.as_ref().and_then(Url::query).unwrap_or_default())
 }
 
 fn tag_record(response: &Response) -> Option<TagRecord> {

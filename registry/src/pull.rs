@@ -75,8 +75,9 @@ impl Pull {
     ) -> Self {
         let flights = Flights::new(Arc::clone(&store), Arc::clone(&sources), Arc::clone(&metrics), background.clone());
         let peers = Arc::clone(sources.peers());
+        let of = (Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&peers));
+        let lists = ListKeeper::new(of, limits, background.clone());
         let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), peers, limits, background.clone());
-        let lists = ListKeeper::new(Arc::clone(&store), Arc::clone(&upstream), limits, background.clone());
         let manifests = Questions::new(Arc::clone(&upstream), background.clone(), question::REMEMBER);
         let manifests = manifests.with_other_sources(sources.has_others());
         let verifier = Verifier::new(Arc::clone(&store), background.clone());

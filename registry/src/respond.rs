@@ -19,6 +19,8 @@ use crate::{
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// Says which filters upstream applied to a list.
+pub const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// Where an answer came from.
@@ -116,7 +118,7 @@ pub fn list(page: ListPage, provenance: Provenance) -> Response<Body> {
     let mut headers = provenance_headers(provenance);
     set(&mut headers, header::CONTENT_TYPE, &media_type);
     headers.insert(header::CONTENT_LENGTH, body.len().into());
-    for (name, value) in [(header::LINK, link), (HeaderName::from_static("oci-filters-applied"), filters)] {
+    for (name, value) in [(header::LINK, link), (FILTERS_APPLIED, filters)] {
         if let Some(value) = value {
             set(&mut headers, name, &value);
         }

@@ -38,7 +38,7 @@ pub enum Route {
 }
 
 /// A list of upstream's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum List {
     /// Names of tags.
     Tags {

@@ -64,7 +64,8 @@ use crate::{
 const SMALL_BODY: Duration = Duration::from_secs(10);
 /// RFC 6838 allows 127 on either side of the slash; parameters are short.
 const MOST_MEDIA_TYPE: usize = 512;
-const MOST_LIST_BYTES: usize = 8 * 1024 * 1024;
+/// The longest page of a list.
+pub const MOST_LIST_BYTES: usize = 8 * 1024 * 1024;
 /// The outcome of a failure of this age still says how upstream is now.
 const RECENT: Duration = Duration::from_secs(30);
 

@@ -118,7 +118,7 @@ impl Builder {
             "127.0.0.1:0".to_owned(),
         ];
         match &self.identity {
-            Some(identity) => arguments.extend(identity.flags()),
+            Some(identity) => arguments.extend(identity.flags(self.port)),
             None => arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{}", self.port)]),
         }
         arguments.extend(self.flags);

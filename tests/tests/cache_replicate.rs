@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use breakwater_tests::cache::pins::Pinning;
 use breakwater_tests::cache::replicas::{ports, replica, two};
 use breakwater_tests::cache::{Cache, End, PATIENCE};
 use breakwater_tests::upstream::{Account, Blob, Content, Fault, Image, On, Scheme, Upstream};
@@ -52,6 +53,14 @@ async fn metric(cache: &Cache, series: &str) -> u64 {
     let of_series = |line: &&str| line.starts_with(&format!("breakwater_cache_{series}"));
     let values = text.lines().filter(of_series).filter(|line| !line.contains("source=") || line.contains("\"peer\""));
     values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+}
+
+/// A tag list's pages and the referrers of an image.
+fn lists(image: &Image) -> [String; 4] {
+    let of = format!("/v2/{REPOSITORY}/referrers/{}", image.manifest.digest);
+    let filtered = format!("{of}?artifactType=application%2Fvnd.example%2Bjson");
+    let tags = format!("/v2/{REPOSITORY}/tags/list");
+    [format!("{tags}?n=1&last=a%26b"), tags, of, filtered]
 }
 
 fn everything(image: &Image) -> Vec<&Blob> {
@@ -245,4 +254,66 @@ async fn a_kill_in_the_middle_leaves_the_other_consistent_and_the_rest_follows()
     upstream.fault(On::Everything, Fault::Refuse).await;
     one.kill9().await;
     pull(&other, "v1", &image).await;
+}
+
+#[tokio::test]
+async fn lists_outlive_the_replica_that_asked_for_them() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let (mut one, other) = two(&upstream).await;
+    for path in lists(&image) {
+        let answer = one.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        let known = async || {
+            let here = other.request("GET", &path).header("Cache-Control", "only-if-cached").answer().await;
+            here.status == 200 && here.body == answer.body && here.content_headers() == answer.content_headers()
+        };
+        until(&path, known).await;
+    }
+    let mark = upstream.mark();
+    upstream.fault(On::Everything, Fault::Refuse).await;
+    one.kill9().await;
+    for path in lists(&image) {
+        assert_eq!(other.get(&path).await.status, 200, "{path}");
+    }
+    assert_eq!(upstream.content_requests_since(mark).len(), 0);
+}
+
+#[tokio::test]
+async fn in_an_outage_lists_fill_from_the_other_replica_and_keep_their_age() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let both = ports::<2>();
+    let one = replica(&upstream, both[0], &both, &ALWAYS_ASK).await;
+    for path in lists(&image) {
+        assert_eq!(one.get(&path).await.status, 200, "{path}");
+    }
+    upstream.fault(On::Everything, Fault::Refuse).await;
+    let fresh = replica(&upstream, both[1], &both, &ALWAYS_ASK).await;
+    for path in lists(&image) {
+        let (here, there) = (one.get(&path).await, fresh.get(&path).await);
+        assert_eq!((there.status, there.body == here.body), (200, true), "{path}");
+        assert!(there.header("age").is_some_and(|age| age != "0"), "no younger than there: {:?}", there.header("age"));
+    }
+    let unknown = format!("/v2/{REPOSITORY}/tags/list?n=7");
+    assert_eq!(fresh.get(&unknown).await.status, 503, "nobody has it");
+}
+
+#[tokio::test]
+async fn a_pin_that_both_complete_is_one_download() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[4 * MIB, 2 * MIB, 1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let both = Pinning::two(&upstream).await;
+    let pins = serde_json::json!([{"image": format!("{REPOSITORY}:v1"), "platforms": ["linux/amd64"]}]);
+    let (one, other) = tokio::join!(both[0].pin(&pins), both[1].pin(&pins));
+    assert_eq!((one.as_array().map(Vec::len), other.as_array().map(Vec::len)), (Some(1), Some(1)));
+    for replica in &both {
+        replica.await_pins("complete", |images| images[0]["state"] == "complete").await;
+    }
+    for blob in everything(&image) {
+        assert_eq!(upstream.bytes_sent(&blob.digest), blob.len(), "once for both: {}", blob.digest);
+    }
 }

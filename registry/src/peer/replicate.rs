@@ -23,6 +23,7 @@ use crate::{
     manifest::{self, Named},
     metrics::Metrics,
     reference::{Reference, RepositoryName, Tag},
+    route::List,
     store::{Store, blocking},
 };
 
@@ -48,6 +49,8 @@ pub enum News {
     Manifest(RepositoryName, Digest),
     /// What a tag means.
     Tag(RepositoryName, Tag, Digest),
+    /// A list of a repository.
+    List(RepositoryName, List),
 }
 
 impl News {
@@ -58,6 +61,7 @@ impl News {
             Self::Tag(repository, tag, _) => {
                 format!("/v2/{repository}/manifests/{}", Reference::Tag(tag.clone()))
             }
+            Self::List(repository, list) => super::list_path(repository, list),
         }
     }
 
@@ -67,6 +71,7 @@ impl News {
                 return if store.blobs.has(digest, None) { Stage::Ready } else { Stage::Gone };
             }
             Self::Tag(repository, _, digest) => holdings::coverage(store, repository, digest).is_useful(),
+            Self::List(..) => true,
         };
         if is_ready { Stage::Ready } else { Stage::Incomplete }
     }

@@ -91,7 +91,10 @@ impl Pull {
                 (Sought::Manifest, self.manifest_here(repository, digest, wish, asked).await)
             }
             Route::Blob { repository, digest } => (Sought::Blob, self.blob_here(repository, digest, wish, asked).await),
-            Route::List { .. } => (Sought::List, Here::No),
+            Route::List { repository, list } => {
+                let found = self.lists.at_hand(repository, list, asked.may_be_stale).await;
+                (Sought::List, found.map(|(page, provenance)| Ok(respond::list(page, provenance))).into())
+            }
         };
         match here {
             Here::Answer(answer) => answer.unwrap_or_else(|failure| respond::failure(failure, sought)),

@@ -48,7 +48,7 @@ impl Pull {
                 self.fill_manifest(repository, digest).await.into()
             }
             Route::Blob { repository, digest } => self.fill_blob(repository, digest).await,
-            Route::List { .. } => Filled::No,
+            Route::List { repository, list } => self.lists.take_over(repository, list).await.is_some().into(),
         }
     }
 

@@ -71,11 +71,11 @@ impl Identity {
         std::fs::remove_file(folder.join("tokens").join(name)).expect("a token file");
     }
 
-    pub(super) fn flags(&self) -> Vec<String> {
+    pub(super) fn flags(&self, port: u16) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
         vec![
             "--tls-listen".to_owned(),
-            "127.0.0.1:0".to_owned(),
+            format!("127.0.0.1:{port}"),
             "--tls-dir".to_owned(),
             text(&self.folder.join("tls")),
             "--token-dir".to_owned(),

@@ -1,12 +1,13 @@
 //! Pins as the operator asks for them and waits for them, and pulls of what is pinned.
 
 use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Answer, Builder, Cache, End, Identity, PATIENCE, Request};
+use super::{Answer, Builder, Cache, End, Identity, PATIENCE, Request, replicas};
 use crate::upstream::{Blob, Content, Image, Upstream};
 
 const RELAY: &str = "5f6e1c";
@@ -16,7 +17,7 @@ const OPERATOR: &str = "0b5e7e";
 #[derive(Debug)]
 pub struct Pinning {
     cache: Cache,
-    _identity: TempDir,
+    _identity: Arc<TempDir>,
 }
 
 impl Deref for Pinning {
@@ -43,7 +44,20 @@ impl Pinning {
     pub async fn with(builder: Builder) -> Self {
         let (identity, folder) = Identity::with_token(RELAY);
         Identity::add_token(folder.path(), "operator", OPERATOR);
-        Self { cache: builder.identity(identity).start().await, _identity: folder }
+        Self { cache: builder.identity(identity).start().await, _identity: Arc::new(folder) }
+    }
+
+    /// Starts two that know each other and are given the same Secrets.
+    pub async fn two(upstream: &Upstream) -> [Self; 2] {
+        let (identity, folder) = Identity::with_token(RELAY);
+        Identity::add_token(folder.path(), "operator", OPERATOR);
+        let (both, folder) = (replicas::ports::<2>(), Arc::new(folder));
+        let peers = both.map(|port| format!("localhost:{port}"));
+        let start = async |own| {
+            let builder = Cache::of(upstream).port(own).flag("--peer", &peers[0]).flag("--peer", &peers[1]);
+            Self { cache: builder.identity(identity.again()).start().await, _identity: Arc::clone(&folder) }
+        };
+        [start(both[0]).await, start(both[1]).await]
     }
 
     /// A request to the API with the operator's token.
