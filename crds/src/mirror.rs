@@ -81,7 +81,7 @@ pub struct RegistryMirrorSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<CredentialSource>,
 
-    /// The cache: its volume and its resources.
+    /// The cache: its replicas, their volumes and their resources.
     #[schemars(extend("default" = {}))]
     #[serde(default)]
     pub cache: CacheSpec,
@@ -116,9 +116,15 @@ pub struct SecretReference {
 }
 
 /// The cache of one mirror.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheSpec {
+    /// How many Pods the cache has, 1 to 3, each with a volume of its own and able to serve everything: one is lost without a
+    /// failed pull. A miss asks the other replicas before the upstream.
+    #[schemars(range(min = 1, max = crate::names::MOST_REPLICAS))]
+    #[serde(default = "one")]
+    pub replicas: i32,
+
     /// Where content is kept.
     #[serde(default)]
     pub storage: StorageSpec,
@@ -127,6 +133,16 @@ pub struct CacheSpec {
     #[schemars(schema_with = "crate::schema::resources")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+}
+
+impl Default for CacheSpec {
+    fn default() -> Self {
+        Self { replicas: one(), storage: StorageSpec::default(), resources: None }
+    }
+}
+
+const fn one() -> i32 {
+    1
 }
 
 /// The cache's storage. A claim's size and class cannot be changed once it exists.
@@ -289,6 +305,7 @@ mod tests {
     fn the_smallest_mirror_has_sensible_defaults() {
         let spec = spec("registry: docker.io");
         assert_eq!(spec.upstream_url(), "https://registry-1.docker.io");
+        assert_eq!(spec.cache.replicas, 1);
         assert_eq!(spec.cache.storage.size, Quantity("50Gi".into()));
         assert_eq!(spec.cache.storage.when_deleted, WhenDeleted::Retain);
         assert_eq!(spec.freshness.tag_ttl, std::time::Duration::from_secs(60));

@@ -19,6 +19,8 @@ pub const LABEL_MIRROR: &str = "breakwater.dev/mirror";
 pub const ANNOTATION_REGISTRY: &str = "breakwater.dev/registry";
 /// Value of [`LABEL_NAME`] on everything that belongs to a cache.
 pub const CACHE: &str = "breakwater-cache";
+/// Value of [`LABEL_NAME`] on a Service by which the replicas of a cache find one of them; nodes do not look at it.
+pub const CACHE_PEER: &str = "breakwater-cache-peer";
 /// Value of [`LABEL_MANAGED_BY`], and the field manager of the operator.
 pub const MANAGER: &str = "breakwater";
 
@@ -46,6 +48,12 @@ pub const CA_CERTIFICATE_KEY: &str = "ca.crt";
 pub const CA_PRIVATE_KEY: &str = "ca.key";
 /// Key of the text that relay tokens derive from, in both Secrets.
 pub const RELAY_KEY: &str = "relay.key";
+
+/// Name of the volume with a cache's content, and of its claim template.
+pub const DATA_VOLUME: &str = "data";
+
+/// Most replicas of a cache.
+pub const MOST_REPLICAS: i32 = 3;
 
 /// Longest name of a cache: a StatefulSet's Pods and their revision label add to it and must stay within 63 characters.
 pub const CACHE_NAME_MAX: usize = 52;
@@ -76,6 +84,24 @@ fn plain_cache_name(registry: &str) -> String {
 #[must_use]
 pub fn cache_server_name(service: &str) -> String {
     format!("{service}.{SYSTEM_NAMESPACE}.svc")
+}
+
+/// Name of a cache's Pod.
+#[must_use]
+pub fn pod_name(service: &str, ordinal: i32) -> String {
+    format!("{service}-{ordinal}")
+}
+
+/// Name of the claim of a cache's Pod.
+#[must_use]
+pub fn claim_name(service: &str, ordinal: i32) -> String {
+    format!("{DATA_VOLUME}-{}", pod_name(service, ordinal))
+}
+
+/// Name of the Service by which the replicas of a cache find one of them.
+#[must_use]
+pub fn peer_service(service: &str, ordinal: i32) -> String {
+    format!("{service}-peer-{ordinal}")
 }
 
 /// Name of the Secret with a cache's certificate.

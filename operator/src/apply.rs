@@ -3,13 +3,14 @@
 //! What the API server already has as we last wrote it is not sent again, so a pass without news makes no call. Whatever else wrote
 //! to a child shows in its metadata and is put right.
 
-use crate::build::{Applied, Built, Resources};
+use crate::build::{Applied, Built, Resources, introduce};
 use crate::memory::Memory;
 use crate::watches::Stores;
 use breakwater_crds::names::MANAGER;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,18 +100,20 @@ pub async fn apply(
     memory: &Memory,
 ) -> Result<Resources<Applied>, ApplyFailed> {
     // Without `..`: a new child cannot be forgotten here.
-    let Resources { tls, tokens, service, statefulset, stage: _ } = resources;
+    let Resources { tls, tokens, service, peers, former_peers, budget, mut statefulset, stage: _ } = resources;
     let applier = Applier { client, namespace, memory };
     let secret = |name: &str| stores.secret(name).map(|found| found.metadata.clone());
-    let seen = [
-        secret(&tls.name_any()),
-        secret(&tokens.name_any()),
-        stores.service(&service.name_any()).map(|found| found.metadata.clone()),
-    ];
-    let [seen_tls, seen_tokens, seen_service] = seen;
+    let [seen_tls, seen_tokens] = [secret(&tls.name_any()), secret(&tokens.name_any())];
     let tls = applier.one(tls, seen_tls.as_ref()).await?;
     let tokens = applier.one(tokens, seen_tokens.as_ref()).await?;
-    let service = applier.one(service, seen_service.as_ref()).await?;
+    let service = applier.service(service, stores).await?;
+    let mut applied_peers = Vec::new();
+    for peer in peers {
+        applied_peers.push(applier.service(peer, stores).await?);
+    }
+    introduce(&mut statefulset, &applied_peers);
+    let seen_budget = stores.budget(&budget.name_any()).map(|found| found.metadata.clone());
+    let budget = applier.one(budget, seen_budget.as_ref()).await?;
     let found = stores.statefulset(&statefulset.name_any());
     let mut statefulset = applier.one(statefulset, found.as_ref().map(|found| &found.metadata)).await?;
     // What was not sent again is in the watch, with its status.
@@ -118,7 +121,11 @@ pub async fn apply(
         statefulset.metadata = found.metadata.clone();
         statefulset.status = found.status.clone();
     }
-    Ok(Resources { tls, tokens, service, statefulset, stage: PhantomData })
+    // Last, when no replica is told of them any more.
+    for name in former_peers.iter().filter(|name| stores.service(name).is_some()) {
+        applier.remove_service(name).await?;
+    }
+    Ok(Resources { tls, tokens, service, peers: applied_peers, former_peers, budget, statefulset, stage: PhantomData })
 }
 
 struct Applier<'a> {
@@ -128,6 +135,25 @@ struct Applier<'a> {
 }
 
 impl Applier<'_> {
+    /// Applies a Service and returns it with the address that it has.
+    async fn service(&self, service: Service, stores: &Stores) -> Result<Service, ApplyFailed> {
+        let found = stores.service(&service.name_any());
+        let applied = self.one(service, found.as_ref().map(|found| &found.metadata)).await?;
+        let is_as_sent = applied.metadata.uid.is_none();
+        Ok(found.filter(|_| is_as_sent).map_or(applied, |found| (*found).clone()))
+    }
+
+    async fn remove_service(&self, name: &str) -> Result<(), ApplyFailed> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), self.namespace);
+        let (kind, name) = ("Service".to_owned(), name.to_owned());
+        match tokio::time::timeout(CALL_DEADLINE, api.delete(&name, &DeleteParams::default())).await {
+            Err(_) => Err(ApplyFailed::Timeout { kind, name }),
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
+            Ok(Err(error)) => Err(classified(kind, name, error)),
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
     /// Applies one child unless the API server has it as it was last applied; `seen` is its metadata in the watch.
     async fn one<K>(&self, object: K, seen: Option<&ObjectMeta>) -> Result<K, ApplyFailed>
     where

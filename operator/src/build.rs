@@ -1,14 +1,16 @@
 //! Step 3, pure: from a valid mirror to the objects that make its cache. The same input gives the same objects.
 
 mod pod;
+mod replicas;
 
 pub(crate) use pod::duration_text;
+pub(crate) use replicas::introduce;
 
 use crate::pki::{Authority, IssueFailed, Leaf, SecretData, Tokens};
 use crate::validate::Valid;
 use breakwater_crds::names::{
-    ADMIN_PORT, ADMIN_PORT_NAME, ANNOTATION_REGISTRY, CACHE, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_MIRROR,
-    LABEL_NAME, MANAGER, TLS_PORT, TLS_PORT_NAME, cache_server_name, tls_secret, tokens_secret,
+    ADMIN_PORT, ADMIN_PORT_NAME, ANNOTATION_REGISTRY, CACHE, DATA_VOLUME, LABEL_INSTANCE, LABEL_MANAGED_BY,
+    LABEL_MIRROR, LABEL_NAME, MANAGER, TLS_PORT, TLS_PORT_NAME, cache_server_name, tls_secret, tokens_secret,
 };
 use breakwater_crds::{RegistryMirror, StorageSpec, WhenDeleted};
 use jiff::Timestamp;
@@ -19,6 +21,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret, Service, ServicePort, ServiceSpec,
     VolumeResourceRequirements,
 };
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
@@ -82,6 +85,12 @@ pub struct Resources<Stage> {
     pub tokens: Secret,
     /// The headless Service.
     pub service: Service,
+    /// A Service for each of several replicas.
+    pub peers: Vec<Service>,
+    /// Names of those that are not wanted any more.
+    pub former_peers: Vec<String>,
+    /// What drains have to respect.
+    pub budget: PodDisruptionBudget,
     /// The cache.
     pub statefulset: StatefulSet,
     /// Built or applied.
@@ -95,6 +104,9 @@ pub fn build(valid: &Valid, material: &Material, settings: &Settings) -> Resourc
         tls: secret(valid, tls_secret(&valid.name), "kubernetes.io/tls", material.leaf.data()),
         tokens: secret(valid, tokens_secret(&valid.name), "Opaque", material.tokens.data()),
         service: service(valid),
+        peers: replicas::peers(valid),
+        former_peers: replicas::former_peers(valid),
+        budget: replicas::budget(valid),
         statefulset: statefulset(valid, settings),
         stage: PhantomData,
     }
@@ -131,7 +143,7 @@ fn statefulset(valid: &Valid, settings: &Settings) -> StatefulSet {
     };
     let spec = StatefulSetSpec {
         service_name: Some(valid.name.clone()),
-        replicas: Some(1),
+        replicas: Some(valid.mirror.spec.cache.replicas),
         // With OrderedReady a Pod that never gets ready blocks the roll-out of its own mend.
         pod_management_policy: Some("Parallel".to_owned()),
         update_strategy: Some(StatefulSetUpdateStrategy {
@@ -155,7 +167,7 @@ fn claim_template(valid: &Valid, storage: &StorageSpec) -> PersistentVolumeClaim
     let requests = BTreeMap::from([("storage".to_owned(), storage.size.clone())]);
     PersistentVolumeClaim {
         metadata: ObjectMeta {
-            name: Some(pod::DATA.to_owned()),
+            name: Some(DATA_VOLUME.to_owned()),
             labels: Some(labels(valid)),
             annotations: Some(annotations(valid)),
             ..ObjectMeta::default()
@@ -238,10 +250,12 @@ mod tests {
         let built = built(
             "{registry: 'registry.example.com:5000', url: 'http://10.0.0.1:5000/', \
              credentials: [{secretRef: {name: login}}, {secretRef: {name: second}}, {secretRef: {name: login}}], \
-             cache: {storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}}, \
+             cache: {replicas: 3, storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}}, \
              freshness: {tagTTL: 90s, maxStale: 24h}}",
         );
         check(&built.statefulset, &expect_file!["../tests/snapshots/every-field-statefulset.yaml"]);
+        check(&built.peers, &expect_file!["../tests/snapshots/every-field-peers.yaml"]);
+        check(&built.budget, &expect_file!["../tests/snapshots/every-field-budget.yaml"]);
     }
 
     #[test]
@@ -255,7 +269,7 @@ mod tests {
 
     #[test]
     fn secrets_have_what_the_cache_reads() {
-        let Resources { tls, tokens, service: _, statefulset: _, stage: _ } = built("{registry: docker.io}");
+        let Resources { tls, tokens, .. } = built("{registry: docker.io}");
         let keys = |secret: &Secret| secret.data.as_ref().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!((tls.name_any().as_str(), keys(&tls).as_str()), ("cache-docker-io-tls", "ca.crt tls.crt tls.key"));
         assert_eq!((tokens.name_any().as_str(), keys(&tokens).as_str()), ("cache-docker-io-tokens", "operator relay"));

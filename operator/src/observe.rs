@@ -9,7 +9,7 @@ use crate::secrets::SecretReader;
 use crate::upstream::UpstreamReport;
 use crate::watches::Stores;
 use breakwater_crds::RegistryMirror;
-use breakwater_crds::names::{cache_name, hashed_cache_name, tls_secret, tokens_secret};
+use breakwater_crds::names::{MOST_REPLICAS, cache_name, claim_name, hashed_cache_name, tls_secret, tokens_secret};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use std::collections::HashMap;
@@ -43,6 +43,8 @@ pub struct Candidate {
     pub statefulset: Option<Arc<StatefulSet>>,
     /// The claim of its first Pod.
     pub claim: Option<Arc<PersistentVolumeClaim>>,
+    /// The claims of the others.
+    pub other_claims: Vec<Arc<PersistentVolumeClaim>>,
     /// Its Pods.
     pub pods: Vec<Arc<Pod>>,
     /// The certificate stored for it.
@@ -109,7 +111,8 @@ async fn candidate(name: String, stores: &Stores, secrets: &SecretReader) -> Res
     let (tls, tokens) = (tls_secret(&name), tokens_secret(&name));
     Ok(Candidate {
         statefulset: stores.statefulset(&name),
-        claim: stores.claim(&format!("data-{name}-0")),
+        claim: stores.claim(&claim_name(&name, 0)),
+        other_claims: (1..MOST_REPLICAS).filter_map(|ordinal| stores.claim(&claim_name(&name, ordinal))).collect(),
         pods: stores.cache_pods(&name),
         leaf: secrets.leaf(&tls, stores.secret_version(&tls).as_deref()).await.map_err(failed(&tls))?,
         tokens: secrets.tokens(&tokens, stores.secret_version(&tokens).as_deref()).await.map_err(failed(&tokens))?,

@@ -77,7 +77,8 @@ pub fn of_children(
         name: &valid.name,
         statefulset: children.map(|children| &children.statefulset).ok().or(there.statefulset.as_deref()),
         pods: &there.pods,
-        claim: there.claim.as_deref(),
+        replicas: spec.cache.replicas,
+        claims: there.claim.iter().chain(&there.other_claims).map(AsRef::as_ref).collect(),
         fleet: &observed.fleet,
         obstacle: children.err(),
     });
@@ -135,7 +136,8 @@ fn stalled(
     if let Some(Obstacle { reason, message }) = obstacle {
         return Some(Verdict { kind: STALLED, status: Status::True, reason, message: message.clone() });
     }
-    let failing_for_long = cache.reason == reason::POD_FAILING
+    let failing_for_long = cache.status == Status::False
+        && cache.reason == reason::POD_FAILING
         && old.conditions.iter().any(|old| {
             let is_false = old.type_ == CACHE_READY && old.status == Status::False.as_str();
             is_false && now.duration_since(old.last_transition_time.0) > FAILING_UNTIL_STALLED
@@ -225,6 +227,9 @@ mod tests {
             tls: Default::default(),
             tokens: Default::default(),
             service: Default::default(),
+            peers: Vec::new(),
+            former_peers: Vec::new(),
+            budget: Default::default(),
             statefulset: parse(&format!(
                 "{{metadata: {{generation: 1}}, status: {{replicas: 1, observedGeneration: {observed_generation}}}}}"
             )),

@@ -1,5 +1,6 @@
 //! Asks each cache what it knows of its upstream, in the background. Plain HTTP to Pod addresses; the answers are hostile input.
 
+use crate::fleet::pod_is_ready;
 use crate::watches::Stores;
 use breakwater_crds::names::{ADMIN_PORT, LABEL_INSTANCE};
 use bytes::Bytes;
@@ -110,13 +111,16 @@ pub async fn keep_reports(
     }
 }
 
-/// One target per cache that has an address; a new address is asked at once.
+/// One target per cache that has an address: the first of its Pods that is ready, or else the first. A new address is asked
+/// at once.
 fn follow_pods(targets: &mut HashMap<String, Target>, pods: &[Arc<Pod>]) {
     let mut addresses = HashMap::new();
+    let mut pods = pods.to_vec();
+    pods.sort_by_key(|pod| (!pod_is_ready(pod), pod.name_any()));
     for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()?.parse::<IpAddr>().ok());
         if let (Some(address), Some(cache)) = (address, pod.labels().get(LABEL_INSTANCE)) {
-            addresses.insert(cache.clone(), SocketAddr::new(address, ADMIN_PORT));
+            addresses.entry(cache.clone()).or_insert_with(|| SocketAddr::new(address, ADMIN_PORT));
         }
     }
     targets.retain(|cache, _| addresses.contains_key(cache));

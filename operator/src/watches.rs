@@ -6,11 +6,12 @@ mod concerns;
 mod keep;
 
 use crate::fleet::Fleet;
-use breakwater_crds::names::{CA_SECRET, CACHE, LABEL_INSTANCE, LABEL_NAME};
+use breakwater_crds::names::{CA_SECRET, CACHE, CACHE_PEER, LABEL_INSTANCE, LABEL_NAME};
 use breakwater_crds::{MirrorNode, RegistryMirror};
 use concerns::Concerns;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use keep::{Change, drop_all_but_readiness, drop_containers, drop_nothing, drop_template, keep};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -38,7 +39,8 @@ pub type Trigger = mpsc::UnboundedSender<ObjectRef<DeserializeGuard<RegistryMirr
 pub struct Stores {
     mirrors: Mirrors,
     statefulsets: Store<StatefulSet>,
-    services: Store<PartialObjectMeta<Service>>,
+    services: Store<Service>,
+    budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     secrets: Store<PartialObjectMeta<Secret>>,
     claims: Store<PersistentVolumeClaim>,
     pods: Store<Pod>,
@@ -96,9 +98,11 @@ pub async fn start(
     };
     let (publish, fleet) = watch::channel(Arc::default());
     let caches = Config::default().labels(&format!("{LABEL_NAME}={CACHE}"));
+    let services = Config::default().labels(&format!("{LABEL_NAME} in ({CACHE}, {CACHE_PEER})"));
     let stores = Stores {
         statefulsets: keep(system_api(client, namespaces), caches.clone(), drop_template, child.clone(), tasks),
-        services: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
+        services: keep(system_api(client, namespaces), services, drop_nothing, child.clone(), tasks),
+        budgets: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
         secrets: keep(system_api(client, namespaces), Config::default(), drop_nothing, secret, tasks),
         claims: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
         pods: keep(system_api(client, namespaces), caches, drop_containers, child, tasks),
@@ -175,9 +179,10 @@ impl FleetStores {
 impl Stores {
     async fn filled(&self) -> Result<(), NotFilled> {
         // Mirrors are the controller's, which waits for them itself.
-        let Self { mirrors: _, statefulsets, services, secrets, claims, pods, fleet: _, namespace: _ } = self;
+        let Self { mirrors: _, statefulsets, services, budgets, secrets, claims, pods, fleet: _, namespace: _ } = self;
         filled(statefulsets, "statefulsets").await?;
         filled(services, "services").await?;
+        filled(budgets, "poddisruptionbudgets").await?;
         filled(secrets, "secrets").await?;
         filled(claims, "persistentvolumeclaims").await?;
         filled(pods, "pods").await
@@ -201,10 +206,16 @@ impl Stores {
         self.statefulsets.get(&ObjectRef::new(name).within(&self.namespace))
     }
 
-    /// A cache's Service, metadata only.
+    /// A cache's Service, or that of one of its replicas.
     #[must_use]
-    pub fn service(&self, name: &str) -> Option<Arc<PartialObjectMeta<Service>>> {
+    pub fn service(&self, name: &str) -> Option<Arc<Service>> {
         self.services.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    /// A cache's PodDisruptionBudget, metadata only.
+    #[must_use]
+    pub fn budget(&self, name: &str) -> Option<Arc<PartialObjectMeta<PodDisruptionBudget>>> {
+        self.budgets.get(&ObjectRef::new(name).within(&self.namespace))
     }
 
     /// A Secret, metadata only.

@@ -128,21 +128,23 @@ impl<'a> Product<'a> {
         .await
     }
 
-    /// The Pod of a mirror's cache: its name, node and address.
+    /// The first Pod of a mirror's cache.
     ///
     /// # Errors
     /// Fails when there is none that runs.
     pub async fn cache_pod(&self, mirror: &str) -> Result<CachePod> {
+        self.cache_pods(mirror).await?.into_iter().next().with_context(|| format!("{mirror} has no cache Pod"))
+    }
+
+    /// The Pods of a mirror's cache.
+    ///
+    /// # Errors
+    /// Fails when one has no address.
+    pub async fn cache_pods(&self, mirror: &str) -> Result<Vec<CachePod>> {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client(), SYSTEM_NAMESPACE);
         let ours = ListParams::default().labels(&format!("{LABEL_MIRROR}={mirror}"));
-        let pod = pods.list(&ours).await.context("list the cache's Pods")?.items.into_iter().next();
-        let pod = pod.with_context(|| format!("{mirror} has no cache Pod"))?;
-        let address = pod.status.and_then(|status| status.pod_ip).context("the cache's Pod has no address")?;
-        Ok(CachePod {
-            name: pod.metadata.name.unwrap_or_default(),
-            node: pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),
-            address: address.parse().with_context(|| format!("take {address} for an address"))?,
-        })
+        let pods = pods.list(&ours).await.context("list the cache's Pods")?.items;
+        pods.into_iter().map(CachePod::of).collect()
     }
 
     /// The sum of a metric of a mirror's cache over all label sets that contain `label`.
@@ -151,6 +153,14 @@ impl<'a> Product<'a> {
     /// Fails when the cache's admin listener does not answer, or knows no such metric.
     pub async fn cache_metric(&self, mirror: &str, metric: &str, label: &str) -> Result<f64> {
         let pod = self.cache_pod(mirror).await?;
+        self.pod_metric(&pod, metric, label).await
+    }
+
+    /// The same of one Pod.
+    ///
+    /// # Errors
+    /// Fails when its admin listener does not answer.
+    pub async fn pod_metric(&self, pod: &CachePod, metric: &str, label: &str) -> Result<f64> {
         let forward = self.cluster.forward(pod.address, ADMIN_PORT).await?;
         let url = format!("http://{}/metrics", forward.address());
         let client = reqwest::Client::builder().timeout(ANSWER_LIMIT).build().context("make an HTTP client")?;
@@ -211,6 +221,17 @@ pub struct CachePod {
     pub node: String,
     /// Its address in the cluster's network.
     pub address: Ipv4Addr,
+}
+
+impl CachePod {
+    fn of(pod: Pod) -> Result<Self> {
+        let address = pod.status.and_then(|status| status.pod_ip).context("the cache's Pod has no address")?;
+        Ok(Self {
+            name: pod.metadata.name.unwrap_or_default(),
+            node: pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),
+            address: address.parse().with_context(|| format!("take {address} for an address"))?,
+        })
+    }
 }
 
 fn is_ready(mirror: &RegistryMirror) -> bool {

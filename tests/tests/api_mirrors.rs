@@ -16,6 +16,9 @@ const CREATE: &[Case] = &[
     ("{registry: docker.io, freshness: {tagTTL: 1h30m, maxStale: 0s}}", ""),
     ("{registry: docker.io, cache: {storage: {size: 1Ti, storageClassName: fast, whenDeleted: Delete}}}", ""),
     ("{registry: docker.io, cache: {storage: {ephemeral: true}, resources: {limits: {cpu: 2, memory: 1Gi}}}}", ""),
+    ("{registry: docker.io, cache: {replicas: 3}}", ""),
+    ("{registry: docker.io, cache: {replicas: 0}}", "spec.cache.replicas in body should be greater than or equal to 1"),
+    ("{registry: docker.io, cache: {replicas: 4}}", "spec.cache.replicas in body should be less than or equal to 3"),
     ("{registry: docker.io, nodes: {fallback: None, selector: {matchLabels: {zone: a}}}}", ""),
     ("{registry: docker.io, nodes: {selector: {matchExpressions: [{key: zone, operator: In, values: [a]}]}}}", ""),
     ("{registry: docker.io, credentials: [{secretRef: {name: hub}}]}", ""),
@@ -55,6 +58,7 @@ const UPDATE: &[Case] = &[
     ("{registry: docker.io, freshness: {tagTTL: 5m}}", ""),
     ("{registry: docker.io, url: 'https://mirror.example.com'}", ""),
     ("{registry: docker.io, cache: {storage: {size: 51200Mi, whenDeleted: Delete}}}", ""),
+    ("{registry: docker.io, cache: {replicas: 2}}", ""),
     ("{registry: ghcr.io}", "must not change, because it names the cache and its volume"),
     ("{registry: docker.io, cache: {storage: {size: 60Gi}}}", "must not change, because a claim keeps its size"),
     (

@@ -2,7 +2,9 @@
 
 use super::{Settings, annotations, labels};
 use crate::validate::Valid;
-use breakwater_crds::names::{ADMIN_PORT, ADMIN_PORT_NAME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret};
+use breakwater_crds::names::{
+    ADMIN_PORT, ADMIN_PORT_NAME, DATA_VOLUME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret,
+};
 use breakwater_crds::{RegistryMirrorSpec, quantity};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
@@ -14,8 +16,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::time::Duration;
 
-/// Name of the volume with the content, and of the claim template.
-pub(super) const DATA: &str = "data";
 /// Name of the only container.
 pub(crate) const CONTAINER: &str = "registry";
 const TLS: &str = "tls";
@@ -36,6 +36,7 @@ pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
         // Upstreams are found by the node's resolver: a cache outlives cluster DNS.
         dns_policy: Some("Default".to_owned()),
         termination_grace_period_seconds: Some(10),
+        topology_spread_constraints: super::replicas::spread(valid),
         tolerations: Some(["not-ready", "unreachable"].map(leaves_a_lost_node_soon).to_vec()),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
@@ -180,7 +181,7 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
     if spec.cache.storage.ephemeral {
         let size_limit = Some(spec.cache.storage.size.clone());
         volumes.push(Volume {
-            name: DATA.to_owned(),
+            name: DATA_VOLUME.to_owned(),
             empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }),
             ..Volume::default()
         });
@@ -196,7 +197,7 @@ fn mounts(spec: &RegistryMirrorSpec) -> Vec<VolumeMount> {
         ..VolumeMount::default()
     };
     let mut mounts = vec![
-        mount(DATA, DATA_DIR.to_owned(), None),
+        mount(DATA_VOLUME, DATA_DIR.to_owned(), None),
         mount(TLS, TLS_DIR.to_owned(), Some(true)),
         mount(TOKENS, TOKEN_DIR.to_owned(), Some(true)),
     ];

@@ -1,9 +1,10 @@
-//! Whether the cache's Pod serves, and if not, why. Pure.
+//! Whether the cache serves, and what is amiss with its Pods. Pure.
 
 use super::Obstacle;
 use crate::fleet::{Fleet, pod_is_ready};
 use crate::upstream::one_line;
 use breakwater_crds::conditions::{CACHE_READY, Status, Verdict, reason};
+use breakwater_crds::names::{claim_name, pod_name};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodCondition};
 use kube::ResourceExt;
@@ -15,31 +16,51 @@ const MAX_DETAIL: usize = 200;
 pub(super) struct Facts<'a> {
     pub(super) name: &'a str,
     pub(super) statefulset: Option<&'a StatefulSet>,
+    pub(super) replicas: i32,
     pub(super) pods: &'a [Arc<Pod>],
-    pub(super) claim: Option<&'a PersistentVolumeClaim>,
+    pub(super) claims: Vec<&'a PersistentVolumeClaim>,
     pub(super) fleet: &'a Fleet,
     pub(super) obstacle: Option<&'a Obstacle>,
 }
 
 /// CacheReady. An obstacle outweighs all else, but for a lost authority, which takes nothing from a cache that serves.
 pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
-    let by_pod = by_pod(facts);
+    let by_pods = if facts.replicas > 1 { by_replicas(facts) } else { by_pod(facts, 0) };
     match facts.obstacle {
-        None => by_pod,
-        Some(Obstacle { reason: reason::NO_AUTHORITY, .. }) if by_pod.status == Status::True => by_pod,
+        None => by_pods,
+        Some(Obstacle { reason: reason::NO_AUTHORITY, .. }) if by_pods.status == Status::True => by_pods,
         Some(Obstacle { reason, message }) => {
             Verdict { kind: CACHE_READY, status: Status::False, reason, message: message.clone() }
         }
     }
 }
 
-/// What the Pod says. Causes are tried from the one that explains most to the one that explains least.
-fn by_pod(facts: &Facts<'_>) -> Verdict {
+/// What several Pods say together: one is enough to serve. The reason is that of the first that is not as it should be.
+fn by_replicas(facts: &Facts<'_>) -> Verdict {
+    let verdicts: Vec<_> = (0..facts.replicas).map(|ordinal| by_pod(facts, ordinal)).collect();
+    // A Pod that is about to be replaced serves until then.
+    let serving = facts.pods.iter().filter(|pod| pod_is_ready(pod) && lost_node(facts.fleet, pod).is_none()).count();
+    let amiss = verdicts.into_iter().find(|verdict| verdict.status != Status::True);
+    match amiss {
+        None => {
+            let message = format!("all {} replicas of {} serve", facts.replicas, facts.name);
+            Verdict { kind: CACHE_READY, status: Status::True, reason: reason::CACHE_SERVES, message }
+        }
+        Some(amiss) if serving > 0 => {
+            let message = format!("{serving} of {} replicas serving; {}", facts.replicas, amiss.message);
+            Verdict { status: Status::True, message, ..amiss }
+        }
+        Some(amiss) => amiss,
+    }
+}
+
+/// What one Pod says. Causes are tried from the one that explains most to the one that explains least.
+fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
     let not = |reason, message| Verdict { kind: CACHE_READY, status: Status::False, reason, message };
-    let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == format!("{}-0", facts.name)) else {
-        return not(reason::CACHE_STARTING, format!("waiting for {}-0 to be created", facts.name));
+    let name = pod_name(facts.name, ordinal);
+    let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == name) else {
+        return not(reason::CACHE_STARTING, format!("waiting for {name} to be created"));
     };
-    let name = pod.name_any();
     if let Some(node) = lost_node(facts.fleet, pod) {
         let message = format!(
             "{name} is on node {node}, which is lost; bring the node back, or delete its Node object if it is gone for good"
@@ -57,7 +78,9 @@ fn by_pod(facts: &Facts<'_>) -> Verdict {
         let message = format!("{name} serves");
         return Verdict { kind: CACHE_READY, status: Status::True, reason: reason::CACHE_SERVES, message };
     }
-    if let Some((reason, message)) = unscheduled(&name, pod, facts.claim) {
+    let claim_name = claim_name(facts.name, ordinal);
+    let claim = facts.claims.iter().copied().find(|claim| claim.name_any() == claim_name);
+    if let Some((reason, message)) = unscheduled(&name, pod, claim) {
         return not(reason, message);
     }
     if let Some(message) = failing(&name, pod) {
@@ -166,13 +189,17 @@ mod tests {
             &[] as &[breakwater_crds::MirrorNode],
             &[] as &[Pod],
         );
-        let claim: Option<PersistentVolumeClaim> = claim.map(parse);
+        let mut claim: Option<PersistentVolumeClaim> = claim.map(parse);
+        if let Some(claim) = &mut claim {
+            claim.metadata.name = Some("data-cache-a-0".to_owned());
+        }
         let statefulset: StatefulSet = parse(CURRENT);
         let verdict = verdict(&Facts {
             name: "cache-a",
             statefulset: Some(&statefulset),
+            replicas: 1,
             pods: &[Arc::new(pod)],
-            claim: claim.as_ref(),
+            claims: claim.iter().collect(),
             fleet: &fleet,
             obstacle: None,
         });
@@ -254,6 +281,41 @@ mod tests {
     }
 
     #[test]
+    fn one_of_several_replicas_is_enough_to_serve() {
+        let pod = |ordinal: i32, node: &str, ready: &str| -> Arc<Pod> {
+            Arc::new(parse(&format!(
+                "{{metadata: {{name: cache-a-{ordinal}, labels: {{controller-revision-hash: r2}}}}, \
+                  spec: {{nodeName: {node}, containers: []}}, status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
+            )))
+        };
+        let nodes: [k8s_openapi::api::core::v1::Node; 2] =
+            [parse(LIVE_NODE), parse(&LOST_NODE.replace("name: n1", "name: n2"))];
+        let fleet = Fleet::of(&nodes, &[] as &[breakwater_crds::MirrorNode], &[] as &[Pod]);
+        let statefulset: StatefulSet = parse(CURRENT);
+        let told = |pods: &[Arc<Pod>]| {
+            let (statefulset, claims, obstacle) = (Some(&statefulset), Vec::new(), None);
+            let facts = Facts { name: "cache-a", statefulset, replicas: 2, pods, claims, fleet: &fleet, obstacle };
+            let verdict = verdict(&facts);
+            format!("{} {}: {}", verdict.status.as_str(), verdict.reason, verdict.message)
+        };
+        let serving = pod(0, "n1", "True");
+        assert_eq!(told(&[serving.clone(), pod(1, "n1", "True")]), "True CacheServes: all 2 replicas of cache-a serve");
+        assert_eq!(
+            told(std::slice::from_ref(&serving)),
+            "True CacheStarting: 1 of 2 replicas serving; waiting for cache-a-1 to be created"
+        );
+        assert_eq!(
+            told(&[serving, pod(1, "n2", "True")]),
+            "True NodeLost: 1 of 2 replicas serving; cache-a-1 is on node n2, which is lost; bring the node back, or delete \
+             its Node object if it is gone for good"
+        );
+        assert_eq!(
+            told(&[pod(0, "n1", "False"), pod(1, "n1", "False")]),
+            "False CacheStarting: waiting for cache-a-0 to be ready"
+        );
+    }
+
+    #[test]
     fn a_pod_of_the_former_template_is_not_ready_for_the_present_one() {
         let pod: Pod = parse(
             "{metadata: {name: cache-a-0, labels: {controller-revision-hash: r1}}, \
@@ -265,8 +327,9 @@ mod tests {
             let facts = Facts {
                 name: "cache-a",
                 statefulset: statefulset.as_ref(),
+                replicas: 1,
                 pods: &pods,
-                claim: None,
+                claims: Vec::new(),
                 fleet: &Fleet::default(),
                 obstacle: None,
             };

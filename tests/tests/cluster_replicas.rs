@@ -1,0 +1,93 @@
+//! Two replicas of a cache, on a real cluster: the loss of one, with its node, costs no pull, also in an outage.
+#![cfg(feature = "cluster")]
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use breakwater_tests::cluster::{Cluster, ClusterConfig, Node, until};
+use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::images::Image;
+use breakwater_tests::product::Product;
+
+const LIMIT: Duration = Duration::from_secs(90);
+const MIRROR: &str = "registry-a";
+/// So many that the nodes ask each replica for some of them.
+const IMAGES: u64 = 6;
+
+/// A Pod of each image runs on the node, which has to pull all of them.
+async fn runs_all(cluster: &Cluster, node: &Node, images: &[String]) -> Result<()> {
+    for (index, image) in images.iter().enumerate() {
+        let name = format!("app-{index}");
+        cluster.kubectl(&["delete", "pod", &name, "--force", "--grace-period=0", "--ignore-not-found"]).await?;
+        if node.ctr(&["images", "ls", "--quiet"]).await?.lines().any(|known| known == image) {
+            until(LIMIT, "the image to leave the node", async || Ok(node.remove_image(image).await.ok())).await?;
+        }
+        let start = cluster.run_pod(&name, image, Some(node.name())).await?.running(LIMIT).await?;
+        ensure!(start.pull.is_some(), "{} had {image} already", node.name());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_replica_costs_no_pull() -> Result<()> {
+    let cluster = Cluster::start(ClusterConfig { nodes: 2, ..ClusterConfig::default() }).await?;
+    let upstream = Distribution::start(&cluster, DistributionConfig::at("registry-a.test")).await?;
+    let product = Product::install(&cluster).await?;
+    product.mirror(MIRROR, &upstream).await?;
+    product.ready(LIMIT).await?;
+
+    let replicas = |count: u8| format!("{{\"spec\":{{\"cache\":{{\"replicas\":{count}}}}}}}");
+    cluster.kubectl(&["patch", "rmir", MIRROR, "--type=merge", "-p", &replicas(2)]).await?;
+    let serves = until(LIMIT, "both replicas to serve", async || {
+        let condition = product.condition(MIRROR, "CacheReady", "True", LIMIT).await?;
+        Ok((condition.message == "all 2 replicas of cache-registry-a-test serve").then_some(()))
+    });
+    if let Err(error) = serves.await {
+        return Err(error.context(product.complaints().await));
+    }
+    let pods = product.cache_pods(MIRROR).await?;
+    ensure!(pods.len() == 2 && pods[0].node != pods[1].node, "each on a node of its own: {pods:?}");
+    let budget =
+        ["-n", "breakwater-system", "get", "pdb", "cache-registry-a-test", "-o", "jsonpath={.spec.maxUnavailable}"];
+    ensure!(cluster.kubectl(&budget).await?.trim() == "1", "drains take one Pod at a time");
+
+    let mut images = Vec::new();
+    for seed in 0..IMAGES {
+        images.push(upstream.push(&Image::busybox_app(&format!("team/app-{seed}"), seed, &[256 << 10])?).await?);
+    }
+    runs_all(&cluster, cluster.node("node-1")?, &images).await?;
+    let alike = until(LIMIT, "both replicas to have everything", async || {
+        let mut used = Vec::new();
+        for pod in &pods {
+            used.push(product.pod_metric(pod, "breakwater_cache_used_bytes", "").await?);
+        }
+        Ok((used[0] > 1e6 && (used[0] - used[1]).abs() < 1.0).then_some(()))
+    });
+    alike.await?;
+    let mut received = 0.0;
+    for pod in &pods {
+        received += product.pod_metric(pod, "breakwater_cache_content_bytes_total", "source=\"upstream\"").await?;
+    }
+    let used = product.pod_metric(&pods[0], "breakwater_cache_used_bytes", "").await?;
+    ensure!(received < used * 1.05, "{received} bytes came from the registry for {used} bytes of content");
+
+    upstream.stop().await?;
+    let (lost, left) = (cluster.node("node-1")?, cluster.node("node-2")?);
+    lost.power_off().await?;
+    runs_all(&cluster, left, &images).await?;
+    lost.power_on().await?;
+    until(LIMIT, "both replicas to serve again", async || {
+        let condition = product.condition(MIRROR, "CacheReady", "True", LIMIT).await?;
+        Ok(condition.message.starts_with("all 2 replicas").then_some(()))
+    })
+    .await?;
+
+    cluster.kubectl(&["patch", "rmir", MIRROR, "--type=merge", "-p", &replicas(1)]).await?;
+    until(LIMIT, "the peers' Services to be gone", async || {
+        let services = ["-n", "breakwater-system", "get", "services", "-o", "name"];
+        Ok((!cluster.kubectl(&services).await?.contains("-peer-")).then_some(()))
+    })
+    .await?;
+    product.ready(LIMIT).await?;
+    cluster.remove().await
+}
