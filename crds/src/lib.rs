@@ -23,8 +23,8 @@ pub mod yaml;
 
 pub use claims::{claims, holder};
 pub use mirror::{
-    CacheSpec, CredentialSource, Fallback, Freshness, NodesSpec, RegistryMirror, RegistryMirrorSpec, SecretReference,
-    StorageSpec, WhenDeleted,
+    Alternate, CacheSpec, CredentialSource, Fallback, Freshness, NodesSpec, OnError, RegistryMirror,
+    RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec, WhenDeleted,
 };
 pub use mirror_status::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus};
 pub use node::{InactiveMirror, MirrorNode, MirrorNodeSpec, MirrorNodeStatus, MirrorState, Observed, Runtime};

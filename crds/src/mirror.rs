@@ -75,6 +75,12 @@ pub struct RegistryMirrorSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 
+    /// Registries with the same content. Manifests and blobs are fetched from them by digest when the upstream fails, is late
+    /// or has not got them; what a tag means is only ever asked of the upstream.
+    #[schemars(length(max = 8))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternates: Vec<Alternate>,
+
     /// Secrets of type `kubernetes.io/dockerconfigjson` in the operator's namespace. Of all their entries the one with
     /// the longest matching path is used. Content fetched with them is open to every Pod on the selected nodes.
     #[schemars(length(max = 16))]
@@ -94,6 +100,24 @@ pub struct RegistryMirrorSpec {
     /// Which nodes pull through the cache, and what they do when it does not answer.
     #[serde(default)]
     pub nodes: NodesSpec,
+}
+
+/// A registry with the same content under the same names, or under names with a prefix.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Alternate {
+    /// Where it lives: a scheme and a host, with no path.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?/?$')")
+        .message("must be http:// or https:// and a host with an optional port, with no path, user or query, such as https://public.ecr.aws"))]
+    pub url: String,
+
+    /// What its repositories' names begin with: with `docker`, `library/nginx` is `docker/library/nginx` there.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$')")
+        .message("must be the beginning of a repository's name with no slash at its end, such as docker or team/mirror"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository_prefix: Option<String>,
 }
 
 /// One source of credentials.
@@ -224,6 +248,55 @@ pub struct Freshness {
     #[x_kube(validation = Rule::new(GO_DURATION).message(
         "must be a duration from 0s to 720h in hours, minutes and seconds, such as 24h or 168h"))]
     pub max_stale: Duration,
+
+    /// What becomes of a tag past its TTL when the upstream fails, by the class of the failure.
+    #[schemars(extend("default" = {}))]
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// What becomes of a tag that is here, by what the upstream does when it is asked again.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OnError {
+    /// It cannot be resolved or connected to, fails at TLS, or says nothing in time.
+    pub unreachable: StaleAction,
+    /// It answers 5xx.
+    pub server_error: StaleAction,
+    /// It answers 429, or its announced budget is nearly used up.
+    pub too_many_requests: StaleAction,
+    /// It answers what no registry should, such as a login page.
+    pub invalid_response: StaleAction,
+    /// It answers, but its token service does not.
+    pub token_service: StaleAction,
+    /// It answers 401 or 403.
+    pub unauthorized: StaleAction,
+    /// It answers 404: the tag has been deleted.
+    pub not_found: StaleAction,
+}
+
+impl Default for OnError {
+    fn default() -> Self {
+        let stale = StaleAction::ServeStale;
+        Self {
+            unreachable: stale,
+            server_error: stale,
+            too_many_requests: stale,
+            invalid_response: stale,
+            token_service: stale,
+            unauthorized: stale,
+            not_found: StaleAction::Deny,
+        }
+    }
+}
+
+/// What to do with an older answer.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleAction {
+    /// Serve it, for as long as `maxStale` allows.
+    ServeStale,
+    /// Pass the failure on.
+    Deny,
 }
 
 const GO_DURATION: &str = "self.matches('^([0-9]{1,9}(\\\\.[0-9]{1,3})?(h|m|s|ms))+$') && \
@@ -231,7 +304,7 @@ const GO_DURATION: &str = "self.matches('^([0-9]{1,9}(\\\\.[0-9]{1,3})?(h|m|s|ms
 
 impl Default for Freshness {
     fn default() -> Self {
-        Self { tag_ttl: default_tag_ttl(), max_stale: default_max_stale() }
+        Self { tag_ttl: default_tag_ttl(), max_stale: default_max_stale(), on_error: OnError::default() }
     }
 }
 

@@ -249,9 +249,10 @@ mod tests {
     fn every_field() {
         let built = built(
             "{registry: 'registry.example.com:5000', url: 'http://10.0.0.1:5000/', \
+             alternates: [{url: 'https://a.example/', repositoryPrefix: docker}, {url: 'http://b.example:5000'}], \
              credentials: [{secretRef: {name: login}}, {secretRef: {name: second}}, {secretRef: {name: login}}], \
              cache: {replicas: 3, storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}}, \
-             freshness: {tagTTL: 90s, maxStale: 24h}}",
+             freshness: {tagTTL: 90s, maxStale: 24h, onError: {unauthorized: Deny, notFound: ServeStale}}}",
         );
         check(&built.statefulset, &expect_file!["../tests/snapshots/every-field-statefulset.yaml"]);
         check(&built.peers, &expect_file!["../tests/snapshots/every-field-peers.yaml"]);

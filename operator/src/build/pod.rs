@@ -5,7 +5,7 @@ use crate::validate::Valid;
 use breakwater_crds::names::{
     ADMIN_PORT, ADMIN_PORT_NAME, DATA_VOLUME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret,
 };
-use breakwater_crds::{RegistryMirrorSpec, quantity};
+use breakwater_crds::{Alternate, OnError, RegistryMirrorSpec, StaleAction, quantity};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
     PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration,
@@ -106,6 +106,13 @@ fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
     if !spec.has_default_url() {
         flag("--upstream-url", spec.upstream_url());
     }
+    for Alternate { url, repository_prefix } in &spec.alternates {
+        let url = url.trim_end_matches('/');
+        flag(
+            "--alternate",
+            repository_prefix.as_ref().map_or_else(|| url.to_owned(), |prefix| format!("{url}={prefix}")),
+        );
+    }
     flag("--data-dir", DATA_DIR.to_owned());
     flag("--cache-size", cache_size(&spec.cache.storage.size));
     flag("--tls-listen", format!(":{TLS_PORT}"));
@@ -117,8 +124,44 @@ fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
     }
     flag("--tag-ttl", duration_text(spec.freshness.tag_ttl.into()));
     flag("--max-stale", duration_text(spec.freshness.max_stale.into()));
+    for rule in on_error(&spec.freshness.on_error) {
+        flag("--on-error", rule);
+    }
     flag("--log-format", "json".to_owned());
     arguments
+}
+
+/// The rules that differ from the cache's own defaults.
+fn on_error(wanted: &OnError) -> Vec<String> {
+    let classes = |rules: &OnError| {
+        // Without `..`: a new class cannot be forgotten here.
+        let OnError {
+            unreachable,
+            server_error,
+            too_many_requests,
+            invalid_response,
+            token_service,
+            unauthorized,
+            not_found,
+        } = *rules;
+        [
+            ("unreachable", unreachable),
+            ("server-error", server_error),
+            ("too-many-requests", too_many_requests),
+            ("invalid-response", invalid_response),
+            ("token-service", token_service),
+            ("unauthorized", unauthorized),
+            ("not-found", not_found),
+        ]
+    };
+    let differing =
+        classes(wanted).into_iter().zip(classes(&OnError::default())).filter(|(wanted, usual)| wanted != usual);
+    differing
+        .map(|((class, action), _)| match action {
+            StaleAction::ServeStale => format!("{class}=serve-stale"),
+            StaleAction::Deny => format!("{class}=deny"),
+        })
+        .collect()
 }
 
 /// The cache keeps within its claim by itself: a claim on a folder of the node's disk and an emptyDir look like the whole disk,
