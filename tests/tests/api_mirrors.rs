@@ -141,8 +141,10 @@ async fn a_fresh_mirror_has_defaults_and_counts_as_not_yet_observed() -> Result<
     let stored = apply(&mirrors, "fresh", "{registry: docker.io}", false).await?.map_err(anyhow::Error::msg)?;
     assert_eq!(stored.spec, serde_saphyr::from_str("{registry: docker.io}")?);
     assert_eq!(stored.status.context("has no status")?.observed_generation, Some(-1));
-    let raw = cluster.kubectl(&["get", "rmir", "fresh", "-o", "jsonpath={.spec.freshness}"]).await?;
-    assert_eq!(raw, r#"{"maxStale":"168h","tagTTL":"1m"}"#);
+    let durations = "jsonpath={.spec.freshness.tagTTL} {.spec.freshness.maxStale}";
+    assert_eq!(cluster.kubectl(&["get", "rmir", "fresh", "-o", durations]).await?, "1m 168h");
+    let rules = "jsonpath={.spec.freshness.onError.unreachable} {.spec.freshness.onError.notFound}";
+    assert_eq!(cluster.kubectl(&["get", "rmir", "fresh", "-o", rules]).await?, "ServeStale Deny");
     let columns = cluster.kubectl(&["get", "rmir", "-o", "wide"]).await?;
     let header: Vec<_> = columns.lines().next().unwrap_or_default().split_whitespace().collect();
     assert_eq!(header, ["NAME", "REGISTRY", "READY", "UPSTREAM", "NODES", "AGE", "STATUS"]);
