@@ -70,7 +70,7 @@ pub struct RegistryMirrorSpec {
     /// Where the registry lives, for the cache and as the nodes' way back: a scheme and a host, with no path.
     /// Default: `https://` and `registry`; the address of `docker.io` is known.
     #[schemars(length(min = 1, max = 512))]
-    #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?/?$')")
+    #[x_kube(validation = Rule::new(BARE_URL)
         .message("must be http:// or https:// and a host with an optional port, with no path, user or query, such as https://registry.example.com:5000"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -108,7 +108,7 @@ pub struct RegistryMirrorSpec {
 pub struct Alternate {
     /// Where it lives: a scheme and a host, with no path.
     #[schemars(length(min = 1, max = 512))]
-    #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?/?$')")
+    #[x_kube(validation = Rule::new(BARE_URL)
         .message("must be http:// or https:// and a host with an optional port, with no path, user or query, such as https://public.ecr.aws"))]
     pub url: String,
 
@@ -298,6 +298,9 @@ pub enum StaleAction {
     /// Pass the failure on.
     Deny,
 }
+
+/// A scheme and a host with an optional port.
+const BARE_URL: &str = "self.matches('^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?/?$')";
 
 const GO_DURATION: &str = "self.matches('^([0-9]{1,9}(\\\\.[0-9]{1,3})?(h|m|s|ms))+$') && \
                            duration(self) >= duration('0s') && duration(self) <= duration('720h')";

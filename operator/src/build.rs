@@ -117,13 +117,6 @@ fn secret(valid: &Valid, name: String, kind: &str, data: SecretData) -> Secret {
 }
 
 fn service(valid: &Valid) -> Service {
-    let port = |name: &str, number: u16| ServicePort {
-        name: Some(name.to_owned()),
-        port: number.into(),
-        target_port: Some(IntOrString::String(name.to_owned())),
-        protocol: Some("TCP".to_owned()),
-        ..ServicePort::default()
-    };
     let spec = ServiceSpec {
         cluster_ip: Some("None".to_owned()),
         // Relays judge a cache by its answers, never by readiness in the API, which lags and stands still in an outage of it.
@@ -133,6 +126,17 @@ fn service(valid: &Valid) -> Service {
         ..ServiceSpec::default()
     };
     Service { metadata: metadata(valid, valid.name.clone()), spec: Some(spec), ..Service::default() }
+}
+
+/// A port of a Service, found at the Pod by its name.
+fn port(name: &str, number: u16) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        port: number.into(),
+        target_port: Some(IntOrString::String(name.to_owned())),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    }
 }
 
 fn statefulset(valid: &Valid, settings: &Settings) -> StatefulSet {
@@ -154,7 +158,7 @@ fn statefulset(valid: &Valid, settings: &Settings) -> StatefulSet {
             when_deleted: Some(when_deleted.to_owned()),
             when_scaled: Some("Retain".to_owned()),
         }),
-        selector: LabelSelector { match_labels: Some(selector_labels(valid)), match_expressions: None },
+        selector: selector(valid),
         template: pod::template(valid, settings),
         volume_claim_templates: (!storage.ephemeral).then(|| vec![claim_template(valid, storage)]),
         ..StatefulSetSpec::default()
@@ -195,6 +199,10 @@ fn metadata(valid: &Valid, name: String) -> ObjectMeta {
 /// What never changes in the life of a cache: a StatefulSet's selector is immutable.
 fn selector_labels(valid: &Valid) -> BTreeMap<String, String> {
     BTreeMap::from([(LABEL_NAME.to_owned(), CACHE.to_owned()), (LABEL_INSTANCE.to_owned(), valid.name.clone())])
+}
+
+fn selector(valid: &Valid) -> LabelSelector {
+    LabelSelector { match_labels: Some(selector_labels(valid)), match_expressions: None }
 }
 
 fn labels(valid: &Valid) -> BTreeMap<String, String> {

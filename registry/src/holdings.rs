@@ -6,6 +6,7 @@ use crate::{
     digest::Digest,
     manifest::{self, Manifest, Named},
     reference::RepositoryName,
+    serve::BLOB_TYPE,
     store::{
         Store,
         blobs::StoredBlob,
@@ -100,6 +101,17 @@ pub fn keep_manifest(store: &Store, repository: &RepositoryName, fetched: &Fetch
         }
     }
     Ok(())
+}
+
+/// Links a blob that was served from a repository, unless it is linked already; gives the size that its link has now.
+pub fn link_blob(
+    store: &Store,
+    repository: &RepositoryName,
+    digest: &Digest,
+    size: Option<u64>,
+) -> io::Result<Option<u64>> {
+    let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
+    store.links.add(repository, digest, &link)
 }
 
 /// For which platforms an image is completely here.

@@ -36,11 +36,7 @@ use crate::{
     route::{self, Refused, Route},
     serve::{self, BLOB_TYPE, Wish},
     source::Sources,
-    store::{
-        Store, blocking,
-        links::{Kind, Link},
-        tags::Target,
-    },
+    store::{Store, blocking, tags::Target},
     tag::{Freshness, Limits, Resolved, TagResolver},
     upstream::Upstream,
     verify::{Verdict, Verifier},
@@ -262,9 +258,8 @@ impl Pull {
     async fn prove(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
         let size = access::for_upstream(self.upstream.head_blob(repository, digest)).await?;
         let (store, name, digest) = (Arc::clone(&self.store), repository.clone(), digest.clone());
-        let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
         // A link that cannot be written is asked for again.
-        let _ = blocking(move || store.links.add(&name, &digest, &link)).await;
+        let _ = blocking(move || holdings::link_blob(&store, &name, &digest, size)).await;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use breakwater_tests::cache::{Answer, Cache, End};
+use breakwater_tests::cache::{Answer, Cache, End, cold};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
 use bytes::Bytes;
 use serde_json::json;
@@ -15,9 +15,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const MIB: u64 = 1 << 20;
 
 async fn started() -> (Upstream, Cache) {
-    let upstream = Upstream::start().await;
-    upstream.push(REPOSITORY, "v1", &Content::image(1, &[1000]));
-    let cache = Cache::start(&upstream).await;
+    let (upstream, cache, _image) = cold::image(REPOSITORY, &[1000]).await;
     (upstream, cache)
 }
 

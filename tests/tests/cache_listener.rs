@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use breakwater_tests::cache::client::exchange_raw;
-use breakwater_tests::cache::{Cache, End};
+use breakwater_tests::cache::{Cache, End, cold};
 use breakwater_tests::upstream::{Content, Fault, On, Upstream};
 use tokio::io::AsyncWriteExt;
 
@@ -13,9 +13,7 @@ const BY_TAG: &str = "/v2/library/app/manifests/v1";
 const MIB: u64 = 1 << 20;
 
 async fn started() -> (Upstream, Cache) {
-    let upstream = Upstream::start().await;
-    upstream.push(REPOSITORY, "v1", &Content::image(1, &[1000]));
-    let cache = Cache::start(&upstream).await;
+    let (upstream, cache, _image) = cold::image(REPOSITORY, &[1000]).await;
     (upstream, cache)
 }
 

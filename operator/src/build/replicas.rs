@@ -4,13 +4,12 @@
 //! Replicas find each other by the cluster addresses of these Services. Names would need the cluster's DNS, which caches do
 //! without: it may itself be waiting for an image. Pods' addresses change whenever one is replaced.
 
-use super::{labels, metadata, selector_labels};
+use super::{labels, metadata, port, selector, selector_labels};
 use crate::validate::Valid;
 use breakwater_crds::names::{CACHE_PEER, LABEL_NAME, MOST_REPLICAS, TLS_PORT, TLS_PORT_NAME, peer_service, pod_name};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{Service, ServiceSpec, TopologySpreadConstraint};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// The label that a StatefulSet gives each of its Pods.
@@ -32,18 +31,11 @@ pub(super) fn former_peers(valid: &Valid) -> Vec<String> {
 fn peer(valid: &Valid, ordinal: i32) -> Service {
     let mut selector = selector_labels(valid);
     selector.insert(LABEL_POD.to_owned(), pod_name(&valid.name, ordinal));
-    let port = ServicePort {
-        name: Some(TLS_PORT_NAME.to_owned()),
-        port: TLS_PORT.into(),
-        target_port: Some(IntOrString::String(TLS_PORT_NAME.to_owned())),
-        protocol: Some("TCP".to_owned()),
-        ..ServicePort::default()
-    };
     let spec = ServiceSpec {
         // A replica judges the others by their answers.
         publish_not_ready_addresses: Some(true),
         selector: Some(selector),
-        ports: Some(vec![port]),
+        ports: Some(vec![port(TLS_PORT_NAME, TLS_PORT)]),
         ..ServiceSpec::default()
     };
     let mut metadata = metadata(valid, peer_service(&valid.name, ordinal));
@@ -76,10 +68,6 @@ pub(super) fn spread(valid: &Valid) -> Option<Vec<TopologySpreadConstraint>> {
     };
     let has_several = valid.mirror.spec.cache.replicas > 1;
     has_several.then(|| ["kubernetes.io/hostname", "topology.kubernetes.io/zone"].map(constraint).to_vec())
-}
-
-fn selector(valid: &Valid) -> LabelSelector {
-    LabelSelector { match_labels: Some(selector_labels(valid)), match_expressions: None }
 }
 
 /// Tells the replicas of each other, by the addresses that their Services were given. Each gets the same list and finds itself in it.

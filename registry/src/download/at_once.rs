@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tracing::warn;
 
-use super::{Download, Filled, copy::counter, land::link_of};
-use crate::{failure::Failure, source::Source, store::partial::Partial, upstream::BlobStream};
+use super::{Download, Filled, copy::counter};
+use crate::{failure::Failure, holdings, source::Source, store::partial::Partial, upstream::BlobStream};
 
 /// A larger one is served while it comes.
 const SMALL: u64 = 64 * 1024;
@@ -46,7 +46,7 @@ impl Download {
             }
             let Some(verified) = partial.verify()? else { return Ok(None) };
             let file = Arc::clone(verified.file());
-            let linked = store.links.add(&name, &digest, &link_of(Some(length))).and_then(|size| match size {
+            let linked = holdings::link_blob(&store, &name, &digest, Some(length)).and_then(|size| match size {
                 Some(size) if size == length => Ok(()),
                 _ => store.links.set_size(&name, &digest, length),
             });

@@ -8,19 +8,15 @@ use tracing::warn;
 use super::{Download, Filled};
 use crate::{
     failure::Failure,
-    serve::BLOB_TYPE,
-    store::{
-        blocking,
-        links::{Kind, Link},
-        partial::Verified,
-    },
+    holdings,
+    store::{blocking, partial::Verified},
 };
 
 impl Download {
     /// The digest was served from this repository.
     pub(super) async fn link(&mut self, size: Option<u64>) {
         let (store, name) = (Arc::clone(&self.store), (self.repository.clone(), self.digest.clone()));
-        let added = blocking(move || store.links.add(&name.0, &name.1, &link_of(size))).await;
+        let added = blocking(move || holdings::link_blob(&store, &name.0, &name.1, size)).await;
         match added {
             Some(Ok(size)) => self.linked_size = size,
             Some(Err(error)) => {
@@ -64,9 +60,4 @@ impl Download {
             warn!(digest = self.digest.short(), %error, "download served but not kept");
         }
     }
-}
-
-/// Says that a repository has a blob.
-pub(super) fn link_of(size: Option<u64>) -> Link {
-    Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size }
 }

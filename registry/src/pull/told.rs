@@ -9,11 +9,7 @@ use crate::{
     holdings::{self, Holding},
     reference::{Reference, RepositoryName},
     route::Route,
-    serve::BLOB_TYPE,
-    store::{
-        blocking,
-        links::{Kind, Link},
-    },
+    store::blocking,
 };
 
 /// Who tells waits so long for an answer, and then asks again.
@@ -91,8 +87,8 @@ impl Pull {
             Some(Holding::Unproven(_)) => {
                 let Some(size) = self.sources.peers().blob_size(repository, digest).await else { return false };
                 let (store, name, digest) = (self.store.clone(), repository.clone(), digest.clone());
-                let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size: Some(size) };
-                matches!(blocking(move || store.links.add(&name, &digest, &link)).await, Some(Ok(_)))
+                let linked = blocking(move || holdings::link_blob(&store, &name, &digest, Some(size))).await;
+                matches!(linked, Some(Ok(_)))
             }
             Some(Holding::IsManifest | Holding::Absent { .. }) | None => false,
         }

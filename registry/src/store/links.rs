@@ -53,9 +53,10 @@ impl Links {
 
     /// Adds or replaces a link.
     pub fn put(&self, repository: &RepositoryName, digest: &Digest, link: &Link) -> io::Result<()> {
-        if self.get(repository, digest).as_ref() == Some(link) {
-            return Ok(());
-        }
+        if self.get(repository, digest).as_ref() == Some(link) { Ok(()) } else { self.write(repository, digest, link) }
+    }
+
+    fn write(&self, repository: &RepositoryName, digest: &Digest, link: &Link) -> io::Result<()> {
         let written = self.writer.record(&self.path(repository, digest), &serde_json::to_vec(link)?);
         self.changes.note();
         written
@@ -67,14 +68,14 @@ impl Links {
         if let Some(known) = self.get(repository, digest) {
             return Ok(known.size);
         }
-        self.put(repository, digest, link)?;
+        self.write(repository, digest, link)?;
         Ok(link.size)
     }
 
     /// Corrects the size of a link, if there is one.
     pub fn set_size(&self, repository: &RepositoryName, digest: &Digest, size: u64) -> io::Result<()> {
         match self.get(repository, digest) {
-            Some(link) if link.size != Some(size) => self.put(repository, digest, &Link { size: Some(size), ..link }),
+            Some(link) if link.size != Some(size) => self.write(repository, digest, &Link { size: Some(size), ..link }),
             _ => Ok(()),
         }
     }
