@@ -158,6 +158,20 @@ pub fn coverage(store: &Store, repository: &RepositoryName, digest: &Digest) -> 
     Coverage::Platforms(here.map(|entry| entry.platform.clone().unwrap_or_default()).collect())
 }
 
+/// The blobs of an image that are not here, for the platforms of which there is a manifest here; `None` where there is none.
+pub fn missing(store: &Store, repository: &RepositoryName, digest: &Digest) -> Option<Vec<Digest>> {
+    let names_of = |digest: &Digest| Some(manifest::names(&manifest(store, repository, digest)?.0.bytes));
+    let names = names_of(digest)?;
+    let images = if names.manifests.is_empty() {
+        vec![names]
+    } else {
+        names.manifests.iter().filter_map(|entry| names_of(&entry.digest)).collect()
+    };
+    let absent = |blob: &Named| !store.blobs.has(&blob.digest, Some(blob.size));
+    let blobs = |image: manifest::Names| image.blobs.into_iter().filter(absent).map(|blob| blob.digest);
+    (!images.is_empty()).then(|| images.into_iter().flat_map(blobs).collect())
+}
+
 fn has_all(store: &Store, blobs: &[Named]) -> bool {
     blobs.iter().all(|blob| store.blobs.has(&blob.digest, Some(blob.size)))
 }

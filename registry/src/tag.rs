@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use tracing::{debug, warn};
 
 use crate::{
     background::Background,
+    digest::Digest,
     failure::Failure,
     holdings,
     on_error::OnError,
@@ -18,6 +20,9 @@ use crate::{
     },
     upstream::{ManifestHead, Upstream},
 };
+
+/// Replicas are asked for so many blobs of an image that is not complete.
+const MOST_MISSING: usize = 64;
 
 /// How current an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,20 +150,42 @@ impl TagResolver {
         Some(Resolved { target, freshness: Freshness::Fresh, age })
     }
 
-    /// Takes over what another replica has heard from upstream since then, if its image is here. False if it is not, or
-    /// if no replica knows the tag.
+    /// Takes over what another replica has heard from upstream since then, if its image is here, or as much of it as any
+    /// replica has: nodes do not ask for layers that they have. False if more is to come, or if no replica knows the tag.
     pub async fn take_over(&self, repository: &RepositoryName, tag: &Tag) -> bool {
         let known = self.record(repository, tag).await;
         let Some(theirs) = self.peers.tag(repository, tag).await else { return false };
         if known.as_ref().is_some_and(|known| known.validated_at >= theirs.validated_at) {
             return true;
         }
+        if !self.has_what_is_to_be_had(repository, known.as_ref(), &theirs).await {
+            return false;
+        }
         let (store, repository, tag) = (Arc::clone(&self.store), repository.clone(), tag.clone());
-        let taken = blocking(move || {
-            let is_here = holdings::coverage(&store, &repository, &theirs.current.digest).is_useful();
-            is_here.then(|| keep_theirs(&store, (&repository, &tag), theirs, known))
+        blocking(move || keep_theirs(&store, (&repository, &tag), theirs, known)).await.is_some()
+    }
+
+    /// A complete elder is not given up for an image that is not.
+    async fn has_what_is_to_be_had(
+        &self,
+        repository: &RepositoryName,
+        known: Option<&TagRecord>,
+        theirs: &TagRecord,
+    ) -> bool {
+        let (store, name) = (Arc::clone(&self.store), repository.clone());
+        let (elder, newer) = (known.map(|known| known.current.digest.clone()), theirs.current.digest.clone());
+        let missing = blocking(move || {
+            let is_useful = |digest: &Digest| holdings::coverage(&store, &name, digest).is_useful();
+            match (is_useful(&newer), elder.is_some_and(|elder| elder != newer && is_useful(&elder))) {
+                (true, _) => Some(Vec::new()),
+                (false, true) => None,
+                (false, false) => holdings::missing(&store, &name, &newer),
+            }
         });
-        taken.await.flatten().is_some()
+        let Some(missing) = missing.await.flatten() else { return false };
+        let is_to_be_had = async |digest: &Digest| self.peers.blob_size(repository, digest).await.is_some();
+        missing.len() <= MOST_MISSING
+            && futures::stream::iter(&missing).all(async |digest| !is_to_be_had(digest).await).await
     }
 
     fn fresh(&self, record: &TagRecord) -> Option<Resolved> {

@@ -160,6 +160,29 @@ async fn a_tag_moves_at_both_once_its_image_is_complete() {
 }
 
 #[tokio::test]
+async fn an_image_of_which_nodes_have_a_layer_outlives_the_replica_that_served_the_rest() {
+    let upstream = Upstream::start().await;
+    let (image, foreign) = (Content::image(1, &[MIB, 1000]), Content::image(2, &[1000]));
+    upstream.push(REPOSITORY, "single", &image);
+    let index = Content::index(&[("linux/amd64", &image), ("linux/arm64", &foreign)]);
+    upstream.push_index(REPOSITORY, "multi", &index, &[&image, &foreign]);
+    let both = ports::<2>();
+    let mut one = replica(&upstream, both[0], &both, &[("--tag-ttl", "1s")]).await;
+    let other = replica(&upstream, both[1], &both, &[("--tag-ttl", "1s")]).await;
+    let tags = ["single", "multi"].map(|tag| format!("/v2/{REPOSITORY}/manifests/{tag}"));
+    let rest = [image.manifest.manifest_path(REPOSITORY), image.layers[0].blob_path(REPOSITORY)];
+    for path in tags.iter().chain(&rest) {
+        assert_eq!(one.get(path).await.status, 200, "{path}");
+    }
+    until("nothing is queued", async || metric(&one, "replication_queued").await == 0).await;
+    upstream.fault(On::Everything, Fault::Refuse).await;
+    one.kill9().await;
+    for path in tags.iter().chain(&rest) {
+        assert_eq!(other.get(path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn private_content_that_was_told_of_stays_private() {
     let upstream = Upstream::start().await;
     let secret = Content::blob(1, 1000);

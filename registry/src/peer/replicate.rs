@@ -1,6 +1,7 @@
 //! Tells another replica what has come here from a registry, so that nothing is on one replica alone and its loss in an
 //! outage costs no pull. It fetches it from here, or has it already (pull/told.rs). What came from a replica is told to
-//! nobody, so that this ends. A tag is told once its image is here, and taken over once it is there.
+//! nobody, so that this ends. A tag is told once its image is here, or does not become complete: nodes do not ask for layers
+//! that they have. It is taken over once as much of the image is there.
 //!
 //! Nothing here is in anyone's way: a bounded list for each replica, few requests at once, none while it is away. The list
 //! is forgotten with the process; a tag that upstream is asked about for the first time since then is told again, and
@@ -37,6 +38,8 @@ const POLL: Duration = Duration::from_millis(250);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// A tag that is refused for longer may name what was never told.
 const UNDER_WAY: Duration = Duration::from_secs(1);
+/// An image that is not complete after this long may stay so.
+const BECOMES_COMPLETE: Duration = Duration::from_secs(5);
 /// What is refused for so long is dropped.
 const REFUSED_FOR: Duration = Duration::from_secs(3600);
 
@@ -112,6 +115,12 @@ struct Entry {
     news: News,
     /// Since when it is refused.
     refused: Option<Instant>,
+}
+
+impl Entry {
+    fn refused_for(&self) -> Duration {
+        self.refused.map(|since| since.elapsed()).unwrap_or_default()
+    }
 }
 
 /// By when they are due, and in which order they came.
@@ -201,8 +210,8 @@ impl Backlog {
     async fn tell(&self, entry: Entry) {
         let (store, news) = (Arc::clone(&self.store), entry.news.clone());
         match blocking(move || news.stage(&store)).await {
-            Some(Stage::Ready) => {}
-            Some(Stage::Incomplete) => return self.again(entry),
+            Some(Stage::Incomplete) if entry.refused_for() < BECOMES_COMPLETE => return self.again(entry),
+            Some(Stage::Ready | Stage::Incomplete) => {}
             Some(Stage::Gone) | None => return,
         }
         match self.replica.tell(&entry.news.path()).await {
@@ -211,7 +220,7 @@ impl Backlog {
             Told::NotYet => self.put(Instant::now() + POLL, entry),
             Told::No => {
                 // At first, the rest of an image may still be on its way there.
-                if entry.refused.is_some_and(|since| since.elapsed() > UNDER_WAY) {
+                if entry.refused_for() > UNDER_WAY {
                     let (store, news) = (Arc::clone(&self.store), entry.news.clone());
                     let parts = blocking(move || news.parts(&store)).await.unwrap_or_default();
                     parts.into_iter().for_each(|part| self.add(part));
