@@ -157,7 +157,8 @@ impl Peers {
         let (index, response) = self.first(&question, among).await?;
         let is_private = is_private(&response);
         let waits = text(&response, &CACHE_STATUS).is_some_and(|status| status.ends_with("; collapsed"));
-        let stream = BlobStream::of(response, offset, is_private).ok().flatten()?;
+        let mut stream = BlobStream::of(response, offset, is_private).ok().flatten()?;
+        stream.is_passed_on = waits;
         let replica = Arc::clone(&self.replicas[index]);
         let is_worth_waiting_for = move || -> BoxFuture<'static, bool> {
             let replica = Arc::clone(&replica);
@@ -177,6 +178,13 @@ impl Peers {
     pub fn lied(&self, index: usize) {
         if let Some(replica) = self.replicas.get(index) {
             replica.leave_alone(Reason::Lies);
+        }
+    }
+
+    /// A replica sends what it has, but too little at a time.
+    pub fn drips(&self, index: usize) {
+        if let Some(replica) = self.replicas.get(index) {
+            replica.leave_alone(Reason::Stalls);
         }
     }
 

@@ -102,6 +102,25 @@ async fn a_body_whose_registry_stays_dead_goes_on_from_an_alternate() {
 }
 
 #[tokio::test]
+async fn a_registry_that_sends_hardly_anything_is_left_for_an_alternate() {
+    let (main, alternate, cache, blob) = pair_with_blob(4 * MIB).await;
+    main.fault(On::Blobs, Fault::Drip(2048)).await;
+    let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+    assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+    assert!(answer.took < Duration::from_secs(9), "{:?}", answer.took);
+    assert!(alternate.bytes_sent(&blob.digest) < blob.len(), "what had come is kept");
+}
+
+#[tokio::test]
+async fn where_all_send_hardly_anything_the_download_goes_on() {
+    let (main, alternate, cache, blob) = pair_with_blob(160 * 1024).await;
+    main.fault(On::Blobs, Fault::Drip(10 * 1024)).await;
+    alternate.fault(On::Blobs, Fault::Drip(12 * 1024)).await;
+    let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+    assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+}
+
+#[tokio::test]
 async fn after_wrong_bytes_the_next_client_is_served_from_another_source_at_once() {
     let (main, alternate, cache, blob) = pair_with_blob(MIB).await;
     main.fault(On::Blobs, Fault::WrongBytes).await;

@@ -39,6 +39,20 @@ async fn a_replica_that_does_not_answer_costs_one_short_wait_and_then_nothing() 
     }
 }
 
+#[tokio::test]
+async fn a_replica_that_sends_hardly_anything_is_left_for_upstream_and_left_alone() {
+    let (upstream, stranger, cache) = beside_a_stranger().await;
+    stranger.fault(On::Blobs, Fault::Drip(2048)).await;
+    for (seed, most) in [(1, Duration::from_secs(9)), (2, Duration::from_secs(2))] {
+        let blob = Content::blob(seed, MIB);
+        upstream.put_blob(REPOSITORY, &blob);
+        stranger.put_blob(REPOSITORY, &blob);
+        let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+        assert_eq!((answer.status, answer.end, answer.body == blob.bytes), (200, End::Complete, true));
+        assert!(answer.took < most, "{:?}", answer.took);
+    }
+}
+
 /// One slow answer among several is the machine's noise.
 fn median(times: &[Duration]) -> Duration {
     let mut times = times.to_vec();

@@ -1,6 +1,9 @@
 //! From a body to the file: in batches, skipping what is here already. Knows nothing of why a body ends.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -19,12 +22,17 @@ const BATCH: usize = 256 * 1024;
 /// Bytes of an earlier process's part that are hashed with each batch: it is in the hash long before the rest is here.
 const CATCH_UP: u64 = 8 * 1024 * 1024;
 
+/// A source that sends less than this in a second ...
+const DRIP: u64 = 32 * 1024;
+/// ... for so long is left where another one may be faster.
+const WINDOW: Duration = Duration::from_secs(5);
+
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Copied {
     /// The body ended as it should.
     ToTheEnd,
-    /// Nothing came for too long.
+    /// Nothing came for too long, or hardly anything.
     Stalled,
     /// It broke off, or held more than it should; what came is kept.
     BrokenOff,
@@ -39,9 +47,12 @@ impl Download {
     ) -> Result<(Partial, Copied), Failure> {
         // A source may ignore ranges and begin anew.
         let mut skip = partial.length() - stream.start;
+        let mut pace = Pace::default();
         loop {
+            let asked = Instant::now();
             let (batch, end) = next_batch(&mut stream, &mut skip).await;
             let received = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            let drips = pace.drips(received, asked.elapsed());
             if received > 0 {
                 self.metrics.content(counter(source), received);
                 if self.total.is_some_and(|total| partial.length() + received > total) {
@@ -53,7 +64,19 @@ impl Download {
             if let Some(copied) = end {
                 return Ok((partial, copied));
             }
+            if drips && !stream.is_passed_on && self.has_another_than(source) {
+                if let Source::Replica(replica) = source {
+                    self.sources.peers().drips(replica);
+                }
+                return Ok((partial, Copied::Stalled));
+            }
         }
+    }
+
+    /// Whether another source is worth a try; where all are slow, the one at hand goes on.
+    fn has_another_than(&self, source: Source) -> bool {
+        let tried = [&self.avoid[..], &[source]].concat();
+        !self.avoid.contains(&source) && self.sources.has_more(&tried)
     }
 
     async fn write(&self, mut partial: Partial, batch: Vec<Bytes>) -> Result<Partial, Failure> {
@@ -67,6 +90,26 @@ impl Download {
             }
         })
         .await
+    }
+}
+
+/// How much comes while it is waited for. Time that the disk takes is not the source's.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    came: u64,
+}
+
+impl Pace {
+    /// Whether hardly anything came in the window that ends now.
+    fn drips(&mut self, bytes: u64, waited: Duration) -> bool {
+        self.waited += waited;
+        self.came += bytes;
+        if self.waited < WINDOW {
+            return false;
+        }
+        let Self { waited, came } = std::mem::take(self);
+        came < DRIP * waited.as_secs()
     }
 }
 

@@ -40,7 +40,9 @@ impl Nearness {
                     // IPv4-compatible addresses have no use any more but to be mistaken.
                     return Self::Loopback;
                 }
-                let is_private = (segments[0] & 0xfe00) == 0xfc00 || segments[..3] == [0x64, 0xff9b, 1];
+                // Site-local addresses are of old networks; behind Teredo is a host in somebody's home.
+                let is_old = (segments[0] & 0xffc0) == 0xfec0 || segments[..2] == [0x2001, 0];
+                let is_private = (segments[0] & 0xfe00) == 0xfc00 || segments[..3] == [0x64, 0xff9b, 1] || is_old;
                 let is_link_local = (segments[0] & 0xffc0) == 0xfe80;
                 if v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || is_link_local {
                     Self::Loopback
@@ -94,9 +96,17 @@ mod tests {
         for public in ["1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:1.1.1.1"] {
             check(public, Nearness::Public);
         }
-        for private in
-            ["10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1"]
-        {
+        for private in [
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "fd00::1",
+            "fec0::1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        ] {
             check(private, Nearness::Private);
         }
         for loopback in [

@@ -45,6 +45,8 @@ pub struct BlobStream {
     pub total: Option<u64>,
     /// Whether a login was needed.
     pub is_private: bool,
+    /// Whether it comes no faster than its sender gets it.
+    pub is_passed_on: bool,
     response: Response,
     /// Of another replica: whether it is worth waiting for.
     sign_of_life: Option<SignOfLife>,
@@ -71,7 +73,7 @@ impl BlobStream {
             _ => (0, response.content_length()),
         };
         let (ahead, sign_of_life) = (VecDeque::new(), None);
-        Ok(Some(Self { start, total, is_private, response, ahead, sign_of_life, _held: None }))
+        Ok(Some(Self { start, total, is_private, is_passed_on: false, response, ahead, sign_of_life, _held: None }))
     }
 
     /// The same, given up after a pause unless `sign_of_life` says that it is worth waiting for.
