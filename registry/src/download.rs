@@ -1,18 +1,20 @@
-//! The download behind a flight: asks for what is missing, copies what comes (copy.rs), resumes what breaks off,
-//! verifies, commits. Knows nothing of readers but the progress it publishes.
+//! The download behind a flight: sees what is here (disk.rs), asks for what is missing, copies what comes (copy.rs; at_once.rs
+//! if it is small), resumes what breaks off, verifies and commits (land.rs). Knows nothing of readers but the progress it
+//! publishes.
 //!
 //! What an earlier process left on disk is continued unseen: it is hashed while the rest comes, and only the hash of
 //! everything decides. If that is wrong, the download starts over from zero once, unless a reader has bytes already.
 
 mod at_once;
 mod copy;
+mod disk;
 mod land;
 
 use std::{sync::Arc, time::Duration};
 
-use tracing::{debug, warn};
+use tracing::debug;
 
-use self::copy::Copied;
+use self::{copy::Copied, disk::Begun};
 use crate::{
     digest::Digest,
     failure::Failure,
@@ -20,14 +22,12 @@ use crate::{
     progress::{Feed, Publisher},
     reference::RepositoryName,
     source::{Source, Sources},
-    store::{Store, blobs::StoredBlob, blocking, links::Link, partial::Partial},
+    store::{Store, partial::Partial},
     upstream::BlobStream,
 };
 
 /// Fewer bytes than this between two breaks are no progress.
 const PROGRESS: u64 = 64 * 1024;
-/// A smaller download is written before its readers have a header.
-const RESERVE_FROM: u64 = 256 * 1024;
 /// Waits before each attempt to resume; progress starts the list anew.
 const RESUME_AFTER: [Duration; 5] = [
     Duration::ZERO,
@@ -37,16 +37,6 @@ const RESUME_AFTER: [Duration; 5] = [
     Duration::from_secs(2),
 ];
 
-/// What stands on disk when a download begins.
-enum Begun {
-    /// It landed between the look into the store and the start of this download.
-    Landed(StoredBlob),
-    /// As much as the blob is long, left by a process that was killed before it could commit.
-    Whole(Partial),
-    /// A part, maybe nothing.
-    Part(Partial),
-}
-
 /// How far a download has come when nothing is missing.
 enum Filled {
     /// All bytes are here, none of them trusted yet.
@@ -55,6 +45,14 @@ enum Filled {
     Landed,
     /// It came in one go, and was wrong.
     Wrong,
+}
+
+/// What came of asking one source.
+enum Asked {
+    /// Nothing is missing any more.
+    Filled(Filled),
+    /// This is here so far, and this is why it is not more.
+    Lacks(Partial, Failure),
 }
 
 /// One download.
@@ -158,69 +156,16 @@ impl Download {
         if self.has_landed(filled).await? { Ok(()) } else { Err(Failure::WrongDigest) }
     }
 
-    async fn begun(&mut self) -> Result<Begun, Failure> {
-        let (store, digest, repository) = (Arc::clone(&self.store), self.digest.clone(), self.repository.clone());
-        let begun = self.on_disk(move || {
-            if let Some(blob) = store.blobs.open_verified(&digest) {
-                return Ok(Begun::Landed(blob));
-            }
-            let mut partial = store.partials.open(&digest)?;
-            if partial.length() == 0 {
-                return Ok(Begun::Part(partial));
-            }
-            // Without a link the repository may not have it: then a source is asked, whatever is here.
-            let is_whole = match store.links.get(&repository, &digest) {
-                Some(Link { size: Some(size), .. }) => size == partial.length(),
-                Some(Link { size: None, .. }) => partial.is_whole()?,
-                None => false,
-            };
-            Ok(if is_whole { Begun::Whole(partial) } else { Begun::Part(partial) })
-        });
-        let begun = begun.await?;
-        if let Begun::Whole(partial) | Begun::Part(partial) = &begun {
-            self.is_continued = partial.length() > 0;
-            self.publisher.set_public(partial.is_public());
-        }
-        Ok(begun)
-    }
-
     /// Asks for what is missing until everything is here, resuming where a body breaks off.
     async fn fill(&mut self, mut partial: Partial) -> Result<Filled, Failure> {
         let mut attempt = 0;
         loop {
             let before = partial.length();
-            self.publisher.set_feed(Feed::None);
-            let failure = match self.sources.blob(&self.repository, &self.digest, before, &self.avoid).await {
-                Ok((_, None)) => {
-                    let (left, is_whole) = self.at_the_end(partial).await?;
-                    if is_whole {
-                        return Ok(Filled::Whole(left));
-                    }
-                    partial = left;
-                    Failure::InvalidResponse
-                }
-                Ok((source, Some(mut stream))) => {
-                    if let Some(pieces) = self.small(&mut stream, &partial).await {
-                        return self.land_at_once(source, &stream, partial, pieces).await;
-                    }
-                    let (kept, is_ours) = self.begin(source, &stream, partial).await?;
-                    partial = kept;
-                    if is_ours {
-                        let (grown, copied) = self.copy(source, stream, partial).await?;
-                        partial = grown;
-                        if copied == Copied::ToTheEnd && self.total.is_none_or(|total| partial.length() >= total) {
-                            return Ok(Filled::Whole(partial));
-                        }
-                        self.judge(source, copied, partial.length().saturating_sub(before));
-                        Failure::BrokenBody
-                    } else {
-                        self.avoid.push(source);
-                        Failure::InvalidResponse
-                    }
-                }
-                Err(failure) if !self.has_header => return Err(failure),
-                Err(failure) => failure,
+            let (left, failure) = match self.ask(partial).await? {
+                Asked::Filled(filled) => return Ok(filled),
+                Asked::Lacks(left, failure) => (left, failure),
             };
+            partial = left;
             attempt = if partial.length().saturating_sub(before) >= PROGRESS { 1 } else { attempt + 1 };
             let Some(wait) = RESUME_AFTER.get(attempt - 1) else { return Err(failure) };
             let (digest, at) = (self.digest.short(), partial.length());
@@ -229,31 +174,46 @@ impl Download {
         }
     }
 
+    /// Asks one source for the rest. Once readers have a header, only the last failure counts.
+    async fn ask(&mut self, partial: Partial) -> Result<Asked, Failure> {
+        self.publisher.set_feed(Feed::None);
+        match self.sources.blob(&self.repository, &self.digest, partial.length(), &self.avoid).await {
+            Ok((source, Some(stream))) => self.take(source, stream, partial).await,
+            Ok((_, None)) => {
+                let (left, is_whole) = self.at_the_end(partial).await?;
+                let lacks = |left| Asked::Lacks(left, Failure::InvalidResponse);
+                Ok(if is_whole { Asked::Filled(Filled::Whole(left)) } else { lacks(left) })
+            }
+            Err(failure) if !self.has_header => Err(failure),
+            Err(failure) => Ok(Asked::Lacks(partial, failure)),
+        }
+    }
+
+    /// Takes what a source sends.
+    async fn take(&mut self, source: Source, mut stream: BlobStream, partial: Partial) -> Result<Asked, Failure> {
+        if let Some(pieces) = self.small(&mut stream, &partial).await {
+            return self.land_at_once(source, &stream, partial, pieces).await.map(Asked::Filled);
+        }
+        let before = partial.length();
+        let (partial, is_ours) = self.begin(source, &stream, partial).await?;
+        if !is_ours {
+            self.avoid.push(source);
+            return Ok(Asked::Lacks(partial, Failure::InvalidResponse));
+        }
+        let (partial, copied) = self.copy(source, stream, partial).await?;
+        if copied == Copied::ToTheEnd && self.total.is_none_or(|total| partial.length() >= total) {
+            return Ok(Asked::Filled(Filled::Whole(partial)));
+        }
+        self.judge(source, copied, partial.length().saturating_sub(before));
+        Ok(Asked::Lacks(partial, Failure::BrokenBody))
+    }
+
     /// Who stalls, or breaks off without having sent much, is asked last from now on; so is a replica whatever it does, as
     /// it may be fed by the same registry.
     fn judge(&mut self, source: Source, copied: Copied, received: u64) {
         if copied == Copied::Stalled || received < PROGRESS || matches!(source, Source::Replica(_)) {
             self.avoid.push(source);
         }
-    }
-
-    /// The source has nothing after what is here: that is everything, or more than there is.
-    async fn at_the_end(&mut self, mut partial: Partial) -> Result<(Partial, bool), Failure> {
-        let (partial, is_whole) = self
-            .on_disk(move || {
-                let is_whole = partial.is_whole()?;
-                Ok((partial, is_whole))
-            })
-            .await?;
-        if is_whole {
-            self.link(Some(partial.length())).await;
-            return Ok((partial, true));
-        }
-        if !self.publisher.start_over() {
-            return Err(Failure::InvalidResponse);
-        }
-        partial.discard();
-        Ok((self.nothing().await?, false))
     }
 
     /// A header is here: readers may begin. False if it speaks of another body than the one that is being read.
@@ -301,37 +261,5 @@ impl Download {
         if !self.used.contains(&source) {
             self.used.push(source);
         }
-    }
-
-    /// Takes the room for what will come, so that a full disk is known before readers have a header.
-    async fn reserve(&self, mut partial: Partial) -> Result<Partial, Failure> {
-        let Some(total) = self.total.filter(|total| *total >= RESERVE_FROM) else { return Ok(partial) };
-        let store = Arc::clone(&self.store);
-        self.on_disk(move || match store.reserve(&mut partial, total) {
-            Ok(()) => Ok(partial),
-            Err(error) => {
-                partial.discard();
-                Err(error)
-            }
-        })
-        .await
-    }
-
-    /// An empty download in place of the one that was discarded.
-    async fn nothing(&mut self) -> Result<Partial, Failure> {
-        (self.is_continued, self.total) = (false, None);
-        self.used.clear();
-        let (store, digest) = (Arc::clone(&self.store), self.digest.clone());
-        self.on_disk(move || store.partials.open(&digest)).await
-    }
-
-    async fn on_disk<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-    ) -> Result<T, Failure> {
-        blocking(work).await.ok_or(Failure::Stopping)?.map_err(|error| {
-            warn!(digest = self.digest.short(), %error, "download cannot be written or read again");
-            Failure::Disk
-        })
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::{Request, Response, header::CACHE_CONTROL};
 
-use super::{Answer, Pull, told::Filled};
+use super::{Answer, Pull, told::Taken};
 use crate::{
     body::Body,
     digest::Digest,
@@ -77,9 +77,9 @@ impl Pull {
         }
         if asked.is_told {
             match self.fill(route).await {
-                Filled::Here => {}
-                Filled::NotYet => return respond::not_cached_yet(),
-                Filled::No => return respond::not_cached(),
+                Taken::Here => {}
+                Taken::NotYet => return respond::not_cached_yet(),
+                Taken::No => return respond::not_cached(),
             }
         }
         let (sought, here) = match route {

@@ -17,7 +17,7 @@ const LANDS: Duration = Duration::from_secs(2);
 
 /// What has become of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filled {
+pub(super) enum Taken {
     /// It is here.
     Here,
     /// It is on its way.
@@ -26,7 +26,7 @@ pub(super) enum Filled {
     No,
 }
 
-impl From<bool> for Filled {
+impl From<bool> for Taken {
     fn from(is_here: bool) -> Self {
         if is_here { Self::Here } else { Self::No }
     }
@@ -34,9 +34,9 @@ impl From<bool> for Filled {
 
 impl Pull {
     /// Fetches from the other replicas what is not here.
-    pub(super) async fn fill(&self, route: &Route) -> Filled {
+    pub(super) async fn fill(&self, route: &Route) -> Taken {
         match route {
-            Route::Base => Filled::Here,
+            Route::Base => Taken::Here,
             Route::Manifest { repository, reference: Reference::Tag(tag) } => {
                 self.tags.take_over(repository, tag).await.into()
             }
@@ -57,24 +57,24 @@ impl Pull {
         matches!(blocking(move || holdings::keep_manifest(&store, &name, &fetched)).await, Some(Ok(())))
     }
 
-    async fn fill_blob(&self, repository: &RepositoryName, digest: &Digest) -> Filled {
+    async fn fill_blob(&self, repository: &RepositoryName, digest: &Digest) -> Taken {
         if self.has_blob(repository, digest).await {
-            return Filled::Here;
+            return Taken::Here;
         }
         let seat = match self.flights.find(digest) {
             Some(seat) => seat,
             None => {
                 // A download goes on to upstream where no replica has it.
                 if self.sources.peers().blob_size(repository, digest).await.is_none() {
-                    return Filled::No;
+                    return Taken::No;
                 }
-                let Ok(seat) = self.flights.join(repository, digest) else { return Filled::No };
+                let Ok(seat) = self.flights.join(repository, digest) else { return Taken::No };
                 seat
             }
         };
         match tokio::time::timeout(LANDS, seat.landed()).await {
-            Err(_) => Filled::NotYet,
-            Ok(Err(_)) => Filled::No,
+            Err(_) => Taken::NotYet,
+            Ok(Err(_)) => Taken::No,
             Ok(Ok(())) => self.has_blob(repository, digest).await.into(),
         }
     }
