@@ -71,6 +71,21 @@ const DISTRIBUTION: Module = Module {
     links: &[],
 };
 
+const HELM: Module = Module {
+    title: "Helm",
+    name: "helm",
+    version: "v4.3.1",
+    estimate: "about 2 minutes",
+    files: &[
+        ("go.mod", include_str!("../toolchain/helm/go.mod")),
+        ("go.sum", include_str!("../toolchain/helm/go.sum")),
+    ],
+    packages: &["helm.sh/helm/v4/cmd/helm"],
+    ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+    tags: "",
+    links: &[],
+};
+
 /// Every program of a cluster, ready to run.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
@@ -101,6 +116,22 @@ impl Toolchain {
     /// Fails when it cannot be built.
     pub fn distribution() -> Result<(PathBuf, &'static str)> {
         Ok((go::build(&DISTRIBUTION)?.join("registry"), DISTRIBUTION.version))
+    }
+
+    /// Helm alone: it renders charts without a cluster.
+    ///
+    /// # Errors
+    /// Fails when it cannot be built.
+    pub fn helm() -> Result<PathBuf> {
+        Ok(go::build(&HELM)?.join("helm"))
+    }
+
+    /// kubectl alone: it renders kustomizations without a cluster.
+    ///
+    /// # Errors
+    /// Fails when it cannot be built.
+    pub fn kubectl() -> Result<PathBuf> {
+        Ok(go::build(&KUBERNETES)?.join("kubectl"))
     }
 
     /// Installs nginx, which `make bench` compares the cache with.

@@ -1,5 +1,7 @@
 //! Holds the workspace to its own rules: crate arrows, module comments, file sizes, generated files, documented reasons.
 
+mod chart;
+
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -122,6 +124,10 @@ fn the_image_has_one_name_and_version() -> Result<()> {
     let kustomization = read(&root().join("config/default/kustomization.yaml"))?;
     let version = env!("CARGO_PKG_VERSION");
     assert!(kustomization.contains(&format!("newTag: {version}")), "config/default: newTag must be {version}");
+    let chart = read(&root().join("charts/breakwater/Chart.yaml"))?;
+    for field in ["version", "appVersion"] {
+        assert!(chart.contains(&format!("\n{field}: {version}\n")), "Chart.yaml: {field} must be {version}");
+    }
     Ok(())
 }
 
