@@ -1,4 +1,4 @@
-//! Two replicas of a cache, on a real cluster: the loss of one, with its node, costs no pull.
+//! Two replicas of a cache, on a real cluster: the loss of one, with its node, costs no pull, in an outage of upstream too.
 #![cfg(feature = "cluster")]
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use breakwater_tests::cluster::{Cluster, ClusterConfig, Node, until};
 use breakwater_tests::distribution::{Distribution, DistributionConfig};
 use breakwater_tests::images::Image;
-use breakwater_tests::product::Product;
+use breakwater_tests::product::{CachePod, Product};
 
 const LIMIT: Duration = Duration::from_secs(90);
 const MIRROR: &str = "registry-a";
@@ -26,6 +26,18 @@ async fn runs_all(cluster: &Cluster, node: &Node, images: &[String]) -> Result<(
         ensure!(start.pull.is_some(), "{} had {image} already", node.name());
     }
     Ok(())
+}
+
+/// Each replica has told the other of everything.
+async fn replicated(product: &Product<'_>, pods: &[CachePod]) -> Result<()> {
+    until(LIMIT, "the replicas to hold the same", async || {
+        let mut queued = 0.0;
+        for pod in pods {
+            queued += product.pod_metric(pod, "breakwater_cache_replication_queued", "").await?;
+        }
+        Ok((queued == 0.0).then_some(()))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,9 +69,12 @@ async fn the_loss_of_a_replica_costs_no_pull() -> Result<()> {
     }
     runs_all(&cluster, cluster.node("node-1")?, &images).await?;
     let (lost, left) = (cluster.node("node-1")?, cluster.node("node-2")?);
+    replicated(&product, &pods).await?;
+    upstream.stop().await?;
     lost.power_off().await?;
     runs_all(&cluster, left, &images).await?;
     lost.power_on().await?;
+    upstream.resume(&cluster).await?;
     until(LIMIT, "both replicas to serve again", async || {
         let condition = product.condition(MIRROR, "CacheReady", "True", LIMIT).await?;
         Ok(condition.message.starts_with("all 2 replicas").then_some(()))
