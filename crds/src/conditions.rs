@@ -52,6 +52,12 @@ pub mod reason {
     /// CacheReady, Stalled: the Secret with Breakwater's certificate authority is damaged or cannot be read; caches that run go on.
     /// Restore it.
     pub const NO_AUTHORITY: &str = "NoAuthority";
+    /// CacheReady, Stalled: `caBundle` or `proxy` refers to what is not there or cannot be used; a cache that runs goes on as it is.
+    /// Create or mend what the message names.
+    pub const INVALID_REFERENCE: &str = "InvalidReference";
+    /// CacheReady, Stalled: a claim cannot grow to `cache.storage.size`; the cache goes on within what it has. Allow its StorageClass to
+    /// expand volumes, or create the mirror anew.
+    pub const VOLUME_NOT_EXPANDABLE: &str = "VolumeNotExpandable";
     /// NodesReady: all selected nodes are active.
     pub const NODES_ACTIVE: &str = "NodesActive";
     /// NodesReady: the selector matches no Ready node. Correct `nodes.selector`.

@@ -23,8 +23,8 @@ pub mod yaml;
 
 pub use claims::{claims, holder};
 pub use mirror::{
-    Alternate, CacheSpec, CredentialSource, Fallback, Freshness, NodesSpec, OnError, RegistryMirror,
-    RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec, WhenDeleted,
+    Alternate, CaBundle, CacheSpec, ConfigMapKey, CredentialSource, Fallback, Freshness, NodesSpec, OnError, Proxy,
+    RegistryMirror, RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec, WhenDeleted,
 };
 pub use mirror_status::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus};
 pub use node::{InactiveMirror, MirrorNode, MirrorNodeSpec, MirrorNodeStatus, MirrorState, Observed, Runtime};

@@ -11,7 +11,7 @@ mod sources;
 pub use cache::{CacheSpec, StorageSpec, WhenDeleted};
 pub use freshness::{Freshness, OnError, StaleAction};
 pub use nodes::{Fallback, NodesSpec};
-pub use sources::{Alternate, CredentialSource, SecretReference};
+pub use sources::{Alternate, CaBundle, ConfigMapKey, CredentialSource, Proxy, SecretReference};
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,15 @@ pub struct RegistryMirrorSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<CredentialSource>,
 
-    /// The cache: its replicas, their volumes and their resources.
+    /// Certificates to trust the registry, its alternates, their token services and the proxy by, besides the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<CaBundle>,
+
+    /// The proxy that the cache reaches all of them by. Nodes do not use it on their way back to the registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+
+    /// The cache: its replicas, their volumes, resources and places.
     #[schemars(extend("default" = {}))]
     #[serde(default)]
     pub cache: CacheSpec,

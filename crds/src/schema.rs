@@ -1,6 +1,8 @@
 //! Schemas of Kubernetes' own types, bounded and without their essays. The types themselves stay Kubernetes' own.
 
-use schemars::{Schema, SchemaGenerator, json_schema};
+use k8s_openapi::api::core::v1::Affinity;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::Value;
 
 /// A quantity as every other controller publishes it.
 const QUANTITY: &str = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
@@ -68,4 +70,86 @@ pub(crate) fn resources(_: &mut SchemaGenerator) -> Schema {
             "limits": list("What the container may use at most."),
         },
     })
+}
+
+/// A Pod's `nodeSelector`.
+pub(crate) fn node_selector(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": {"type": "string", "maxLength": 63},
+    })
+}
+
+/// A Pod's `tolerations`, with the rules that a real API server holds for Pods.
+pub(crate) fn tolerations(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 32,
+        "items": {
+            "type": "object",
+            "properties": {
+                "key": {"description": "The taint's key; none with Exists is every taint.", "type": "string", "maxLength": 317},
+                "operator": {
+                    "description": "How the taint's value relates to `value`. Default: Equal.",
+                    "type": "string",
+                    "enum": ["Equal", "Exists"],
+                },
+                "value": {"description": "The taint's value, with Equal.", "type": "string", "maxLength": 63},
+                "effect": {
+                    "description": "The taint's effect; none is every effect.",
+                    "type": "string",
+                    "enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                },
+                "tolerationSeconds": {
+                    "description": "How long a NoExecute taint is put up with; none is for ever.",
+                    "type": "integer",
+                    "format": "int64",
+                },
+            },
+            "x-kubernetes-validations": [
+                {
+                    "rule": "(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+                    "message": "must have a key, or operator: Exists, which is every taint",
+                },
+                {
+                    "rule": "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                    "message": "must have effect: NoExecute together with tolerationSeconds",
+                },
+                {
+                    "rule": "!has(self.value) || self.value == '' || !has(self.operator) || self.operator == 'Equal'",
+                    "message": "must have no value together with operator: Exists",
+                },
+            ],
+        },
+    })
+}
+
+/// A Pod's `affinity`, each description cut to its first sentence.
+pub(crate) fn affinity(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Affinity::json_schema(generator);
+    if let Some(object) = schema.as_object_mut() {
+        object.values_mut().for_each(shorten_descriptions);
+    }
+    schema
+}
+
+fn shorten_descriptions(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if let Some(Value::String(text)) = fields.get_mut("description") {
+                *text = first_sentence(text).to_owned();
+            }
+            fields.values_mut().for_each(shorten_descriptions);
+        }
+        Value::Array(items) => items.iter_mut().for_each(shorten_descriptions),
+        _ => {}
+    }
+}
+
+/// Up to a full stop before a capital; `i.e.` ends none.
+fn first_sentence(text: &str) -> &str {
+    let ends = text.match_indices(". ").map(|(at, _)| at + 1);
+    let end = ends.into_iter().find(|end| text[end + 1..].starts_with(char::is_uppercase));
+    end.map_or(text, |end| &text[..end])
 }

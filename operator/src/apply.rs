@@ -3,17 +3,18 @@
 //! What the API server already has as we last wrote it is not sent again, so a pass without news makes no call. Whatever else wrote
 //! to a child shows in its metadata and is put right.
 
-use crate::build::{Applied, Built, Resources, introduce};
+use crate::build::{Applied, Built, Growth, Resources, introduce};
 use crate::memory::Memory;
 use crate::watches::Stores;
 use breakwater_crds::names::MANAGER;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
@@ -32,6 +33,16 @@ pub enum ApplyFailed {
         kind: String,
         /// Its name.
         name: String,
+        /// What the API server says.
+        message: String,
+    },
+    /// The API server does not let a claim grow: its StorageClass, or a quota.
+    #[error("{claim} cannot grow to {size}: {message}; the cache goes on within what it has")]
+    NotExpandable {
+        /// The claim.
+        claim: String,
+        /// The size that it was to have.
+        size: String,
         /// What the API server says.
         message: String,
     },
@@ -100,7 +111,7 @@ pub async fn apply(
     memory: &Memory,
 ) -> Result<Resources<Applied>, ApplyFailed> {
     // Without `..`: a new child cannot be forgotten here.
-    let Resources { tls, tokens, service, peers, former_peers, budget, mut statefulset, stage: _ } = resources;
+    let Resources { tls, tokens, service, peers, former_peers, budget, mut statefulset, growth, stage: _ } = resources;
     let applier = Applier { client, namespace, memory };
     let secret = |name: &str| stores.secret(name).map(|found| found.metadata.clone());
     let [seen_tls, seen_tokens] = [secret(&tls.name_any()), secret(&tokens.name_any())];
@@ -125,7 +136,11 @@ pub async fn apply(
     for name in former_peers.iter().filter(|name| stores.service(name).is_some()) {
         applier.remove_service(name).await?;
     }
-    Ok(Resources { tls, tokens, service, peers: applied_peers, former_peers, budget, statefulset, stage: PhantomData })
+    for growth in &growth {
+        applier.grow(growth).await?;
+    }
+    let peers = applied_peers;
+    Ok(Resources { tls, tokens, service, peers, former_peers, budget, statefulset, growth, stage: PhantomData })
 }
 
 struct Applier<'a> {
@@ -151,6 +166,26 @@ impl Applier<'_> {
             Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
             Ok(Err(error)) => Err(classified(kind, name, error)),
             Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    /// Asks for a larger claim. What else is in it is the StatefulSet's, so it is not applied but patched.
+    async fn grow(&self, Growth { claim, size }: &Growth) -> Result<(), ApplyFailed> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), self.namespace);
+        let (kind, name) = ("PersistentVolumeClaim".to_owned(), claim.clone());
+        let patch = Patch::Merge(json!({"spec": {"resources": {"requests": {"storage": size}}}}));
+        match tokio::time::timeout(CALL_DEADLINE, api.patch(claim, &PatchParams::default(), &patch)).await {
+            Err(_) => Err(ApplyFailed::Timeout { kind, name }),
+            Ok(Err(error)) => Err(match classified(kind, name, error) {
+                ApplyFailed::Refused { name: claim, message, .. } => {
+                    ApplyFailed::NotExpandable { claim, size: size.0.clone(), message }
+                }
+                other => other,
+            }),
+            Ok(Ok(_)) => {
+                tracing::info!(%claim, size = %size.0, "claim grows");
+                Ok(())
+            }
         }
     }
 

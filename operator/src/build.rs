@@ -1,32 +1,36 @@
 //! Step 3, pure: from a valid mirror to the objects that make its cache. The same input gives the same objects.
 
+mod claims;
+mod placement;
 mod pod;
 mod replicas;
 
+pub use claims::Growth;
 pub(crate) use pod::duration_text;
 pub(crate) use replicas::introduce;
 
 use crate::pki::{Authority, IssueFailed, Leaf, SecretData, Tokens};
 use crate::validate::Valid;
 use breakwater_crds::names::{
-    ADMIN_PORT, ADMIN_PORT_NAME, ANNOTATION_REGISTRY, CACHE, DATA_VOLUME, LABEL_INSTANCE, LABEL_MANAGED_BY,
-    LABEL_MIRROR, LABEL_NAME, MANAGER, TLS_PORT, TLS_PORT_NAME, cache_server_name, tls_secret, tokens_secret,
+    ADMIN_PORT, ADMIN_PORT_NAME, ANNOTATION_REGISTRY, CACHE, LABEL_INSTANCE, LABEL_MANAGED_BY, LABEL_MIRROR,
+    LABEL_NAME, MANAGER, TLS_PORT, TLS_PORT_NAME, cache_server_name, tls_secret, tokens_secret,
 };
-use breakwater_crds::{RegistryMirror, StorageSpec, WhenDeleted};
+use breakwater_crds::{RegistryMirror, WhenDeleted};
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
 };
-use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, Secret, Service, ServicePort, ServiceSpec,
-    VolumeResourceRequirements,
-};
+use k8s_openapi::api::core::v1::{Secret, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+
+/// Key of the certificates to trust upstream by, in the Secret with the cache's own.
+const CA_BUNDLE_KEY: &str = "upstream-ca.crt";
 
 /// What is the same for every cache.
 #[derive(Clone, Debug)]
@@ -93,6 +97,8 @@ pub struct Resources<Stage> {
     pub budget: PodDisruptionBudget,
     /// The cache.
     pub statefulset: StatefulSet,
+    /// Claims that have to grow.
+    pub growth: Vec<Growth>,
     /// Built or applied.
     pub stage: PhantomData<Stage>,
 }
@@ -100,14 +106,20 @@ pub struct Resources<Stage> {
 /// Builds all children of a mirror.
 #[must_use]
 pub fn build(valid: &Valid, material: &Material, settings: &Settings) -> Resources<Built> {
+    let mut tls = material.leaf.data();
+    if let Ok(Some(bundle)) = &valid.ca_bundle {
+        // A copy: the cache can always be started again, whatever becomes of the ConfigMap.
+        tls.insert(CA_BUNDLE_KEY.to_owned(), ByteString(bundle.clone().into_bytes()));
+    }
     Resources {
-        tls: secret(valid, tls_secret(&valid.name), "kubernetes.io/tls", material.leaf.data()),
+        tls: secret(valid, tls_secret(&valid.name), "kubernetes.io/tls", tls),
         tokens: secret(valid, tokens_secret(&valid.name), "Opaque", material.tokens.data()),
         service: service(valid),
         peers: replicas::peers(valid),
         former_peers: replicas::former_peers(valid),
         budget: replicas::budget(valid),
         statefulset: statefulset(valid, settings),
+        growth: claims::growth(valid),
         stage: PhantomData,
     }
 }
@@ -160,30 +172,10 @@ fn statefulset(valid: &Valid, settings: &Settings) -> StatefulSet {
         }),
         selector: selector(valid),
         template: pod::template(valid, settings),
-        volume_claim_templates: (!storage.ephemeral).then(|| vec![claim_template(valid, storage)]),
+        volume_claim_templates: (!storage.ephemeral).then(|| vec![claims::template(valid)]),
         ..StatefulSetSpec::default()
     };
     StatefulSet { metadata: metadata(valid, valid.name.clone()), spec, status: None }
-}
-
-/// The claim carries the registry, so that a retained one is never given to a registry whose cache happens to have the same name.
-fn claim_template(valid: &Valid, storage: &StorageSpec) -> PersistentVolumeClaim {
-    let requests = BTreeMap::from([("storage".to_owned(), storage.size.clone())]);
-    PersistentVolumeClaim {
-        metadata: ObjectMeta {
-            name: Some(DATA_VOLUME.to_owned()),
-            labels: Some(labels(valid)),
-            annotations: Some(annotations(valid)),
-            ..ObjectMeta::default()
-        },
-        spec: Some(PersistentVolumeClaimSpec {
-            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
-            resources: Some(VolumeResourceRequirements { requests: Some(requests), limits: None }),
-            storage_class_name: storage.storage_class_name.clone(),
-            ..PersistentVolumeClaimSpec::default()
-        }),
-        status: None,
-    }
 }
 
 fn metadata(valid: &Valid, name: String) -> ObjectMeta {
@@ -235,7 +227,8 @@ mod tests {
     }
 
     fn built(spec: &str) -> Resources<Built> {
-        let valid = valid(spec);
+        let mut valid = valid(spec);
+        valid.ca_bundle = Ok(valid.mirror.spec.ca_bundle.is_some().then(|| "certificates".to_owned()));
         let material = Material::complete(&valid, &authority(), &settings(), now()).unwrap();
         build(&valid, &material, &settings())
     }
@@ -259,7 +252,11 @@ mod tests {
             "{registry: 'registry.example.com:5000', url: 'http://10.0.0.1:5000/', \
              alternates: [{url: 'https://a.example/', repositoryPrefix: docker}, {url: 'http://b.example:5000'}], \
              credentials: [{secretRef: {name: login}}, {secretRef: {name: second}}, {secretRef: {name: login}}], \
-             cache: {replicas: 3, storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}}, \
+             caBundle: {configMapRef: {name: corp-ca}}, proxy: {url: 'http://proxy.example:3128/', secretRef: {name: proxy-login}}, \
+             cache: {replicas: 3, storage: {size: 1Gi, storageClassName: fast, whenDeleted: Delete}, resources: {limits: {memory: 1Gi}}, \
+               nodeSelector: {pool: infra}, tolerations: [{key: infra, operator: Exists}], priorityClassName: high, \
+               affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: \
+                 [{matchExpressions: [{key: disk, operator: In, values: [ssd]}]}]}}}}, \
              freshness: {tagTTL: 90s, maxStale: 24h, onError: {unauthorized: Deny, notFound: ServeStale}}}",
         );
         check(&built.statefulset, &expect_file!["../tests/snapshots/every-field-statefulset.yaml"]);
@@ -286,6 +283,24 @@ mod tests {
             assert_eq!(secret.owner_references()[0].uid, "uid-harbour");
             assert_eq!(secret.labels()["breakwater.dev/mirror"], "harbour");
         }
+    }
+
+    #[test]
+    fn other_certificates_to_trust_restart_the_cache() {
+        let with = |bundle: Option<&str>| {
+            let spec = bundle.map_or("", |_| ", caBundle: {configMapRef: {name: corp-ca}}");
+            let mut valid = valid(&format!("{{registry: docker.io{spec}}}"));
+            valid.ca_bundle = Ok(bundle.map(str::to_owned));
+            let material = Material::complete(&valid, &authority(), &settings(), now()).unwrap();
+            let built = build(&valid, &material, &settings());
+            let copy =
+                built.tls.data.unwrap().get("upstream-ca.crt").map(|copy| String::from_utf8(copy.0.clone()).unwrap());
+            (copy, serde_json::to_string(&built.statefulset.spec.template).unwrap())
+        };
+        let (none, one, other) = (with(None), with(Some("one")), with(Some("other")));
+        assert_eq!((none.0, one.0.as_deref(), other.0.as_deref()), (None, Some("one"), Some("other")));
+        assert!(one.1.contains("/etc/breakwater/tls/upstream-ca.crt") && !none.1.contains("--ca-file"));
+        assert!(one.1 != other.1);
     }
 
     #[test]

@@ -157,6 +157,10 @@ async fn build_and_apply(
     context: &Context,
     now: Timestamp,
 ) -> Result<Result<Resources<Applied>, Hindered>, PassFailed> {
+    if let Err(invalid) = &valid.ca_bundle {
+        let why = Obstacle { reason: reason::INVALID_REFERENCE, message: invalid.to_string() };
+        return Ok(Err(Hindered { why, failure: None }));
+    }
     let authority = match &*context.trust.borrow() {
         Ok(authority) => authority.clone(),
         Err(error) => return Ok(Err(Hindered { why: without_authority(error), failure: None })),
@@ -174,6 +178,10 @@ async fn build_and_apply(
         }
         Err(failure @ ApplyFailed::Refused { .. }) => {
             let why = Obstacle { reason: reason::CHILD_REFUSED, message: failure.to_string() };
+            Ok(Err(Hindered { why, failure: Some(failure) }))
+        }
+        Err(failure @ ApplyFailed::NotExpandable { .. }) => {
+            let why = Obstacle { reason: reason::VOLUME_NOT_EXPANDABLE, message: failure.to_string() };
             Ok(Err(Hindered { why, failure: Some(failure) }))
         }
         Err(failure) => Err(PassFailed::Apply(failure)),

@@ -37,6 +37,7 @@ pub(crate) fn observed(mirror: Arc<RegistryMirror>, others: &[Arc<RegistryMirror
         mirror,
         mirrors,
         credentials: Vec::new(),
+        references: Default::default(),
         fleet: Arc::new(Fleet::default()),
         upstreams: Arc::default(),
     }

@@ -17,10 +17,10 @@ pub mod memory;
 pub mod metrics;
 pub mod observe;
 pub mod pki;
+pub mod references;
 pub mod report;
 pub mod run;
 pub mod secrets;
-
 pub mod startup;
 pub mod status;
 pub mod telemetry;

@@ -5,6 +5,7 @@
 use crate::credentials::{Credential, Finding};
 use crate::fleet::Fleet;
 use crate::pki::{Leaf, Tokens};
+use crate::references::{self, References};
 use crate::secrets::SecretReader;
 use crate::upstream::UpstreamReport;
 use crate::watches::Stores;
@@ -28,6 +29,8 @@ pub struct Observed {
     pub hashed: Candidate,
     /// Its credentials, in the order of the spec.
     pub credentials: Vec<Credential>,
+    /// What else its spec refers to.
+    pub references: References,
     /// All nodes.
     pub fleet: Arc<Fleet>,
     /// What the caches say of their upstreams, by cache.
@@ -97,6 +100,7 @@ pub async fn observe(
         credentials.push(Credential { name, finding });
     }
     Ok(Observed {
+        references: references(&mirror, stores, secrets).await?,
         mirrors: stores.mirrors(),
         plain: candidate(plain, stores, secrets).await?,
         hashed: candidate(hashed, stores, secrets).await?,
@@ -105,6 +109,26 @@ pub async fn observe(
         upstreams,
         mirror,
     })
+}
+
+async fn references(
+    mirror: &RegistryMirror,
+    stores: &Stores,
+    secrets: &SecretReader,
+) -> Result<References, ObserveFailed> {
+    let ca_bundle = mirror.spec.ca_bundle.as_ref().map(|bundle| {
+        let reference = &bundle.config_map_ref;
+        references::ca_bundle(reference, stores.config_map(&reference.name).as_deref())
+    });
+    let login = mirror.spec.proxy.as_ref().and_then(|proxy| proxy.secret_ref.as_ref());
+    let proxy_login = match login {
+        None => None,
+        Some(secret) => {
+            let version = stores.secret_version(&secret.name);
+            Some(secrets.proxy_login(&secret.name, version.as_deref()).await.map_err(failed(&secret.name))?)
+        }
+    };
+    Ok(References { ca_bundle, proxy_login })
 }
 
 async fn candidate(name: String, stores: &Stores, secrets: &SecretReader) -> Result<Candidate, ObserveFailed> {

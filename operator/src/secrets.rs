@@ -2,6 +2,7 @@
 
 use crate::credentials::{Finding, judge};
 use crate::pki::{Leaf, SecretData, Tokens};
+use crate::references::{self, InvalidReference};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ pub struct SecretReader {
     leaves: Versions<Option<Leaf>>,
     tokens: Versions<Option<Tokens>>,
     credentials: Versions<Finding>,
+    proxy_logins: Versions<Result<(), InvalidReference>>,
 }
 
 impl SecretReader {
@@ -25,6 +27,7 @@ impl SecretReader {
             leaves: Versions::default(),
             tokens: Versions::default(),
             credentials: Versions::default(),
+            proxy_logins: Versions::default(),
         }
     }
 
@@ -42,6 +45,18 @@ impl SecretReader {
     /// Whether a Secret of credentials can be used.
     pub(crate) async fn credential(&self, name: &str, version: &str) -> Result<Finding, kube::Error> {
         self.read(&self.credentials, name, Some(version), |data| data.map_or(Finding::NotFound, judge)).await
+    }
+
+    /// Whether a Secret has a proxy's login; without a version there is no such Secret.
+    pub(crate) async fn proxy_login(
+        &self,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<Result<(), InvalidReference>, kube::Error> {
+        if version.is_none() {
+            return Ok(references::proxy_login(name, None));
+        }
+        self.read(&self.proxy_logins, name, version, |data| references::proxy_login(name, data)).await
     }
 
     async fn read<T: Clone>(

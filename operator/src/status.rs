@@ -233,6 +233,7 @@ mod tests {
             statefulset: parse(&format!(
                 "{{metadata: {{generation: 1}}, status: {{replicas: 1, observedGeneration: {observed_generation}}}}}"
             )),
+            growth: Vec::new(),
             stage: PhantomData,
         }
     }

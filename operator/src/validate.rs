@@ -5,9 +5,11 @@
 
 use crate::observe::{Candidate, Observed};
 use crate::pki::{Leaf, Tokens};
+use crate::references::{InvalidReference, References};
 use breakwater_crds::names::{ANNOTATION_REGISTRY, LABEL_MANAGED_BY, MANAGER};
 use breakwater_crds::{RegistryMirror, Selector, SelectorInvalid, holder};
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Resource, ResourceExt};
 use std::sync::Arc;
 
@@ -24,6 +26,12 @@ pub struct Valid {
     pub leaf: Option<Leaf>,
     /// The tokens as stored.
     pub tokens: Option<Tokens>,
+    /// The certificates of `caBundle`, PEM; or why the mirror stays as it is until somebody mends what it refers to.
+    pub ca_bundle: Result<Option<String>, InvalidReference>,
+    /// The StatefulSet as it is.
+    pub statefulset: Option<Arc<StatefulSet>>,
+    /// The claims of its replicas, as they are.
+    pub claims: Vec<Arc<PersistentVolumeClaim>>,
 }
 
 /// Why nothing is built. All but [`Self::Handover`] wait for a person.
@@ -83,7 +91,17 @@ pub fn validate(observed: &Observed) -> Result<Valid, Refusal> {
         nodes,
         leaf: candidate.leaf.clone(),
         tokens: candidate.tokens.clone(),
+        ca_bundle: usable(&observed.references),
+        statefulset: candidate.statefulset.clone(),
+        claims: candidate.claim.iter().chain(&candidate.other_claims).cloned().collect(),
     })
+}
+
+/// The certificates, if everything that the mirror refers to can be used.
+fn usable(references: &References) -> Result<Option<String>, InvalidReference> {
+    let References { ca_bundle, proxy_login } = references.clone();
+    proxy_login.transpose()?;
+    ca_bundle.transpose()
 }
 
 fn check_spec(mirror: &RegistryMirror) -> Result<(), Refusal> {
@@ -101,6 +119,11 @@ fn check_spec(mirror: &RegistryMirror) -> Result<(), Refusal> {
     let url = mirror.spec.upstream_url();
     if !url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).is_some_and(host) {
         return invalid("spec.url", "must be http:// or https:// and a host with an optional port");
+    }
+    let proxy = mirror.spec.proxy.as_ref().map(|proxy| proxy.url.trim_end_matches('/'));
+    if proxy.is_some_and(|url| !url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).is_some_and(host))
+    {
+        return invalid("spec.proxy.url", "must be http:// or https:// and a host with an optional port");
     }
     let freshness = &mirror.spec.freshness;
     if freshness.tag_ttl.is_negative() || freshness.max_stale.is_negative() {

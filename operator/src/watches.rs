@@ -10,7 +10,7 @@ use breakwater_crds::names::{CA_SECRET, CACHE, CACHE_PEER, LABEL_INSTANCE, LABEL
 use breakwater_crds::{MirrorNode, RegistryMirror};
 use concerns::Concerns;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use keep::{Change, drop_all_but_readiness, drop_containers, drop_nothing, drop_template, keep};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -42,6 +42,7 @@ pub struct Stores {
     services: Store<Service>,
     budgets: Store<PartialObjectMeta<PodDisruptionBudget>>,
     secrets: Store<PartialObjectMeta<Secret>>,
+    config_maps: Store<ConfigMap>,
     claims: Store<PersistentVolumeClaim>,
     pods: Store<Pod>,
     fleet: watch::Receiver<Arc<Fleet>>,
@@ -96,6 +97,10 @@ pub async fn start(
             concerns.secret(change);
         }
     };
+    let config_map = {
+        let concerns = concerns.clone();
+        move |change: Change<'_>| concerns.config_map(change)
+    };
     let (publish, fleet) = watch::channel(Arc::default());
     let caches = Config::default().labels(&format!("{LABEL_NAME}={CACHE}"));
     let services = Config::default().labels(&format!("{LABEL_NAME} in ({CACHE}, {CACHE_PEER})"));
@@ -104,6 +109,7 @@ pub async fn start(
         services: keep(system_api(client, namespaces), services, drop_nothing, child.clone(), tasks),
         budgets: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
         secrets: keep(system_api(client, namespaces), Config::default(), drop_nothing, secret, tasks),
+        config_maps: keep(system_api(client, namespaces), Config::default(), drop_nothing, config_map, tasks),
         claims: keep(system_api(client, namespaces), caches.clone(), drop_nothing, child.clone(), tasks),
         pods: keep(system_api(client, namespaces), caches, drop_containers, child, tasks),
         mirrors,
@@ -179,11 +185,23 @@ impl FleetStores {
 impl Stores {
     async fn filled(&self) -> Result<(), NotFilled> {
         // Mirrors are the controller's, which waits for them itself.
-        let Self { mirrors: _, statefulsets, services, budgets, secrets, claims, pods, fleet: _, namespace: _ } = self;
+        let Self {
+            mirrors: _,
+            statefulsets,
+            services,
+            budgets,
+            secrets,
+            config_maps,
+            claims,
+            pods,
+            fleet: _,
+            namespace: _,
+        } = self;
         filled(statefulsets, "statefulsets").await?;
         filled(services, "services").await?;
         filled(budgets, "poddisruptionbudgets").await?;
         filled(secrets, "secrets").await?;
+        filled(config_maps, "configmaps").await?;
         filled(claims, "persistentvolumeclaims").await?;
         filled(pods, "pods").await
     }
@@ -200,7 +218,7 @@ impl Stores {
         self.fleet.borrow().clone()
     }
 
-    /// A cache's StatefulSet without its Pod template.
+    /// A cache's StatefulSet, of whose spec only the claim templates are kept.
     #[must_use]
     pub fn statefulset(&self, name: &str) -> Option<Arc<StatefulSet>> {
         self.statefulsets.get(&ObjectRef::new(name).within(&self.namespace))
@@ -228,6 +246,12 @@ impl Stores {
     #[must_use]
     pub fn secret_version(&self, name: &str) -> Option<String> {
         self.secret(name).and_then(|secret| secret.resource_version())
+    }
+
+    /// A ConfigMap.
+    #[must_use]
+    pub fn config_map(&self, name: &str) -> Option<Arc<ConfigMap>> {
+        self.config_maps.get(&ObjectRef::new(name).within(&self.namespace))
     }
 
     /// A cache's claim.

@@ -59,6 +59,16 @@ pub struct Args {
     #[arg(long, value_name = "URL", env = "BREAKWATER_PROXY_URL", hide_env_values = true, value_parser = parse_secret, help_heading = "Upstream")]
     pub proxy_url: Option<Secret>,
 
+    /// Folder with the files username and password for the proxy, as a Secret is mounted; read again when they change
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BREAKWATER_PROXY_CREDENTIALS_DIR",
+        requires = "proxy_url",
+        help_heading = "Upstream"
+    )]
+    pub proxy_credentials_dir: Option<PathBuf>,
+
     /// Serve a tag without asking upstream for this long
     #[arg(long, value_name = "DURATION", env = "BREAKWATER_TAG_TTL", default_value = "1m", value_parser = duration::parse, help_heading = "Freshness")]
     pub tag_ttl: Duration,

@@ -182,6 +182,7 @@ impl Cache {
             credentials_dir,
             ca_file,
             proxy_url,
+            proxy_credentials_dir,
             tag_ttl,
             max_stale,
             on_error,
@@ -199,6 +200,7 @@ impl Cache {
             None => registry.default_url().parse().map_err(|_| StartFailed::Url(registry.clone()))?,
         };
         let proxy = proxy_url.map(|text| ProxyUrl::parse(&text)).transpose().map_err(StartFailed::Proxy)?;
+        let proxy = proxy.map(|proxy| proxy.with_login_from(proxy_credentials_dir));
         if let Some(proxy) = &proxy {
             info!(proxy = proxy.as_str(), "upstream is asked by way of a proxy");
         }

@@ -60,6 +60,41 @@ const CREATE: &[Case] = &[
     ),
     ("{registry: docker.io, credentials: [{secretRef: {name: Hub}}]}", "must be the name of a Secret"),
     ("{registry: docker.io, proxyUrl: 'http://proxy'}", "field not declared in schema"),
+    ("{registry: docker.io, caBundle: {configMapRef: {name: corp-ca, key: bundle.pem}}}", ""),
+    (
+        "{registry: docker.io, caBundle: {configMapRef: {key: ca.crt}}}",
+        "spec.caBundle.configMapRef.name: Required value",
+    ),
+    ("{registry: docker.io, caBundle: {}}", "spec.caBundle.configMapRef: Required value"),
+    ("{registry: docker.io, caBundle: {configMapRef: {name: Corp}}}", "must be the name of a ConfigMap"),
+    ("{registry: docker.io, caBundle: {configMapRef: {name: a, key: a/b}}}", "must be a key of a ConfigMap"),
+    ("{registry: docker.io, proxy: {url: 'http://proxy:3128', secretRef: {name: login}}}", ""),
+    ("{registry: docker.io, proxy: {secretRef: {name: login}}}", "spec.proxy.url: Required value"),
+    ("{registry: docker.io, proxy: {url: 'http://me:secret@proxy'}}", "the login belongs into secretRef"),
+    ("{registry: docker.io, proxy: {url: 'socks5://proxy'}}", "must be http:// or https://"),
+    (
+        "{registry: docker.io, cache: {nodeSelector: {pool: infra}, priorityClassName: high, \
+          tolerations: [{operator: Exists}, {key: a, value: b, effect: NoExecute, tolerationSeconds: 5}]}}",
+        "",
+    ),
+    ("{registry: docker.io, cache: {nodeSelector: {pool: 1}}}", "spec.cache.nodeSelector.pool"),
+    ("{registry: docker.io, cache: {priorityClassName: High}}", "must be the name of a PriorityClass"),
+    ("{registry: docker.io, cache: {tolerations: [{value: a}]}}", "must have a key, or operator: Exists"),
+    ("{registry: docker.io, cache: {tolerations: [{key: a, operator: Is}]}}", "Unsupported value: \"Is\""),
+    (
+        "{registry: docker.io, cache: {tolerations: [{key: a, tolerationSeconds: 5}]}}",
+        "must have effect: NoExecute together with tolerationSeconds",
+    ),
+    (
+        "{registry: docker.io, cache: {tolerations: [{key: a, operator: Exists, value: b}]}}",
+        "must have no value together with operator: Exists",
+    ),
+    (
+        "{registry: docker.io, cache: {affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+          [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {a: b}}}]}}}}",
+        "",
+    ),
+    ("{registry: docker.io, cache: {affinity: {podAffinity: {near: x}}}}", "field not declared in schema"),
 ];
 
 /// What may be changed of a stored mirror of docker.io with a claim of 50Gi.
@@ -69,7 +104,10 @@ const UPDATE: &[Case] = &[
     ("{registry: docker.io, cache: {storage: {size: 51200Mi, whenDeleted: Delete}}}", ""),
     ("{registry: docker.io, cache: {replicas: 2}}", ""),
     ("{registry: ghcr.io}", "must not change, because it names the cache and its volume"),
-    ("{registry: docker.io, cache: {storage: {size: 60Gi}}}", "must not change, because a claim keeps its size"),
+    ("{registry: docker.io, cache: {storage: {size: 60Gi}}}", ""),
+    ("{registry: docker.io, cache: {storage: {size: 40Gi}}}", "must not shrink, because a claim can only grow"),
+    ("{registry: docker.io, caBundle: {configMapRef: {name: a}}, proxy: {url: 'http://p'}}", ""),
+    ("{registry: docker.io, cache: {nodeSelector: {a: b}, tolerations: [{key: a}], priorityClassName: x}}", ""),
     (
         "{registry: docker.io, cache: {storage: {storageClassName: fast}}}",
         "must not change, because a claim keeps its class",

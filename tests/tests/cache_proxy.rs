@@ -59,6 +59,31 @@ async fn tls_is_tunnelled() {
 }
 
 #[tokio::test]
+async fn a_login_in_files_is_used_and_read_again() {
+    let upstream = Upstream::start().await;
+    let image = Content::image(1, &[1000]);
+    upstream.push(REPOSITORY, "v1", &image);
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file");
+    write("username", "someone");
+    write("password", "before\n");
+    let proxy = Proxy::start(Some("someone:s3cond"), &[]).await;
+    let cache = Cache::of(&upstream)
+        .flag("--proxy-url", &format!("http://{}", proxy.address()))
+        .flag("--proxy-credentials-dir", &folder.path().display().to_string())
+        .start()
+        .await;
+    assert_ne!(cache.get(BY_TAG).await.status, 200);
+    write("password", "s3cond\n");
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while cache.get(BY_TAG).await.status != 200 {
+        assert!(std::time::Instant::now() < deadline, "the new login was not used: {}", cache.output());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!cache.output().contains("someone") && !cache.output().contains("s3cond"), "{}", cache.output());
+}
+
+#[tokio::test]
 async fn behind_a_proxy_a_literal_address_nearer_than_upstream_is_never_asked_for() {
     let upstream = Upstream::start().await;
     let blob = Content::blob(1, 1000);

@@ -1,13 +1,14 @@
-//! The cache of a mirror: its replicas and its storage. Holds no behaviour but defaults.
+//! The cache of a mirror: its replicas, their storage and their places. Holds no behaviour but defaults.
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{Affinity, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The cache of one mirror.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheSpec {
     /// How many Pods the cache has, 1 to 3, each with a volume of its own and able to serve everything: one is lost without a
@@ -24,19 +25,54 @@ pub struct CacheSpec {
     #[schemars(schema_with = "crate::schema::resources")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+
+    /// Labels that a node must have to run a replica.
+    #[schemars(schema_with = "crate::schema::node_selector")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+
+    /// Taints that replicas put up with. Replicas leave a node that is not ready or unreachable after 30 s, unless one of these
+    /// is for `node.kubernetes.io/not-ready` or `node.kubernetes.io/unreachable`.
+    #[schemars(schema_with = "crate::schema::tolerations")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+
+    /// Further rules for the place of replicas. Several replicas already prefer a node and a zone of their own.
+    #[schemars(schema_with = "crate::schema::affinity")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+
+    /// PriorityClass of the replicas. Pods of others can need images from a cache to start, hence the default.
+    #[schemars(length(min = 1, max = 253), extend("default" = "system-cluster-critical"))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+        .message("must be the name of a PriorityClass: lower-case letters, digits, - and ."))]
+    #[serde(default = "cluster_critical")]
+    pub priority_class_name: String,
 }
 
 impl Default for CacheSpec {
     fn default() -> Self {
-        Self { replicas: one(), storage: StorageSpec::default(), resources: None }
+        Self {
+            replicas: one(),
+            storage: StorageSpec::default(),
+            resources: None,
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            affinity: None,
+            priority_class_name: cluster_critical(),
+        }
     }
+}
+
+fn cluster_critical() -> String {
+    "system-cluster-critical".to_owned()
 }
 
 const fn one() -> i32 {
     1
 }
 
-/// The cache's storage. A claim's size and class cannot be changed once it exists.
+/// The cache's storage. A claim can grow where its class allows that; its class cannot be changed.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -52,14 +88,15 @@ const fn one() -> i32 {
         .message("must not change, because a claim keeps its class: delete the RegistryMirror and its claim, then create it anew")
 )]
 pub struct StorageSpec {
-    /// Size of the volume, at least 100Mi; with `ephemeral` the limit of the emptyDir.
+    /// Size of the volume, at least 100Mi; with `ephemeral` the limit of the emptyDir. More makes claims grow, where their
+    /// StorageClass has `allowVolumeExpansion`; less is refused.
     #[schemars(with = "String", length(min = 1, max = 32))]
     #[serde(default = "default_size")]
     #[x_kube(
         validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('100Mi')) >= 0")
             .message("must be a quantity of at least 100Mi, such as 50Gi"),
-        validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) == 0")
-            .message("must not change, because a claim keeps its size: delete the RegistryMirror and its claim, then create it anew")
+        validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) >= 0")
+            .message("must not shrink, because a claim can only grow: delete the RegistryMirror and its claim, then create it anew")
     )]
     pub size: Quantity,
 

@@ -1,4 +1,4 @@
-//! Where a mirror's content comes from besides its url, and with what credentials. Knows nothing of caches and nodes.
+//! Where a mirror's content comes from besides its url, with what credentials, by whose certificates and which way. Knows nothing of caches and nodes.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -42,4 +42,51 @@ pub struct SecretReference {
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
         .message("must be the name of a Secret in the operator's namespace: lower-case letters, digits, - and ."))]
     pub name: String,
+}
+
+/// Certificates to trust.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CaBundle {
+    /// The ConfigMap that holds them, in PEM. The cache has a copy: it restarts when the certificates change, and goes on with
+    /// the last good ones when the ConfigMap is gone.
+    pub config_map_ref: ConfigMapKey,
+}
+
+/// A key of a ConfigMap in the operator's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKey {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+        .message("must be the name of a ConfigMap in the operator's namespace: lower-case letters, digits, - and ."))]
+    pub name: String,
+
+    /// Its key.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')")
+        .message("must be a key of a ConfigMap: letters, digits, -, _ and ."))]
+    #[serde(default = "default_key")]
+    pub key: String,
+}
+
+fn default_key() -> String {
+    "ca.crt".to_owned()
+}
+
+/// A proxy.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// Where it lives: http:// or https:// and a host, with no path and no login.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(BARE_URL)
+        .message("must be http:// or https:// and a host with an optional port, such as http://proxy.example.com:3128; the login belongs into secretRef"))]
+    pub url: String,
+
+    /// The Secret with its login, in the keys `username` and `password`: type `kubernetes.io/basic-auth`, in the operator's
+    /// namespace. Read again when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretReference>,
 }

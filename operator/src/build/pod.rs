@@ -1,6 +1,6 @@
 //! The Pod template of a cache. Pure.
 
-use super::{Settings, annotations, labels};
+use super::{CA_BUNDLE_KEY, Settings, annotations, claims, labels};
 use crate::validate::Valid;
 use breakwater_crds::names::{
     ADMIN_PORT, ADMIN_PORT_NAME, DATA_VOLUME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret,
@@ -8,8 +8,8 @@ use breakwater_crds::names::{
 use breakwater_crds::{Alternate, OnError, RegistryMirrorSpec, StaleAction, quantity};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
-    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration,
-    Volume, VolumeMount,
+    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -25,19 +25,22 @@ const DATA_DIR: &str = "/var/lib/breakwater";
 const TLS_DIR: &str = "/etc/breakwater/tls";
 const TOKEN_DIR: &str = "/etc/breakwater/tokens";
 const CREDENTIALS_DIR: &str = "/etc/breakwater/credentials";
+const PROXY_LOGIN: &str = "proxy-login";
+const PROXY_LOGIN_DIR: &str = "/etc/breakwater/proxy";
+/// Says which certificates the cache trusts upstream by: it reads them when it starts, so others are another template.
+const ANNOTATION_CA_BUNDLE: &str = "breakwater.dev/ca-bundle-sha256";
 
-/// The template. Secrets are files that the cache reads again when they change, so nothing here depends on their content.
+/// The template. Secrets are files that the cache reads again when they change, so nothing here depends on their content, but for
+/// the certificates of `caBundle`.
 pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
-    let spec = PodSpec {
-        containers: vec![container(&valid.mirror.spec, settings)],
+    let mut spec = PodSpec {
+        containers: vec![container(valid, settings)],
         volumes: Some(volumes(valid)),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         // Upstreams are found by the node's resolver: a cache outlives cluster DNS.
         dns_policy: Some("Default".to_owned()),
         termination_grace_period_seconds: Some(10),
-        topology_spread_constraints: super::replicas::spread(valid),
-        tolerations: Some(["not-ready", "unreachable"].map(leaves_a_lost_node_soon).to_vec()),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(USER),
@@ -50,22 +53,18 @@ pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
         }),
         ..PodSpec::default()
     };
-    let metadata =
-        ObjectMeta { labels: Some(labels(valid)), annotations: Some(annotations(valid)), ..ObjectMeta::default() };
+    super::placement::place(&mut spec, valid);
+    let mut annotations = annotations(valid);
+    if let Ok(Some(bundle)) = &valid.ca_bundle {
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bundle.as_bytes());
+        annotations.insert(ANNOTATION_CA_BUNDLE.to_owned(), hex::encode(hash));
+    }
+    let metadata = ObjectMeta { labels: Some(labels(valid)), annotations: Some(annotations), ..ObjectMeta::default() };
     PodTemplateSpec { metadata: Some(metadata), spec: Some(spec) }
 }
 
-fn leaves_a_lost_node_soon(taint: &str) -> Toleration {
-    Toleration {
-        key: Some(format!("node.kubernetes.io/{taint}")),
-        operator: Some("Exists".to_owned()),
-        effect: Some("NoExecute".to_owned()),
-        toleration_seconds: Some(30),
-        value: None,
-    }
-}
-
-fn container(spec: &RegistryMirrorSpec, settings: &Settings) -> Container {
+fn container(valid: &Valid, settings: &Settings) -> Container {
+    let spec = &valid.mirror.spec;
     let port = |name: &str, number: u16| ContainerPort {
         name: Some(name.to_owned()),
         container_port: number.into(),
@@ -76,7 +75,7 @@ fn container(spec: &RegistryMirrorSpec, settings: &Settings) -> Container {
         name: CONTAINER.to_owned(),
         image: Some(settings.image.clone()),
         command: Some(vec!["/breakwater-registry".to_owned()]),
-        args: Some(arguments(spec)),
+        args: Some(arguments(valid)),
         ports: Some(vec![port(TLS_PORT_NAME, TLS_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
         readiness_probe: Some(Probe { period_seconds: Some(2), timeout_seconds: Some(1), ..probe("/readyz") }),
         // Patient: restarting a cache that is merely busy would make an outage of a slow disk.
@@ -100,7 +99,8 @@ fn container(spec: &RegistryMirrorSpec, settings: &Settings) -> Container {
     }
 }
 
-fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
+fn arguments(valid: &Valid) -> Vec<String> {
+    let spec = &valid.mirror.spec;
     let mut arguments = vec!["--upstream-registry".to_owned(), spec.registry.clone()];
     let mut flag = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     if !spec.has_default_url() {
@@ -114,13 +114,22 @@ fn arguments(spec: &RegistryMirrorSpec) -> Vec<String> {
         );
     }
     flag("--data-dir", DATA_DIR.to_owned());
-    flag("--cache-size", cache_size(&spec.cache.storage.size));
+    flag("--cache-size", cache_size(claims::usable(valid)));
     flag("--tls-listen", format!(":{TLS_PORT}"));
     flag("--tls-dir", TLS_DIR.to_owned());
     flag("--token-dir", TOKEN_DIR.to_owned());
     flag("--admin-listen", format!(":{ADMIN_PORT}"));
     if !spec.credentials.is_empty() {
         flag("--credentials-dir", CREDENTIALS_DIR.to_owned());
+    }
+    if spec.ca_bundle.is_some() {
+        flag("--ca-file", format!("{TLS_DIR}/{CA_BUNDLE_KEY}"));
+    }
+    if let Some(proxy) = &spec.proxy {
+        flag("--proxy-url", proxy.url.trim_end_matches('/').to_owned());
+        if proxy.secret_ref.is_some() {
+            flag("--proxy-credentials-dir", PROXY_LOGIN_DIR.to_owned());
+        }
     }
     flag("--tag-ttl", duration_text(spec.freshness.tag_ttl.into()));
     flag("--max-stale", duration_text(spec.freshness.max_stale.into()));
@@ -221,6 +230,9 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
         // Optional: without its Secret the cache starts all the same and pulls anonymously.
         volumes.push(secret(credentials_volume(index), name.to_owned(), Some(true)));
     }
+    if let Some(name) = proxy_login(spec) {
+        volumes.push(secret(PROXY_LOGIN.to_owned(), name.to_owned(), Some(true)));
+    }
     if spec.cache.storage.ephemeral {
         let size_limit = Some(spec.cache.storage.size.clone());
         volumes.push(Volume {
@@ -248,6 +260,9 @@ fn mounts(spec: &RegistryMirrorSpec) -> Vec<VolumeMount> {
         let path = format!("{CREDENTIALS_DIR}/{name}");
         mounts.push(mount(&credentials_volume(index), path, Some(true)));
     }
+    if proxy_login(spec).is_some() {
+        mounts.push(mount(PROXY_LOGIN, PROXY_LOGIN_DIR.to_owned(), Some(true)));
+    }
     mounts
 }
 
@@ -260,6 +275,11 @@ fn credentials(spec: &RegistryMirrorSpec) -> Vec<&str> {
         }
     }
     names
+}
+
+/// The Secret with the proxy's login.
+fn proxy_login(spec: &RegistryMirrorSpec) -> Option<&str> {
+    Some(spec.proxy.as_ref()?.secret_ref.as_ref()?.name.as_str())
 }
 
 /// Numbered, because a Secret's name may be longer than a volume's.

@@ -23,12 +23,15 @@ pub(super) struct Facts<'a> {
     pub(super) obstacle: Option<&'a Obstacle>,
 }
 
-/// CacheReady. An obstacle outweighs all else, but for a lost authority, which takes nothing from a cache that serves.
+/// Obstacles that take nothing from a cache that serves.
+const HARMLESS: [&str; 3] = [reason::NO_AUTHORITY, reason::INVALID_REFERENCE, reason::VOLUME_NOT_EXPANDABLE];
+
+/// CacheReady. An obstacle outweighs all else, but for those that take nothing from a cache that serves.
 pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
     let by_pods = if facts.replicas > 1 { by_replicas(facts) } else { by_pod(facts, 0) };
     match facts.obstacle {
         None => by_pods,
-        Some(Obstacle { reason: reason::NO_AUTHORITY, .. }) if by_pods.status == Status::True => by_pods,
+        Some(Obstacle { reason, .. }) if by_pods.status == Status::True && HARMLESS.contains(reason) => by_pods,
         Some(Obstacle { reason, message }) => {
             Verdict { kind: CACHE_READY, status: Status::False, reason, message: message.clone() }
         }

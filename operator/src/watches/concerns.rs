@@ -21,12 +21,27 @@ impl Concerns {
         self.matching(change, is_child);
     }
 
-    /// A Secret: of a cache, of credentials, or the authority, which concerns all.
+    /// A ConfigMap: of certificates to trust.
+    pub(super) fn config_map(&self, change: Change<'_>) {
+        self.matching(change, |mirror, config_map| {
+            mirror
+                .spec
+                .ca_bundle
+                .as_ref()
+                .is_some_and(|bundle| Some(&bundle.config_map_ref.name) == config_map.name.as_ref())
+        });
+    }
+
+    /// A Secret: of a cache, of credentials or a proxy, or the authority, which concerns all.
     pub(super) fn secret(&self, change: Change<'_>) {
         self.matching(change, |mirror, secret| {
             let name = secret.name.as_deref();
             let mut credentials = mirror.spec.credentials.iter().map(|source| source.secret_ref.name.as_str());
-            name == Some(CA_SECRET) || is_child(mirror, secret) || credentials.any(|used| Some(used) == name)
+            let proxy = mirror.spec.proxy.as_ref().and_then(|proxy| proxy.secret_ref.as_ref());
+            name == Some(CA_SECRET)
+                || is_child(mirror, secret)
+                || credentials.any(|used| Some(used) == name)
+                || proxy.is_some_and(|used| Some(used.name.as_str()) == name)
         });
     }
 
@@ -73,7 +88,8 @@ mod tests {
         {
             let mirror: RegistryMirror = serde_saphyr::from_str(&format!(
                 "{{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirror, metadata: {{name: {name}}}, \
-                 spec: {{registry: {registry}, credentials: [{{secretRef: {{name: {secret}}}}}]}}}}"
+                 spec: {{registry: {registry}, credentials: [{{secretRef: {{name: {secret}}}}}], \
+                 caBundle: {{configMapRef: {{name: ca-{name}}}}}, proxy: {{url: 'http://p', secretRef: {{name: p-{name}}}}}}}}}"
             ))
             .unwrap();
             writer.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(mirror))));
@@ -95,6 +111,12 @@ mod tests {
         concerns.secret(Change::Touched(&metadata("{name: breakwater-ca}")));
         assert_eq!(names(), "a b c");
         concerns.secret(Change::Touched(&metadata("{name: unrelated}")));
+        assert_eq!(names(), "");
+        concerns.secret(Change::Touched(&metadata("{name: p-b}")));
+        assert_eq!(names(), "b");
+        concerns.config_map(Change::Touched(&metadata("{name: ca-c}")));
+        assert_eq!(names(), "c");
+        concerns.config_map(Change::Touched(&metadata("{name: kube-root-ca.crt}")));
         assert_eq!(names(), "");
         concerns.child(Change::Relisted);
         assert_eq!(names(), "a b c");

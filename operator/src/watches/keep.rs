@@ -1,7 +1,7 @@
 //! One watch: a store that follows it, pruned to the fields in use. Client I/O; knows nothing of mirrors.
 
 use futures::StreamExt;
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::ObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -75,7 +75,8 @@ where
 pub(super) fn drop_nothing<K>(_: &mut K) {}
 
 pub(super) fn drop_template(statefulset: &mut StatefulSet) {
-    statefulset.spec = Default::default();
+    let volume_claim_templates = statefulset.spec.volume_claim_templates.take();
+    statefulset.spec = StatefulSetSpec { volume_claim_templates, ..StatefulSetSpec::default() };
 }
 
 /// Of a Pod's spec only its node is used.

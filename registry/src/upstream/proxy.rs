@@ -1,10 +1,14 @@
-//! The proxy that all requests to upstream, its token service and its redirects go through. Pure.
+//! The proxy that all requests to upstream, its token service and its redirects go through. Sends nothing.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+mod login;
+
+use std::{path::PathBuf, sync::Arc};
+
 use http::{HeaderValue, Uri};
 use reqwest::Url;
 
 use crate::{route::percent_decode, secret::Secret};
+use login::{LoginFolder, basic};
 
 /// A proxy's URL, checked. `Debug` shows neither user nor password.
 #[derive(Clone, Debug)]
@@ -13,6 +17,7 @@ pub struct ProxyUrl {
     url: Url,
     uri: Uri,
     login: Option<HeaderValue>,
+    folder: Option<Arc<LoginFolder>>,
 }
 
 /// Why a text is no proxy's URL. Does not repeat the text, which may hold a password.
@@ -33,7 +38,12 @@ impl ProxyUrl {
         // Neither can fail on a URL with a host.
         let _ = (url.set_username(""), url.set_password(None));
         let uri = url.as_str().parse().map_err(|_| ProxyInvalid)?;
-        Ok(Self { url, uri, login })
+        Ok(Self { url, uri, login, folder: None })
+    }
+
+    /// With the login in the files `username` and `password` of a folder instead of the URL's.
+    pub fn with_login_from(self, folder: Option<PathBuf>) -> Self {
+        Self { folder: folder.map(LoginFolder::open).map(Arc::new), ..self }
     }
 
     /// For logs.
@@ -47,7 +57,7 @@ impl ProxyUrl {
 
     /// The value of `Proxy-Authorization`.
     pub(super) fn login(&self) -> Option<HeaderValue> {
-        self.login.clone()
+        self.folder.as_ref().map_or_else(|| self.login.clone(), |folder| folder.login())
     }
 }
 
@@ -58,10 +68,7 @@ fn login(url: &Url) -> Result<Option<HeaderValue>, ProxyInvalid> {
         return Ok(None);
     }
     let decode = |text| percent_decode(text).ok_or(ProxyInvalid);
-    let encoded = STANDARD.encode(format!("{}:{}", decode(url.username())?, decode(password)?));
-    let mut header = HeaderValue::try_from(format!("Basic {encoded}")).map_err(|_| ProxyInvalid)?;
-    header.set_sensitive(true);
-    Ok(Some(header))
+    basic(&decode(url.username())?, &decode(password)?).map(Some).ok_or(ProxyInvalid)
 }
 
 #[cfg(test)]

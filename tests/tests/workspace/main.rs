@@ -150,7 +150,7 @@ fn every_field_of_a_mirror_is_documented() -> Result<()> {
     ensure!(found.len() > 15, "found only {found:?}");
     let docs = read(&root().join("docs/mirrors.md"))?;
     // Below these, fields are Kubernetes' own.
-    let foreign = ["spec.nodes.selector.", "spec.cache.resources."];
+    let foreign = ["spec.nodes.selector.", "spec.cache.resources.", "spec.cache.affinity.", "spec.cache.tolerations."];
     for field in found.iter().filter(|field| !foreign.iter().any(|prefix| field.starts_with(prefix))) {
         let name = field.rsplit('.').next().unwrap_or(field);
         assert!(docs.contains(&format!("{name}:")), "docs/mirrors.md: must explain {field}");
