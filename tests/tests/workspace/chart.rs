@@ -68,10 +68,13 @@ fn sort_by_name(value: &mut Value) {
 /// The first place where two values differ.
 fn difference(config: &Value, chart: &Value, path: &str) -> Option<String> {
     match (config, chart) {
-        (Value::Object(a), Value::Object(b)) => a.keys().chain(b.keys()).find_map(|key| {
-            let none = Value::Null;
-            difference(a.get(key).unwrap_or(&none), b.get(key).unwrap_or(&none), &format!("{path}.{key}"))
-        }),
+        // Each key once: twice at each level is a million times at the depth of a schema.
+        (Value::Object(a), Value::Object(b)) => {
+            a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))).find_map(|key| {
+                let none = Value::Null;
+                difference(a.get(key).unwrap_or(&none), b.get(key).unwrap_or(&none), &format!("{path}.{key}"))
+            })
+        }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
             a.iter().zip(b).enumerate().find_map(|(index, (a, b))| difference(a, b, &format!("{path}[{index}]")))
         }
