@@ -14,6 +14,8 @@ pub const NODES_READY: &str = "NodesReady";
 pub const UPSTREAM_REACHABLE: &str = "UpstreamReachable";
 /// The upstream accepts the mirror's credentials.
 pub const UPSTREAM_CREDENTIALS_ACCEPTED: &str = "UpstreamCredentialsAccepted";
+/// The images in use would survive the loss of their registry.
+pub const IMAGES_SURVIVABLE: &str = "ImagesSurvivable";
 /// The node's container runtime comes to the relay for what the agent wrote.
 pub const RUNTIME_CONFIGURED: &str = "RuntimeConfigured";
 /// Work is under way; present only while True.
@@ -80,6 +82,27 @@ pub mod reason {
     pub const CREDENTIALS_ACCEPTED: &str = "CredentialsAccepted";
     /// UpstreamCredentialsAccepted: the upstream refuses them. Renew the Secret.
     pub const CREDENTIALS_REFUSED: &str = "CredentialsRefused";
+    /// ImagesSurvivable: every image in use would survive the loss of its registry.
+    pub const ALL_SURVIVABLE: &str = "AllSurvivable";
+    /// ImagesSurvivable: some would not. See `status.images.exposed`.
+    pub const IMAGES_EXPOSED: &str = "ImagesExposed";
+    /// Exposed image: the cache is still fetching it. Wait.
+    pub const INCOMPLETE: &str = "Incomplete";
+    /// Exposed image: the upstream does not have it. Push it, or correct the name.
+    pub const NOT_FOUND: &str = "NotFound";
+    /// Exposed image: the upstream refuses to give it. Add or renew `credentials`.
+    pub const NO_CREDENTIAL: &str = "NoCredential";
+    /// Exposed image: it does not fit beside the others. Give the cache a larger volume, or pin less.
+    pub const NO_SPACE: &str = "NoSpace";
+    /// Exposed image: it is not made for a platform of `images.platforms`. Correct them.
+    pub const NO_SUCH_PLATFORM: &str = "NoSuchPlatform";
+    /// Exposed image: `freshness` lets no tag outlive its registry. Allow it, or name the image by digest.
+    pub const TAGS_EXPIRE: &str = "TagsExpire";
+    /// Exposed image: a new node pulls it before it can pull through Breakwater. Provide it by other means, and set
+    /// `images.nodeBootstrap: Provided`.
+    pub const NODE_BOOTSTRAP: &str = "NodeBootstrap";
+    /// Not in a status, only in metrics: the registry of the image has no mirror. Make one.
+    pub const NOT_MIRRORED: &str = "NotMirrored";
     /// MirrorNode Ready: every mirror that selects the node is active.
     pub const ALL_ACTIVE: &str = "AllActive";
     /// MirrorNode Ready: no mirror selects the node.

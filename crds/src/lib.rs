@@ -23,10 +23,12 @@ pub mod yaml;
 
 pub use claims::{claims, holder};
 pub use mirror::{
-    Alternate, CaBundle, CacheSpec, ConfigMapKey, CredentialSource, Fallback, Freshness, NodesSpec, OnError, Proxy,
-    RegistryMirror, RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec, WhenDeleted,
+    Alternate, CaBundle, CacheSpec, ConfigMapKey, CredentialSource, Fallback, Freshness, ImagesSpec, NodeBootstrap,
+    NodesSpec, OnError, Proxy, RegistryMirror, RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec, WhenDeleted,
 };
-pub use mirror_status::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus};
+pub use mirror_status::{
+    CacheStatus, ExposedImage, ImagesStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus,
+};
 pub use node::{InactiveMirror, MirrorNode, MirrorNodeSpec, MirrorNodeStatus, MirrorState, Observed, Runtime};
 pub use relay_token::{MalformedRelayKey, RelayKey, relay_token};
 pub use selector::{Selector, SelectorInvalid};

@@ -5,11 +5,13 @@
 
 mod cache;
 mod freshness;
+mod images;
 mod nodes;
 mod sources;
 
 pub use cache::{CacheSpec, StorageSpec, WhenDeleted};
 pub use freshness::{Freshness, OnError, StaleAction};
+pub use images::{ImagesSpec, NodeBootstrap};
 pub use nodes::{Fallback, NodesSpec};
 pub use sources::{Alternate, CaBundle, ConfigMapKey, CredentialSource, Proxy, SecretReference};
 
@@ -46,6 +48,12 @@ use sources::BARE_URL;
         json_path = ".status.summary.nodes",
         description = "Nodes that pull through the cache, of those selected"
     ),
+    printcolumn(
+        name = "Survivable",
+        type_ = "string",
+        json_path = ".status.summary.survivable",
+        description = "Images in use that would survive the loss of the registry"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Status",
@@ -55,6 +63,10 @@ use sources::BARE_URL;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.images.include) || self.images.include.all(image, \
+                                 !image.matches('^[^/]*[.:][^/]*/') || image.startsWith(self.registry + '/'))")
+    .field_path(".images.include")
+    .message("must be images of this mirror's registry: leave their registry out, or give them a mirror of their own"))]
 pub struct RegistryMirrorSpec {
     /// The registry's host as it stands in image names, with the port if it has one: `docker.io`,
     /// `registry.example.com:5000`. It cannot be changed, because it names the cache and its volume.
@@ -115,6 +127,11 @@ pub struct RegistryMirrorSpec {
     /// Which nodes pull through the cache, and what they do when it does not answer.
     #[serde(default)]
     pub nodes: NodesSpec,
+
+    /// Which images the cache must hold completely, so that they outlive the loss of their registry.
+    #[schemars(extend("default" = {}))]
+    #[serde(default)]
+    pub images: ImagesSpec,
 }
 
 impl RegistryMirrorSpec {

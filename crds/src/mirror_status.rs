@@ -13,7 +13,7 @@ pub struct RegistryMirrorStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready, CacheReady, NodesReady, UpstreamReachable, UpstreamCredentialsAccepted; Reconciling and Stalled while they apply.
+    /// Ready, CacheReady, NodesReady, UpstreamReachable, UpstreamCredentialsAccepted, ImagesSurvivable; Reconciling and Stalled while they apply.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -33,6 +33,10 @@ pub struct RegistryMirrorStatus {
     /// The selected nodes by what they do with this mirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeCounts>,
+
+    /// The images in use that come from this registry, and whether they would survive its loss; absent until that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImagesStatus>,
 }
 
 /// The cache of a mirror.
@@ -72,6 +76,9 @@ pub struct UpstreamStatus {
 pub struct Summary {
     /// Active nodes of desired ones: `39/40`.
     pub nodes: String,
+    /// Images that would survive the loss of the registry, of those in use: `209/212`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub survivable: String,
 }
 
 /// The selected nodes of a mirror.
@@ -86,4 +93,28 @@ pub struct NodeCounts {
     pub bypassed: i32,
     /// Nodes that could not be configured.
     pub failed: i32,
+}
+
+/// The images in use that come from a mirror's registry, those of `spec.images.include` among them.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ImagesStatus {
+    /// How many there are.
+    pub in_use: i32,
+    /// How many would survive the loss of the registry: at least one replica of the cache holds all of each, and keeps it.
+    pub survivable: i32,
+    /// Those that would not, at most 20 of them.
+    #[schemars(length(max = 20))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed: Vec<ExposedImage>,
+}
+
+/// An image that would not survive the loss of its registry.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExposedImage {
+    /// Its full name.
+    pub image: String,
+    /// Why it would not: one of the reasons of ImagesSurvivable.
+    pub reason: String,
 }

@@ -11,6 +11,7 @@
 
 use crate::apply::{ApplyFailed, apply};
 use crate::build::{Applied, Material, Resources, Settings, build};
+use crate::images::Surveys;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::observe::{ObserveFailed, observe};
@@ -49,11 +50,13 @@ pub struct Context {
     /// What the watches keep.
     pub stores: Stores,
     /// Reads Secrets.
-    pub secrets: SecretReader,
+    pub secrets: Arc<SecretReader>,
     /// The certificate authority.
     pub trust: Trust,
     /// What the caches say of their upstreams.
     pub upstreams: Reports,
+    /// How the images in use fare.
+    pub images: Surveys,
     /// Writes statuses and Events.
     pub reporter: Reporter,
     /// What saves calls.
@@ -113,8 +116,10 @@ pub async fn reconcile(
 
     // 1. observe (client)
     let upstreams = context.upstreams.borrow().clone();
-    let observed =
-        observe(mirror.clone(), &context.stores, &context.secrets, upstreams).await.map_err(PassFailed::Observe)?;
+    let images = context.images.borrow().mirrors.get(&mirror.name_any()).cloned();
+    let observed = observe(mirror.clone(), &context.stores, &context.secrets, upstreams, images)
+        .await
+        .map_err(PassFailed::Observe)?;
 
     // 2. validate (pure)
     let valid = match validate(&observed) {
@@ -135,6 +140,9 @@ pub async fn reconcile(
     let settled = new.conditions.iter().all(|condition| condition.status == "True")
         && new.nodes.is_some_and(|nodes| nodes.active == nodes.desired);
     let wait = report(mirror.meta(), &old, new, &context).await?;
+    if let Some(images) = &observed.images {
+        context.reporter.tell_of_exposed(mirror.meta(), images, &context.memory).await;
+    }
     match outcome {
         // The status says it; the failure goes on to the error policy, because a quota may be raised at any time.
         Err(Hindered { failure: Some(failure), .. }) => Err(PassFailed::Apply(failure)),

@@ -1,11 +1,13 @@
 //! Which changes of a status are worth an Event. Pure; only changes of state are, never a pass or a retry.
 
+use crate::images::{ImageName, ImagesReport};
 use breakwater_crds::RegistryMirrorStatus;
 use breakwater_crds::conditions::{
     CACHE_READY, NODES_READY, READY, STALLED, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE, reason,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
+use std::collections::BTreeSet;
 
 /// Longer notes are cut in lists of Events.
 const MAX_NOTE: usize = 200;
@@ -69,6 +71,26 @@ fn credentials(_: Option<&Condition>, new: &Condition) -> Option<Event> {
     (new.status == "False").then(|| event(EventType::Warning, &new.reason, "Observe", &new.message))
 }
 
+/// The Event for images that have been exposed for long, if some of them were not when it was last looked.
+#[must_use]
+pub fn exposed(before: &BTreeSet<ImageName>, images: &ImagesReport) -> Option<Event> {
+    images.lasting.iter().find(|image| !before.contains(image))?;
+    let first = images
+        .exposed
+        .iter()
+        .find(|exposed| images.lasting.contains(&exposed.image) && !before.contains(&exposed.image))?;
+    let others = match images.lasting.len() - 1 {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    let why = first.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+    let note = format!(
+        "{}{others} would not survive the loss of the registry for 10m now ({}{why})",
+        first.image, first.reason
+    );
+    Some(event(EventType::Warning, reason::IMAGES_EXPOSED, "Survey", &note))
+}
+
 fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
     Event {
         type_,
@@ -82,6 +104,7 @@ fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::images::Exposed;
 
     fn status(conditions: &[(&str, &str, &str)]) -> RegistryMirrorStatus {
         let conditions = conditions
@@ -120,5 +143,29 @@ mod tests {
             &["NodesBypassed"],
         );
         check(&[], &[("Ready", "False", "RegistryConflict")], &["RegistryConflict"]);
+    }
+
+    #[test]
+    fn images_that_stay_exposed_are_told_once_and_again_when_others_join_them() {
+        let name = |text: &str| ImageName::parse(text).unwrap();
+        let image =
+            |text| Exposed { image: name(text), reason: reason::NOT_FOUND, message: Some("not there".to_owned()) };
+        let report = |lasting: &[&str]| ImagesReport {
+            in_use: 9,
+            exposed: vec![image("a:1"), image("b:1"), image("c:1")],
+            lasting: lasting.iter().map(|text| name(text)).collect(),
+        };
+        let note = |before: &[&str], lasting: &[&str]| {
+            let before = before.iter().map(|text| name(text)).collect();
+            exposed(&before, &report(lasting)).map(|event| event.note.unwrap())
+        };
+        assert_eq!(note(&[], &[]), None);
+        assert_eq!(
+            note(&[], &["b:1"]).unwrap(),
+            "docker.io/library/b:1 would not survive the loss of the registry for 10m now (NotFound: not there)"
+        );
+        assert_eq!(note(&["b:1"], &["b:1"]), None);
+        assert!(note(&["b:1"], &["b:1", "c:1"]).unwrap().starts_with("docker.io/library/c:1 and 1 more would"));
+        assert_eq!(note(&["b:1", "c:1"], &["c:1"]), None);
     }
 }

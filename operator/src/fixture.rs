@@ -40,6 +40,7 @@ pub(crate) fn observed(mirror: Arc<RegistryMirror>, others: &[Arc<RegistryMirror
         references: Default::default(),
         fleet: Arc::new(Fleet::default()),
         upstreams: Arc::default(),
+        images: None,
     }
 }
 

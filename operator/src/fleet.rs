@@ -23,6 +23,8 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// When it joined.
     pub created: Option<Timestamp>,
+    /// What it runs, as `os/architecture`; absent until its kubelet has said so.
+    pub platform: Option<String>,
     /// Whether its kubelet says that it works.
     pub ready: bool,
     /// What its agent says; absent while the agent's Pod is not Ready, because what it said before may be long gone.
@@ -67,6 +69,7 @@ impl Fleet {
                     }),
                     labels: node.labels().clone(),
                     created: node.metadata.creation_timestamp.as_ref().map(|time| time.0),
+                    platform: node_platform(node),
                     ready: node_is_ready(node),
                     name,
                 }
@@ -89,6 +92,12 @@ pub fn pod_is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     pod.metadata.deletion_timestamp.is_none()
         && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn node_platform(node: &Node) -> Option<String> {
+    let info = node.status.as_ref()?.node_info.as_ref()?;
+    let is_told = !info.operating_system.is_empty() && !info.architecture.is_empty();
+    is_told.then(|| format!("{}/{}", info.operating_system, info.architecture))
 }
 
 fn node_is_ready(node: &Node) -> bool {

@@ -8,10 +8,12 @@ pub mod build;
 pub mod controller;
 pub mod credentials;
 pub mod events;
+pub mod exchange;
 #[cfg(test)]
 mod fixture;
 pub mod fleet;
 pub mod health;
+pub mod images;
 pub mod lease;
 pub mod memory;
 pub mod metrics;

@@ -1,8 +1,9 @@
 //! What the operator remembers between passes: only what saves calls or Events. Losing it, by a restart, costs one apply per child.
 
 use crate::apply::Fingerprint;
+use crate::images::ImageName;
 use breakwater_crds::RegistryMirrorStatus;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ pub struct Memory {
 #[derive(Debug, Default)]
 struct Remembered {
     reported: Option<Reported>,
+    exposed: BTreeSet<ImageName>,
     failures: u32,
 }
 
@@ -52,6 +54,11 @@ impl Memory {
     /// Remembers a status.
     pub(crate) fn set_reported(&self, mirror: &str, reported: Reported) {
         lock(&self.mirrors).entry(mirror.to_owned()).or_default().reported = Some(reported);
+    }
+
+    /// Remembers which images were told to be exposed; gives those that were before.
+    pub(crate) fn set_exposed(&self, mirror: &str, images: BTreeSet<ImageName>) -> BTreeSet<ImageName> {
+        std::mem::replace(&mut lock(&self.mirrors).entry(mirror.to_owned()).or_default().exposed, images)
     }
 
     /// A pass went well.

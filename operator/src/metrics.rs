@@ -1,5 +1,6 @@
 //! The operator's own metrics. Labels are closed sets and names of mirrors; never a message or a path.
 
+use crate::images::ImageMetrics;
 use breakwater_crds::RegistryMirror;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
@@ -33,7 +34,7 @@ struct StepLabel {
 impl Metrics {
     /// Registers all metrics. `steps` start at zero, because a rate misses the first fault of a series that was not there.
     #[must_use]
-    pub fn new(steps: &[&'static str], mirrors: MirrorConditions) -> Self {
+    pub fn new(steps: &[&'static str], mirrors: MirrorConditions, images: ImageMetrics) -> Self {
         let mut registry = Registry::default();
         let duration = Histogram::new(exponential_buckets(0.001, 4.0, 8));
         let errors = Family::<StepLabel, Counter>::default();
@@ -49,6 +50,7 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("breakwater_build", "The build of this operator", build);
         registry.register_collector(Box::new(mirrors));
+        registry.register_collector(Box::new(images));
         Self { registry, duration, errors }
     }
 
@@ -139,7 +141,7 @@ mod tests {
     fn conditions_are_read_from_the_mirrors_and_errors_start_at_zero() {
         let (store, mut writer) = reflector::store();
         let conditions = MirrorConditions::default();
-        let metrics = Metrics::new(&["apply"], conditions.clone());
+        let metrics = Metrics::new(&["apply"], conditions.clone(), ImageMetrics::default());
         assert!(metrics.encode().unwrap().contains("breakwater_reconcile_errors_total{step=\"apply\"} 0"));
         conditions.watch(store);
         let mirror: RegistryMirror = serde_saphyr::from_str(

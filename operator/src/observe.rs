@@ -4,6 +4,7 @@
 
 use crate::credentials::{Credential, Finding};
 use crate::fleet::Fleet;
+use crate::images::ImagesReport;
 use crate::pki::{Leaf, Tokens};
 use crate::references::{self, References};
 use crate::secrets::SecretReader;
@@ -35,6 +36,8 @@ pub struct Observed {
     pub fleet: Arc<Fleet>,
     /// What the caches say of their upstreams, by cache.
     pub upstreams: Arc<HashMap<String, UpstreamReport>>,
+    /// How the images in use fare; absent while nobody knows.
+    pub images: Option<Arc<ImagesReport>>,
 }
 
 /// What is there under one name.
@@ -87,6 +90,7 @@ pub async fn observe(
     stores: &Stores,
     secrets: &SecretReader,
     upstreams: Arc<HashMap<String, UpstreamReport>>,
+    images: Option<Arc<ImagesReport>>,
 ) -> Result<Observed, ObserveFailed> {
     let plain = cache_name(&mirror.spec.registry);
     let hashed = hashed_cache_name(&mirror.spec.registry);
@@ -107,6 +111,7 @@ pub async fn observe(
         credentials,
         fleet: stores.fleet(),
         upstreams,
+        images,
         mirror,
     })
 }

@@ -1,7 +1,9 @@
 //! Step 5, client I/O: writes a status that is news, and the Events that go with it. What the status says is [`crate::status`]'s.
 
 use crate::events;
+use crate::images::ImagesReport;
 use crate::memory::{Memory, Reported};
+use breakwater_crds::conditions::IMAGES_SURVIVABLE;
 use breakwater_crds::names::MANAGER;
 use breakwater_crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -14,7 +16,9 @@ use std::time::{Duration, Instant};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Statuses of one mirror are at least so far apart, unless the spec changed.
-const PACE: Duration = Duration::from_secs(1);
+const PACE: Duration = Duration::from_secs(5);
+/// Where a condition turns, somebody may wait for it.
+const TURN_PACE: Duration = Duration::from_secs(1);
 /// Figures that move with every pull do not need to be fresher.
 const FIGURES_PACE: Duration = Duration::from_secs(30);
 
@@ -85,6 +89,13 @@ impl Reporter {
         Ok(None)
     }
 
+    /// Tells of images that have become exposed for long, once.
+    pub async fn tell_of_exposed(&self, metadata: &ObjectMeta, images: &ImagesReport, memory: &Memory) {
+        let name = metadata.name.as_deref().unwrap_or_default();
+        let before = memory.set_exposed(name, images.lasting.clone());
+        self.publish(metadata, events::exposed(&before, images).into_iter().collect()).await;
+    }
+
     /// Events are a courtesy: one that cannot be written is logged and not tried again.
     async fn publish(&self, metadata: &ObjectMeta, events: Vec<kube::runtime::events::Event>) {
         let reference = ObjectReference {
@@ -121,8 +132,18 @@ fn too_early(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus, since_last:
     if old.observed_generation != new.observed_generation {
         return None;
     }
-    let pace = if without_figures(old) == without_figures(new) { FIGURES_PACE } else { PACE };
+    let pace = match () {
+        () if without_figures(old) == without_figures(new) => FIGURES_PACE,
+        () if turning_conditions(old) == turning_conditions(new) => PACE,
+        () => TURN_PACE,
+    };
     pace.checked_sub(since_last?).filter(|wait| !wait.is_zero())
+}
+
+/// ImagesSurvivable turns with every roll-out, and is not among them.
+fn turning_conditions(status: &RegistryMirrorStatus) -> Vec<(&str, &str, &str)> {
+    let conditions = status.conditions.iter().filter(|condition| condition.type_ != IMAGES_SURVIVABLE);
+    conditions.map(|it| (it.type_.as_str(), it.status.as_str(), it.reason.as_str())).collect()
 }
 
 fn without_figures(status: &RegistryMirrorStatus) -> RegistryMirrorStatus {
@@ -157,8 +178,17 @@ mod tests {
             assert_eq!(wait, expected.map(Duration::from_millis));
         };
         check(status(1, 1, "1Gi"), None, None);
-        check(status(1, 1, "1Gi"), Some(400), Some(600));
-        check(status(1, 1, "1Gi"), Some(1000), None);
+        check(status(1, 1, "1Gi"), Some(4400), Some(600));
+        check(status(1, 1, "1Gi"), Some(5000), None);
+        let turning = |kind: &str, millis| {
+            let condition = serde_json::json!({"type": kind, "status": "True", "reason": "R", "message": "",
+                                               "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let mut new = status(1, 0, "1Gi");
+            new.conditions = vec![serde_json::from_value(condition).unwrap()];
+            too_early(&status(1, 0, "1Gi"), &new, Some(Duration::from_millis(millis))).map(|wait| wait.as_millis())
+        };
+        assert_eq!((turning("Ready", 400), turning("Ready", 1000)), (Some(600), None));
+        assert_eq!(turning("ImagesSurvivable", 400), Some(4600));
         check(status(1, 0, "2Gi"), Some(1000), Some(29_000));
         check(status(2, 1, "1Gi"), Some(0), None);
     }

@@ -6,10 +6,11 @@ use crate::args::Args;
 use crate::build::Settings;
 use crate::controller::{Context, PassFailed, error_policy, reconcile};
 use crate::health::{self, Readiness};
+use crate::images::{self, ImageMetrics, Surveys};
 use crate::lease::{Candidate, Lost};
 use crate::memory::Memory;
 use crate::metrics::{Metrics, MirrorConditions};
-use crate::pki::keeper::Keeper;
+use crate::pki::keeper::{Keeper, Trust};
 use crate::report::Reporter;
 use crate::secrets::SecretReader;
 use crate::startup::{NotReady, definitions_established};
@@ -75,7 +76,8 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> Result<
     // Without `..`: a flag that nothing reads does not compile.
     let Args { namespace, nodes_namespace, image, pod_name, listen, log_format: _ } = args;
     let conditions = MirrorConditions::default();
-    let metrics = Arc::new(Metrics::new(&PassFailed::STEPS, conditions.clone()));
+    let images = ImageMetrics::default();
+    let metrics = Arc::new(Metrics::new(&PassFailed::STEPS, conditions.clone(), images.clone()));
     let readiness = Readiness::default();
     let failed = |source| Stopped::Listen { address: listen, source };
     let listener = health::bind(listen).await.map_err(failed)?;
@@ -94,7 +96,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> Result<
         () = stop.cancelled() => return Ok(()),
         () = candidate.acquire() => tracing::info!(identity = %pod_name, "leading"),
     }
-    let leader = Leader { client, namespace, nodes_namespace, image, pod_name, metrics, conditions };
+    let leader = Leader { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images };
     let led = tokio::select! {
         led = leader.lead(stop, tasks) => led,
         lost = candidate.hold() => return Err(Stopped::Lost(lost)),
@@ -112,12 +114,13 @@ struct Leader {
     pod_name: String,
     metrics: Arc<Metrics>,
     conditions: MirrorConditions,
+    images: ImageMetrics,
 }
 
 impl Leader {
     /// Reconciles until `stop` is cancelled and what is under way has ended.
     async fn lead(self, stop: CancellationToken, mut tasks: JoinSet<()>) -> Result<(), Stopped> {
-        let Self { client, namespace, nodes_namespace, image, pod_name, metrics, conditions } = self;
+        let Self { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images } = self;
         let controller =
             Controller::new(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), watcher::Config::default());
         let mirrors = controller.store();
@@ -143,16 +146,20 @@ impl Leader {
         let _ = tokio::time::timeout(FIRST_LOOK, trust.clone().changed()).await;
         tasks.spawn(trigger_all(trust.clone(), mirrors.clone(), trigger.clone()));
         let (publish, upstreams) = watch::channel(Arc::new(HashMap::new()));
-        tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger)));
+        tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger.clone())));
+        let secrets = Arc::new(SecretReader::new(client.clone(), &namespace));
+        let surveys = keep_images(&client, &stores, secrets.clone(), trust.clone(), trigger, &mut tasks);
+        images.watch(surveys.clone());
 
         let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(pod_name) };
         let recorder = Recorder::new(client.clone(), reporter);
         let context = Arc::new(Context {
             settings: Settings { namespace: namespace.clone(), image },
             stores,
-            secrets: SecretReader::new(client.clone(), &namespace),
+            secrets,
             trust,
             upstreams,
+            images: surveys,
             reporter: Reporter::new(client.clone(), recorder),
             memory: Memory::default(),
             metrics,
@@ -212,12 +219,31 @@ where
 }
 
 /// Asks for a pass over every mirror whenever the authority is another one.
-async fn trigger_all(mut trust: crate::pki::keeper::Trust, mirrors: Mirrors, trigger: Trigger) {
+async fn trigger_all(mut trust: Trust, mirrors: Mirrors, trigger: Trigger) {
     while trust.changed().await.is_ok() {
         for mirror in mirrors.state() {
             let _ = trigger.send(ObjectRef::new(&mirror.name_any()));
         }
     }
+}
+
+/// Lets the caches hold the images in use, in two tasks; asks for a pass over each mirror whose images fare otherwise.
+fn keep_images(
+    client: &Client,
+    stores: &Stores,
+    secrets: Arc<SecretReader>,
+    trust: Trust,
+    trigger: Trigger,
+    tasks: &mut JoinSet<()>,
+) -> Surveys {
+    let (publish_uses, in_use) = watch::channel(None);
+    let (publish, surveys) = watch::channel(Arc::default());
+    tasks.spawn(images::collect(client.clone(), publish_uses));
+    let keeper = images::Keeper { stores: stores.clone(), secrets, trust, in_use, publish };
+    tasks.spawn(keeper.run(move |mirror| {
+        let _ = trigger.send(ObjectRef::new(mirror));
+    }));
+    surveys
 }
 
 /// Asks for a pass over the mirror of a cache.

@@ -1,10 +1,11 @@
 //! The pure half of step 5: from what was observed and applied to the status of a mirror.
 //!
-//! Ready is CacheReady and NodesReady. The upstream's state never touches it: in an outage Breakwater does what it is for, and a
+//! Ready is CacheReady and NodesReady. Neither the upstream's state nor what would survive its loss touches it: in an outage Breakwater does what it is for, and a
 //! mirror that is not Ready would stop roll-outs just then. `UpstreamCredentialsAccepted` is there only with credentials; missing or
 //! malformed Secrets show in it and not in CacheReady, because the cache serves all the same.
 
 mod cache;
+mod images;
 mod nodes;
 mod upstream;
 
@@ -12,8 +13,8 @@ use crate::build::{Applied, Resources};
 use crate::observe::Observed;
 use crate::validate::{Refusal, Valid};
 use breakwater_crds::conditions::{
-    CACHE_READY, NODES_READY, READY, RECONCILING, STALLED, Status, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE,
-    Verdict, reason, set,
+    CACHE_READY, IMAGES_SURVIVABLE, NODES_READY, READY, RECONCILING, STALLED, Status, UPSTREAM_CREDENTIALS_ACCEPTED,
+    UPSTREAM_REACHABLE, Verdict, reason, set,
 };
 use breakwater_crds::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary};
 use jiff::{SignedDuration, Timestamp};
@@ -21,8 +22,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::ObjectMeta;
 
 /// The order in which conditions are listed.
-const ORDER: [&str; 7] =
-    [READY, RECONCILING, STALLED, CACHE_READY, NODES_READY, UPSTREAM_REACHABLE, UPSTREAM_CREDENTIALS_ACCEPTED];
+const ORDER: [&str; 8] = [
+    READY,
+    RECONCILING,
+    STALLED,
+    CACHE_READY,
+    NODES_READY,
+    UPSTREAM_REACHABLE,
+    UPSTREAM_CREDENTIALS_ACCEPTED,
+    IMAGES_SURVIVABLE,
+];
 
 /// A failing Pod is given so long to mend itself before the mirror counts as stalled.
 const FAILING_UNTIL_STALLED: SignedDuration = SignedDuration::from_mins(10);
@@ -90,6 +99,8 @@ pub fn of_children(
     verdicts.extend(stalled(&cache, children.err(), old, now).or_else(|| reconciling(&cache, &nodes)));
     verdicts.extend(upstream::credentials(spec, &observed.credentials, report));
     verdicts.extend([cache, nodes, upstream::reachable(spec, report, now)]);
+    let images = observed.images.as_deref();
+    verdicts.push(images::survivable(images));
     let generation = valid.mirror.metadata.generation;
     RegistryMirrorStatus {
         observed_generation: generation,
@@ -101,8 +112,12 @@ pub fn of_children(
             bytes: report.and_then(|report| report.cached_bytes).map(quantity),
         }),
         upstream: report.map(upstream::status),
-        summary: Some(Summary { nodes: format!("{}/{}", counts.active, counts.desired) }),
+        summary: Some(Summary {
+            nodes: format!("{}/{}", counts.active, counts.desired),
+            survivable: images.map(|images| format!("{}/{}", images.survivable(), images.in_use)).unwrap_or_default(),
+        }),
         nodes: Some(counts),
+        images: images.map(images::status),
     }
 }
 
@@ -185,6 +200,7 @@ mod tests {
     use super::*;
     use crate::fixture::{mirror, now, observed, parse};
     use crate::fleet::{Fleet, NodeView, Report};
+    use crate::images::ImagesReport;
     use crate::upstream::UpstreamReport;
     use crate::validate::validate;
     use expect_test::expect;
@@ -215,6 +231,7 @@ mod tests {
             name: "n1".to_owned(),
             labels: Default::default(),
             created: Some(now()),
+            platform: None,
             ready: true,
             report: Some(report),
         };
@@ -250,20 +267,24 @@ mod tests {
             CacheReady=False CacheStarting: waiting for cache-docker-io-0 to be ready
             NodesReady=False NodesPending: waiting for n1 to pull through the cache
             UpstreamReachable=Unknown Unknown: the cache does not say
+            ImagesSurvivable=Unknown Unknown: not known yet: no replica of the cache tells, no node has a platform, or the operator is still listing Pods
         "#]]
         .assert_eq(&shown(&starting));
         let (valid, mut seen) = cluster("True", active);
         let down = UpstreamReport { reachable: Some(false), cached_bytes: Some(5 << 30), ..UpstreamReport::default() };
         seen.upstreams = Arc::new([("cache-docker-io".to_owned(), down)].into());
+        seen.images = Some(Arc::new(ImagesReport { in_use: 7, ..ImagesReport::default() }));
         let ready = of_children(&valid, &seen, Ok(&applied(1)), &starting, now());
         expect![[r#"
             Ready=True Serving: cache-docker-io serves 1 node
             CacheReady=True CacheServes: cache-docker-io-0 serves
             NodesReady=True NodesActive: 1 of 1 nodes pull through the cache
             UpstreamReachable=False UpstreamUnreachable: docker.io: no answer; cached tags are served up to 168h past their TTL (freshness.maxStale)
+            ImagesSurvivable=True AllSurvivable: 7 images in use would survive the loss of the registry
         "#]]
         .assert_eq(&shown(&ready));
-        assert_eq!(ready.summary.as_ref().unwrap().nodes, "1/1");
+        let summary = ready.summary.as_ref().unwrap();
+        assert_eq!((summary.nodes.as_str(), summary.survivable.as_str()), ("1/1", "7/7"));
         assert_eq!(ready.cache.as_ref().unwrap().bytes.as_deref(), Some("5.0Gi"));
         assert_eq!(of_children(&valid, &seen, Ok(&applied(1)), &ready, now()), ready, "a second look is no news");
         let changed = of_children(&valid, &seen, Ok(&applied(0)), &ready, now());

@@ -1,13 +1,13 @@
 //! Asks each cache what it knows of its upstream, in the background. Plain HTTP to Pod addresses; the answers are hostile input.
 
+use crate::exchange::{ExchangeFailed, exchange};
 use crate::fleet::pod_is_ready;
 use crate::watches::Stores;
 use breakwater_crds::names::{ADMIN_PORT, LABEL_INSTANCE};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
+use http_body_util::Empty;
 use hyper::http::Error as RequestError;
-use hyper_util::rt::TokioIo;
+use hyper::{Request, StatusCode};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -64,14 +64,12 @@ enum AskFailed {
     Timeout,
     #[error("cannot connect")]
     Connect(#[source] std::io::Error),
-    #[error("cannot speak HTTP")]
-    Http(#[source] hyper::Error),
+    #[error(transparent)]
+    Exchange(ExchangeFailed),
     #[error("cannot build the request")]
     Request(#[source] RequestError),
     #[error("answered {0}")]
-    Status(hyper::StatusCode),
-    #[error("cannot read the answer")]
-    Body,
+    Status(StatusCode),
     #[error("answered something else than a report")]
     Json(#[source] serde_json::Error),
 }
@@ -208,29 +206,13 @@ fn store(
 
 async fn ask(address: SocketAddr) -> Result<UpstreamReport, AskFailed> {
     let stream = TcpStream::connect(address).await.map_err(AskFailed::Connect)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(AskFailed::Http)?;
     let request = Request::get("/v1/upstream")
         .header(hyper::header::HOST, address.to_string())
         .body(Empty::<Bytes>::new())
         .map_err(AskFailed::Request)?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(AskFailed::Http)?;
-        if response.status() != hyper::StatusCode::OK {
-            return Err(AskFailed::Status(response.status()));
-        }
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|_| AskFailed::Body)?;
-        parse(&body.to_bytes())
-    };
-    // The connection is driven here and not in a task of its own, so that it ends with the answer or the deadline.
-    tokio::pin!(connection);
-    tokio::pin!(answer);
-    tokio::select! {
-        answer = &mut answer => answer,
-        driven = &mut connection => {
-            driven.map_err(AskFailed::Http)?;
-            answer.await
-        }
+    match exchange(stream, request, MAX_ANSWER).await.map_err(AskFailed::Exchange)? {
+        (StatusCode::OK, body) => parse(&body),
+        (status, _) => Err(AskFailed::Status(status)),
     }
 }
 
@@ -306,7 +288,7 @@ mod tests {
         task.await.unwrap();
         let long = "x".repeat(MAX_ANSWER + 1);
         let (address, task) = cache(format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{long}")).await;
-        assert!(matches!(ask(address).await, Err(AskFailed::Body)));
+        assert!(matches!(ask(address).await, Err(AskFailed::Exchange(ExchangeFailed::Body))));
         let _ = task.await;
     }
 

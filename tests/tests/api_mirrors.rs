@@ -31,6 +31,23 @@ const CREATE: &[Case] = &[
     ("{registry: docker.io, nodes: {fallback: None, selector: {matchLabels: {zone: a}}}}", ""),
     ("{registry: docker.io, nodes: {selector: {matchExpressions: [{key: zone, operator: In, values: [a]}]}}}", ""),
     ("{registry: docker.io, credentials: [{secretRef: {name: hub}}]}", ""),
+    (
+        "{registry: docker.io, images: {inUse: false, platforms: [linux/amd64, linux/arm/v7], include: ['nginx:1.27', \
+         'docker.io/a/b:1'], nodeBootstrap: Provided}}",
+        "",
+    ),
+    ("{registry: 'r.example:5000', images: {include: ['r.example:5000/my.team/app__x:v1', 'team/app:v1']}}", ""),
+    (
+        "{registry: docker.io, images: {include: ['a/b@sha256:\
+         e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855']}}",
+        "",
+    ),
+    ("{registry: docker.io, images: {include: [library/nginx]}}", "must be images with a tag or a digest"),
+    ("{registry: docker.io, images: {include: ['Library/nginx:1']}}", "must be images with a tag or a digest"),
+    ("{registry: docker.io, images: {include: ['quay.io/a/b:1']}}", "must be images of this mirror's registry"),
+    ("{registry: docker.io, images: {platforms: [amd64]}}", "must be os/architecture or os/architecture/variant"),
+    ("{registry: docker.io, images: {nodeBootstrap: Safe}}", "supported values: \"Exposed\", \"Provided\""),
+    ("{registry: docker.io, images: {pin: true}}", "field not declared in schema"),
     ("{}", "spec.registry: Required value"),
     ("{registry: 'https://docker.io/v2'}", "with no scheme or path: write docker.io"),
     ("{registry: docker.io/library}", "with no scheme or path: write docker.io"),
@@ -183,8 +200,9 @@ async fn a_fresh_mirror_has_defaults_and_counts_as_not_yet_observed() -> Result<
     assert_eq!(cluster.kubectl(&["get", "rmir", "fresh", "-o", durations]).await?, "1m 168h");
     let rules = "jsonpath={.spec.freshness.onError.unreachable} {.spec.freshness.onError.notFound}";
     assert_eq!(cluster.kubectl(&["get", "rmir", "fresh", "-o", rules]).await?, "ServeStale Deny");
+    assert_eq!(cluster.kubectl(&["get", "rmir", "fresh", "-o", "jsonpath={.spec.images.inUse}"]).await?, "true");
     let columns = cluster.kubectl(&["get", "rmir", "-o", "wide"]).await?;
     let header: Vec<_> = columns.lines().next().unwrap_or_default().split_whitespace().collect();
-    assert_eq!(header, ["NAME", "REGISTRY", "READY", "UPSTREAM", "NODES", "AGE", "STATUS"]);
+    assert_eq!(header, ["NAME", "REGISTRY", "READY", "UPSTREAM", "NODES", "SURVIVABLE", "AGE", "STATUS"]);
     cluster.remove().await
 }

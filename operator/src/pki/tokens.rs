@@ -29,6 +29,12 @@ impl Tokens {
         SecretData::from([(RELAY.to_owned(), value(&self.relay)), (OPERATOR.to_owned(), value(&self.operator))])
     }
 
+    /// The token that opens the cache's pins.
+    #[must_use]
+    pub(crate) fn operator(&self) -> &str {
+        &self.operator
+    }
+
     /// The tokens to store for the cache with this Service; the operator's is kept once made.
     ///
     /// # Errors

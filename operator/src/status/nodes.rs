@@ -160,7 +160,7 @@ mod tests {
             },
         });
         let created = Some(now - SignedDuration::from_mins(age_minutes));
-        NodeView { name: name.to_owned(), labels: Default::default(), created, ready: true, report }
+        NodeView { name: name.to_owned(), labels: Default::default(), created, platform: None, ready: true, report }
     }
 
     fn check(nodes: Vec<NodeView>, settled: bool, expected: &str) {

@@ -2,7 +2,7 @@
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, Pod};
 use kube::core::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{Store, store};
@@ -86,13 +86,18 @@ pub(super) fn drop_containers(pod: &mut Pod) {
     }
 }
 
-/// Nodes are many and big: names, labels and one condition are used.
+/// Nodes are many and big: names, labels, the platform and one condition are used.
 pub(super) fn drop_all_but_readiness(node: &mut Node) {
     node.metadata.annotations = None;
     node.spec = None;
     if let Some(status) = &mut node.status {
         let mut conditions = status.conditions.take().unwrap_or_default();
         conditions.retain(|condition| condition.type_ == "Ready");
-        *status = k8s_openapi::api::core::v1::NodeStatus { conditions: Some(conditions), ..Default::default() };
+        let node_info = status.node_info.take().map(|info| NodeSystemInfo {
+            operating_system: info.operating_system,
+            architecture: info.architecture,
+            ..NodeSystemInfo::default()
+        });
+        *status = NodeStatus { conditions: Some(conditions), node_info, ..NodeStatus::default() };
     }
 }

@@ -20,7 +20,7 @@ fn metadata() -> ObjectMeta {
 fn status(nodes: &str) -> RegistryMirrorStatus {
     RegistryMirrorStatus {
         observed_generation: Some(1),
-        summary: Some(Summary { nodes: nodes.into() }),
+        summary: Some(Summary { nodes: nodes.into(), ..Summary::default() }),
         ..RegistryMirrorStatus::default()
     }
 }

@@ -1,0 +1,73 @@
+//! `spec.images` of a mirror: which images its cache must hold completely. Holds no behaviour but defaults.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A repository's path with a tag or a digest, with or without the registry's host.
+const IMAGE: &str = "self.all(image, image.matches('^([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*\
+                     (/[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*)*\
+                     (:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})$'))";
+
+const PLATFORM: &str = "self.all(platform, platform.matches('^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$'))";
+
+/// Images that the cache holds completely and never evicts, so that they outlive the loss of their registry.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ImagesSpec {
+    /// Whether these are the images of this registry that Pods, Deployments, StatefulSets, DaemonSets, Jobs and CronJobs name. An
+    /// image that nothing names any more is kept for two hours.
+    #[serde(default = "yes")]
+    pub in_use: bool,
+
+    /// The platforms to hold of each image, as `os/architecture[/variant]`. Default: those of the cluster's nodes.
+    #[schemars(length(max = 16), inner(length(min = 3, max = 64)))]
+    #[x_kube(validation = Rule::new(PLATFORM)
+        .message("must be os/architecture or os/architecture/variant, such as linux/amd64 or linux/arm/v7"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
+
+    /// Further images, in use or not, as they are named in Pods, with a tag or a digest. The registry's host may be left out.
+    #[schemars(length(max = 256), inner(length(min = 3, max = 450)))]
+    #[x_kube(validation = Rule::new(IMAGE)
+        .message("must be images with a tag or a digest, such as library/nginx:1.27"))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+
+    /// What becomes of a new node's own images when the registry is lost: those of host-network DaemonSets and static Pods in
+    /// `kube-system` or of priority `system-node-critical`, which it pulls before it can pull through Breakwater.
+    #[serde(default)]
+    pub node_bootstrap: NodeBootstrap,
+}
+
+impl Default for ImagesSpec {
+    fn default() -> Self {
+        Self { in_use: yes(), platforms: Vec::new(), include: Vec::new(), node_bootstrap: NodeBootstrap::default() }
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Where new nodes get the images from that they need before they can pull through Breakwater.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeBootstrap {
+    /// From the registry: without it, no new node works. They are listed as exposed.
+    #[default]
+    Exposed,
+    /// By other means, such as the nodes' disk image: they survive as far as the cache holds them.
+    Provided,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_pins_the_images_in_use_unless_told_otherwise() {
+        let images: ImagesSpec = serde_saphyr::from_str("{}").unwrap();
+        assert_eq!(images, ImagesSpec::default());
+        assert!(images.in_use && images.node_bootstrap == NodeBootstrap::Exposed);
+    }
+}

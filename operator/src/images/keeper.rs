@@ -1,0 +1,285 @@
+//! Tells every replica of every cache what to hold, and publishes how far it is. Client I/O; one task owns all of it.
+
+use super::collect::InUse;
+use super::line::{AskFailed, Line, PinReport, tls};
+use super::reference::ImageName;
+use super::replicas::{Ask, Replicas};
+use super::verdict::{ImagesReport, judge};
+use super::wanted::{Lingering, Wanted, wanted};
+use crate::pki::Authority;
+use crate::pki::keeper::Trust;
+use crate::secrets::SecretReader;
+use crate::watches::Stores;
+use breakwater_crds::names::tokens_secret;
+use breakwater_crds::{RegistryMirror, claims};
+use kube::ResourceExt;
+use rustls::ClientConfig;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+const TICK: Duration = Duration::from_millis(250);
+const MAX_AT_ONCE: usize = 16;
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// An image that is exposed for so long is worth an Event: most are whole within seconds.
+const LASTING: Duration = Duration::from_secs(10 * 60);
+
+/// How all images in use fare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// By the mirror's name; those alone of which it is known.
+    pub mirrors: BTreeMap<String, Arc<ImagesReport>>,
+    /// Images of registries that have no mirror; none while the images in use are not known.
+    pub not_mirrored: Option<usize>,
+}
+
+/// The survey as everybody but the keeper sees it.
+pub type Surveys = watch::Receiver<Arc<Survey>>;
+
+/// What the keeper works with.
+pub struct Keeper {
+    /// What the watches keep.
+    pub stores: Stores,
+    /// Reads the tokens of caches.
+    pub secrets: Arc<SecretReader>,
+    /// By which caches are trusted.
+    pub trust: Trust,
+    /// What is in use.
+    pub in_use: watch::Receiver<InUse>,
+    /// Where to publish.
+    pub publish: watch::Sender<Arc<Survey>>,
+}
+
+/// The state of the task.
+#[derive(Default)]
+struct State {
+    replicas: Replicas,
+    in_use: InUse,
+    lingering: Lingering,
+    platforms: BTreeSet<String>,
+    /// Moves whenever one of the three above does.
+    epoch: u64,
+    lists: HashMap<String, List>,
+    tls: Option<(Arc<Authority>, Arc<ClientConfig>)>,
+}
+
+/// What the cache of one mirror shall hold, and what that was computed from.
+struct List {
+    of: (u64, Option<String>),
+    mirror: Arc<RegistryMirror>,
+    /// None while it cannot be known.
+    wanted: Option<Wanted>,
+    /// Since when each image is exposed.
+    exposed: HashMap<ImageName, Instant>,
+}
+
+struct Answer {
+    pod: String,
+    address: SocketAddr,
+    was_put: bool,
+    answer: Result<Vec<PinReport>, AskFailed>,
+}
+
+impl Keeper {
+    /// Runs until it is dropped; calls `changed` with the name of each mirror whose report is news.
+    pub async fn run(mut self, changed: impl Fn(&str) + Send + 'static) {
+        let mut state = State::default();
+        let mut asking = JoinSet::new();
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let touched = tokio::select! {
+                _ = tick.tick() => {
+                    let touched = self.look(&mut state, Instant::now());
+                    self.ask_due(&mut state, &mut asking, Instant::now());
+                    touched
+                }
+                Some(Ok(answer)) = asking.join_next() => state.settle(answer, Instant::now()),
+            };
+            for mirror in touched {
+                if self.report(&mut state, &mirror, Instant::now()) {
+                    changed(&mirror);
+                }
+            }
+        }
+    }
+
+    /// Follows mirrors, Pods and nodes; names the mirrors of which something else is to be said.
+    fn look(&mut self, state: &mut State, now: Instant) -> BTreeSet<String> {
+        state.replicas.follow(&self.stores.all_cache_pods(), now);
+        state.note_in_use(self.in_use.borrow_and_update().clone(), now);
+        state.note_platforms(self.stores.fleet().nodes.iter().filter_map(|node| node.platform.clone()).collect());
+        let mirrors = self.stores.mirrors();
+        let holders = claims(mirrors.iter().map(AsRef::as_ref));
+        let held: BTreeMap<_, _> = holders.values().map(|mirror| (mirror.name_any(), *mirror)).collect();
+        let mut touched: BTreeSet<_> = state.lists.keys().filter(|name| !held.contains_key(*name)).cloned().collect();
+        state.lists.retain(|name, _| held.contains_key(name));
+        for mirror in mirrors.iter().filter(|mirror| held.contains_key(&mirror.name_any())) {
+            if state.plan(mirror) {
+                touched.insert(mirror.name_any());
+            }
+        }
+        let silent = |name: &&String| state.replicas.reports_of(name).is_empty();
+        touched.extend(self.publish.borrow().mirrors.keys().filter(silent).cloned());
+        let count = |in_use: &Arc<BTreeMap<ImageName, bool>>| {
+            in_use.keys().filter(|image| !holders.contains_key(image.registry())).count()
+        };
+        let not_mirrored = state.in_use.as_ref().map(count);
+        self.publish.send_if_modified(|survey| {
+            let is_news = survey.not_mirrored != not_mirrored;
+            if is_news {
+                Arc::make_mut(survey).not_mirrored = not_mirrored;
+            }
+            is_news
+        });
+        touched
+    }
+
+    fn ask_due(&self, state: &mut State, asking: &mut JoinSet<Answer>, now: Instant) {
+        let trust = self.trust.borrow().as_ref().ok().cloned();
+        let Some(tls) = trust.and_then(|authority| state.tls(&authority)) else { return };
+        let State { replicas, lists, .. } = state;
+        for (pod, replica) in &mut replicas.0 {
+            if asking.len() >= MAX_AT_ONCE {
+                return;
+            }
+            let Some(wanted) = lists.get(&replica.mirror).and_then(|list| list.wanted.as_ref()) else { continue };
+            let name = tokens_secret(&replica.cache);
+            let Some(version) = self.stores.secret_version(&name) else { continue };
+            let Some(ask) = replica.next(wanted, now) else { continue };
+            let (pod, secrets) = (pod.clone(), self.secrets.clone());
+            let (address, cache, tls) = (replica.address, replica.cache.clone(), tls.clone());
+            asking.spawn(async move {
+                let was_put = matches!(ask, Ask::Put(_));
+                let tokens = tokio::time::timeout(READ_DEADLINE, secrets.tokens(&name, Some(&version))).await;
+                let answer = match tokens.ok().and_then(Result::ok).flatten() {
+                    None => Err(AskFailed::NoToken),
+                    Some(tokens) => {
+                        let line = Line { address, cache, token: tokens.operator().to_owned(), tls };
+                        match ask {
+                            Ask::Get => line.get().await,
+                            Ask::Put(pins) => line.put(pins).await,
+                        }
+                    }
+                };
+                Answer { pod, address, was_put, answer }
+            });
+        }
+    }
+
+    /// Judges one mirror anew; says whether the report is news.
+    fn report(&self, state: &mut State, mirror: &str, now: Instant) -> bool {
+        let replicas = state.replicas.reports_of(mirror);
+        let report = state.lists.get_mut(mirror).and_then(|list| {
+            let mut report = judge(&list.mirror.spec, list.wanted.as_ref()?, &replicas)?;
+            report.lasting = list.lasting(&report, now);
+            Some(Arc::new(report))
+        });
+        self.publish.send_if_modified(|survey| {
+            if survey.mirrors.get(mirror) == report.as_ref() {
+                return false;
+            }
+            let mirrors = &mut Arc::make_mut(survey).mirrors;
+            match report {
+                Some(report) => mirrors.insert(mirror.to_owned(), report),
+                None => mirrors.remove(mirror),
+            };
+            true
+        })
+    }
+}
+
+impl State {
+    fn note_in_use(&mut self, in_use: InUse, now: Instant) {
+        let is_same = match (&self.in_use, &in_use) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            if let (Some(old), Some(new)) = (&self.in_use, &in_use) {
+                self.lingering.replaced(old, new, now);
+            }
+            self.in_use = in_use;
+        }
+        if self.lingering.expire(now) || !is_same {
+            self.epoch += 1;
+        }
+    }
+
+    fn note_platforms(&mut self, platforms: BTreeSet<String>) {
+        // Nodes may all be gone for a moment; images are for those that come.
+        if !platforms.is_empty() && platforms != self.platforms {
+            self.platforms = platforms;
+            self.epoch += 1;
+        }
+    }
+
+    /// What the cache of this mirror shall hold; says whether that is something else than before.
+    fn plan(&mut self, mirror: &Arc<RegistryMirror>) -> bool {
+        let of = (self.epoch, mirror.resource_version());
+        let old = self.lists.get(&mirror.name_any());
+        if old.is_some_and(|list| list.of == of) {
+            return false;
+        }
+        let none = BTreeMap::new();
+        let in_use = match &self.in_use {
+            Some(in_use) => Some(&**in_use),
+            None => (!mirror.spec.images.in_use).then_some(&none),
+        };
+        let wanted = in_use.and_then(|in_use| wanted(&mirror.spec, in_use, &self.lingering, &self.platforms));
+        let is_same = old.is_some_and(|list| list.wanted == wanted && list.mirror.spec == mirror.spec);
+        let exposed = self.lists.remove(&mirror.name_any()).map(|list| list.exposed).unwrap_or_default();
+        self.lists.insert(mirror.name_any(), List { of, mirror: mirror.clone(), wanted, exposed });
+        !is_same
+    }
+
+    fn tls(&mut self, authority: &Arc<Authority>) -> Option<Arc<ClientConfig>> {
+        match &self.tls {
+            Some((of, tls)) if Arc::ptr_eq(of, authority) => Some(tls.clone()),
+            _ => {
+                let tls = tls(authority)?;
+                self.tls = Some((authority.clone(), tls.clone()));
+                Some(tls)
+            }
+        }
+    }
+
+    fn settle(&mut self, answer: Answer, now: Instant) -> BTreeSet<String> {
+        let Answer { pod, address, was_put, answer } = answer;
+        let Some(replica) = self.replicas.0.get_mut(&pod).filter(|replica| replica.address == address) else {
+            return BTreeSet::new();
+        };
+        let is_first = replica.settle(was_put, answer, now);
+        let mirror = replica.mirror.clone();
+        if is_first
+            && let (Some(list), Some(in_use)) = (self.lists.get(&mirror), &self.in_use)
+            && list.mirror.spec.images.in_use
+        {
+            let registry = &list.mirror.spec.registry;
+            let held = replica.reports.iter().flatten();
+            for image in held.filter_map(|report| ImageName::of_registry(registry, &report.image)) {
+                self.lingering.adopt(image, in_use, now);
+            }
+            self.epoch += 1;
+        }
+        BTreeSet::from([mirror])
+    }
+}
+
+impl List {
+    /// Which images have been exposed for long.
+    fn lasting(&mut self, report: &ImagesReport, now: Instant) -> BTreeSet<ImageName> {
+        let images: BTreeSet<_> = report.exposed.iter().map(|exposed| &exposed.image).collect();
+        self.exposed.retain(|image, _| images.contains(image));
+        for image in images {
+            if !self.exposed.contains_key(image) {
+                self.exposed.insert(image.clone(), now);
+            }
+        }
+        let lasting = self.exposed.iter().filter(|(_, since)| now.duration_since(**since) >= LASTING);
+        lasting.map(|(image, _)| image.clone()).collect()
+    }
+}
