@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod demo;
 pub mod distribution;
 pub mod images;
+pub mod operator;
 pub mod product;
 pub mod proxy;
 pub mod release;

@@ -1,9 +1,11 @@
 //! A certificate authority, the cache's certificate and the callers' tokens, as files that the cache is pointed at.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
@@ -20,6 +22,8 @@ pub(super) type Connector = (TlsConnector, ServerName<'static>);
 pub struct Identity {
     folder: PathBuf,
     authority: CertificateDer<'static>,
+    address: Ipv4Addr,
+    name: String,
 }
 
 impl Identity {
@@ -45,13 +49,30 @@ impl Identity {
         write("tls/tls.key", key.serialize_pem());
         write("tls/ca.crt", certificate.pem());
         write("tokens/relay", format!("{token}\n"));
-        let identity = Self { folder: folder.path().to_owned(), authority: certificate.der().clone() };
+        let authority = certificate.der().clone();
+        let identity = Self {
+            folder: folder.path().to_owned(),
+            authority,
+            address: Ipv4Addr::LOCALHOST,
+            name: SERVICE.to_owned(),
+        };
         (identity, folder)
     }
 
     /// The same files again, for another replica.
     pub fn again(&self) -> Self {
-        Self { folder: self.folder.clone(), authority: self.authority.clone() }
+        Self {
+            folder: self.folder.clone(),
+            authority: self.authority.clone(),
+            address: self.address,
+            name: self.name.clone(),
+        }
+    }
+
+    /// An identity that somebody else has made for this name: `tls` and `tokens` of the folder. Its cache listens at this address.
+    pub fn given(folder: &Path, address: Ipv4Addr, name: String) -> Self {
+        let authority = CertificateDer::from_pem_file(folder.join("tls/ca.crt")).expect("an authority's certificate");
+        Self { folder: folder.to_owned(), authority, address, name }
     }
 
     /// Replaces the token in an identity's folder as the kubelet replaces a mounted Secret: in one step.
@@ -75,7 +96,7 @@ impl Identity {
         let text = |path: &Path| path.display().to_string();
         vec![
             "--tls-listen".to_owned(),
-            format!("127.0.0.1:{port}"),
+            format!("{}:{port}", self.address),
             "--tls-dir".to_owned(),
             text(&self.folder.join("tls")),
             "--token-dir".to_owned(),
@@ -92,7 +113,7 @@ impl Identity {
             .expect("the provider knows TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let name = ServerName::try_from(SERVICE).expect("a host name");
+        let name = ServerName::try_from(self.name.clone()).expect("a host name");
         (TlsConnector::from(Arc::new(config)), name)
     }
 }
