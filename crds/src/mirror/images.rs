@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A repository's path with a tag or a digest, with or without the registry's host.
-const IMAGE: &str = "self.all(image, image.matches('^([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*\
+const IMAGE: &str = "self.all(image, image.matches('^([A-Za-z0-9-]*[.:][A-Za-z0-9.:-]*/)?[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*\
                      (/[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*)*\
                      (:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})$'))";
 

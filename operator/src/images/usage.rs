@@ -41,7 +41,7 @@ impl Usage {
                 false
             }
             Event::InitApply(object) => {
-                self.listing.put(object);
+                self.listing.put(&object);
                 false
             }
             Event::InitDone => {
@@ -52,7 +52,7 @@ impl Usage {
                 self.known = Some(fresh);
                 !is_same
             }
-            Event::Apply(object) => self.known.as_mut().is_some_and(|known| known.put(object)),
+            Event::Apply(object) => self.known.as_mut().is_some_and(|known| known.put(&object)),
             Event::Delete(object) => {
                 let uid = object.meta().uid.as_deref().unwrap_or_default();
                 self.known.as_mut().is_some_and(|known| known.remove(uid))
@@ -67,7 +67,7 @@ impl Usage {
 }
 
 impl Table {
-    fn put<K>(&mut self, object: Workload<K>) -> bool
+    fn put<K>(&mut self, object: &Workload<K>) -> bool
     where
         Workload<K>: Resource,
     {

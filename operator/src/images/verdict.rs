@@ -123,11 +123,10 @@ mod tests {
         ))
     }
 
-    fn judged(spec: &RegistryMirrorSpec, image: &str, replicas: &[Vec<PinReport>]) -> String {
+    fn judged(spec: &RegistryMirrorSpec, image: &str, replicas: &[&[PinReport]]) -> String {
         let in_use = BTreeMap::from([(ImageName::parse(image).unwrap(), image.contains("proxy"))]);
         let wanted = wanted(spec, &in_use, &Lingering::default(), &["linux/amd64".to_owned()].into()).unwrap();
-        let replicas: Vec<_> = replicas.iter().map(Vec::as_slice).collect();
-        match judge(spec, &wanted, &replicas) {
+        match judge(spec, &wanted, replicas) {
             None => "unknown".to_owned(),
             Some(report) => {
                 assert_eq!(report.survivable() + report.exposed.len(), 1);
@@ -138,22 +137,22 @@ mod tests {
 
     #[test]
     fn one_replica_that_holds_it_is_enough() {
-        let check = |replicas: &[Vec<PinReport>], expected: &str| {
+        let check = |replicas: &[&[PinReport]], expected: &str| {
             assert_eq!(judged(&spec("images: {}"), "a:1", replicas), expected);
         };
         let (complete, partial) = (report("complete", "null"), report("partial", "null"));
         check(&[], "unknown");
-        check(&[complete.clone()], "survives");
-        check(&[partial.clone(), complete], "survives");
-        check(&[report("complete", r#""not_found""#)], "survives");
-        check(&[partial], "Incomplete");
-        check(&[vec![]], "Incomplete");
-        check(&[report("missing", r#""not_found""#)], "NotFound");
-        check(&[report("missing", r#""unauthorized""#)], "NoCredential");
-        check(&[report("partial", r#""NoSpace""#)], "NoSpace");
-        check(&[report("partial", r#""connect_timeout""#)], "UpstreamUnreachable");
-        check(&[report("partial", r#""disk""#)], "Incomplete");
-        check(&[report("partial", "null"), report("missing", r#""dns""#)], "UpstreamUnreachable");
+        check(&[&complete], "survives");
+        check(&[&partial, &complete], "survives");
+        check(&[&report("complete", r#""not_found""#)], "survives");
+        check(&[&partial], "Incomplete");
+        check(&[&[]], "Incomplete");
+        check(&[&report("missing", r#""not_found""#)], "NotFound");
+        check(&[&report("missing", r#""unauthorized""#)], "NoCredential");
+        check(&[&report("partial", r#""NoSpace""#)], "NoSpace");
+        check(&[&report("partial", r#""connect_timeout""#)], "UpstreamUnreachable");
+        check(&[&report("partial", r#""disk""#)], "Incomplete");
+        check(&[&report("partial", "null"), &report("missing", r#""dns""#)], "UpstreamUnreachable");
     }
 
     #[test]
@@ -164,26 +163,26 @@ mod tests {
                      "bytes":{bytes},"totalBytes":9}}]"#
             ))
         };
-        assert_eq!(judged(&spec("images: {}"), "a:1", &[of(9)]), "survives");
-        assert_eq!(judged(&spec("images: {}"), "a:1", &[of(7)]), "NoSuchPlatform");
+        assert_eq!(judged(&spec("images: {}"), "a:1", &[&of(9)]), "survives");
+        assert_eq!(judged(&spec("images: {}"), "a:1", &[&of(7)]), "NoSuchPlatform");
         let chosen = spec("images: {platforms: [linux/amd64]}");
-        assert_eq!(judged(&chosen, "a:1", &[of(9)]), "NoSuchPlatform", "asked for by name");
+        assert_eq!(judged(&chosen, "a:1", &[&of(9)]), "NoSuchPlatform", "asked for by name");
     }
 
     #[test]
     fn answers_about_another_list_say_nothing() {
         let other = reports(r#"[{"image":"library/a:1","platforms":["linux/arm64"],"state":"complete"}]"#);
-        assert_eq!(judged(&spec("images: {}"), "a:1", &[other]), "Incomplete");
+        assert_eq!(judged(&spec("images: {}"), "a:1", &[&other]), "Incomplete");
     }
 
     #[test]
     fn an_image_that_no_node_could_pull_without_its_registry_is_exposed() {
         let complete = report("complete", "null");
         let deny = spec("freshness: {onError: {unreachable: Deny}}");
-        assert_eq!(judged(&deny, "a:1", &[complete.clone()]), "TagsExpire");
-        assert_eq!(judged(&spec("freshness: {maxStale: 0s}"), "a:1", &[complete.clone()]), "TagsExpire");
+        assert_eq!(judged(&deny, "a:1", &[&complete]), "TagsExpire");
+        assert_eq!(judged(&spec("freshness: {maxStale: 0s}"), "a:1", &[&complete]), "TagsExpire");
         let proxy = reports(r#"[{"image":"kube/proxy:1","platforms":["linux/amd64"],"state":"complete"}]"#);
-        assert_eq!(judged(&spec("images: {}"), "kube/proxy:1", &[proxy.clone()]), "NodeBootstrap");
-        assert_eq!(judged(&spec("images: {nodeBootstrap: Provided}"), "kube/proxy:1", &[proxy]), "survives");
+        assert_eq!(judged(&spec("images: {}"), "kube/proxy:1", &[&proxy]), "NodeBootstrap");
+        assert_eq!(judged(&spec("images: {nodeBootstrap: Provided}"), "kube/proxy:1", &[&proxy]), "survives");
     }
 }
