@@ -24,7 +24,8 @@ pub mod yaml;
 pub use claims::{claims, holder};
 pub use mirror::{
     Alternate, CaBundle, CacheSpec, ConfigMapKey, CredentialSource, Fallback, Freshness, ImagesSpec, NodeBootstrap,
-    NodesSpec, OnError, Proxy, RegistryMirror, RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec, WhenDeleted,
+    NodesSpec, OnError, Proxy, RegistryMirror, RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec,
+    WhenDeleted,
 };
 pub use mirror_status::{
     CacheStatus, ExposedImage, ImagesStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus,
