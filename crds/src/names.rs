@@ -46,6 +46,8 @@ pub const RELAY_SECRET: &str = "breakwater-relay";
 pub const CA_CERTIFICATE_KEY: &str = "ca.crt";
 /// Key of the CA's private key in [`CA_SECRET`], PEM.
 pub const CA_PRIVATE_KEY: &str = "ca.key";
+/// Key of the private key of the CA that follows, in [`CA_SECRET`], PEM; there while its certificate is published and does not sign yet.
+pub const CA_NEXT_PRIVATE_KEY: &str = "next.key";
 /// Key of the text that relay tokens derive from, in both Secrets.
 pub const RELAY_KEY: &str = "relay.key";
 

@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, env = "POD_NAME", value_name = "NAME", help_heading = "Cluster")]
     pub pod_name: String,
 
-    /// Address for /healthz, /readyz and /metrics; :PORT is every address
+    /// Address for /healthz, /readyz, /metrics and /log-level; :PORT is every address
     #[arg(long, env = "BREAKWATER_LISTEN", default_value = ":8080", value_name = "ADDR", value_parser = listen_address, help_heading = "Operation")]
     pub listen: SocketAddr,
 

@@ -13,7 +13,7 @@ use crate::apply::{ApplyFailed, apply};
 use crate::build::{Applied, Material, Resources, Settings, build};
 use crate::images::Surveys;
 use crate::memory::Memory;
-use crate::metrics::Metrics;
+use crate::metrics::{Ended, Metrics};
 use crate::observe::{ObserveFailed, observe};
 use crate::pki::IssueFailed;
 use crate::pki::keeper::{NoAuthority, Trust};
@@ -30,8 +30,10 @@ use jiff::Timestamp;
 use kube::core::{DeserializeGuard, ObjectMeta};
 use kube::runtime::controller::Action;
 use kube::{Client, Resource, ResourceExt};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument;
 
 /// Nothing has to be looked at again by itself but certificates and the age of nodes; the rest comes as a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
@@ -86,6 +88,24 @@ impl PassFailed {
     /// The steps as metrics name them.
     pub const STEPS: [&'static str; 4] = ["observe", "build", "apply", "report"];
 
+    /// The kinds of failure as metrics name them.
+    pub const CATEGORIES: [&'static str; 7] =
+        ["refused", "conflict", "throttled", "server_error", "timeout", "connection", "internal"];
+
+    /// The kind of failure.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Build(_) => "internal",
+            Self::Apply(ApplyFailed::Refused { .. } | ApplyFailed::NotExpandable { .. }) => "refused",
+            Self::Apply(ApplyFailed::Conflict { .. }) => "conflict",
+            Self::Apply(ApplyFailed::Timeout { .. }) | Self::Report(ReportFailed::Timeout) => "timeout",
+            Self::Apply(ApplyFailed::Call { source, .. })
+            | Self::Observe(ObserveFailed::Secret { source, .. })
+            | Self::Report(ReportFailed::Patch(source)) => category_of(source),
+        }
+    }
+
     /// The step that failed.
     #[must_use]
     pub fn step(&self) -> &'static str {
@@ -98,7 +118,24 @@ impl PassFailed {
     }
 }
 
-/// One pass over one mirror.
+/// The hasher's keys are random for each process, and others at each call.
+fn pass_id() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
+fn category_of(error: &kube::Error) -> &'static str {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            409 => "conflict",
+            429 => "throttled",
+            500.. => "server_error",
+            _ => "refused",
+        },
+        _ => "connection",
+    }
+}
+
+/// One pass over one mirror, counted; every line that it logs carries the mirror and an id of the pass.
 ///
 /// # Errors
 /// A step failed in a way that time may mend.
@@ -107,9 +144,32 @@ pub async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, PassFailed> {
     let _measured = context.metrics.pass();
+    let span = tracing::info_span!("reconcile", mirror = %object.name_any(), reconcile_id = %pass_id());
+    let outcome = async {
+        let outcome = pass(&object, &context).await;
+        if let Err(failure) = &outcome {
+            let (step, category) = (failure.step(), failure.category());
+            context.metrics.failed(step, category);
+            // Two writers at the same time are no fault of anybody's.
+            match category {
+                "conflict" => tracing::debug!(step, error = %crate::error_chain(failure), "pass failed"),
+                _ => tracing::warn!(step, category, error = %crate::error_chain(failure), "pass failed"),
+            }
+        }
+        outcome
+    };
+    let outcome = outcome.instrument(span).await;
+    context.metrics.ended(match &outcome {
+        Ok((_, ended)) => *ended,
+        Err(_) => Ended::failed,
+    });
+    outcome.map(|(action, _)| action)
+}
+
+async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> Result<(Action, Ended), PassFailed> {
     let mirror = match &object.0 {
         Ok(mirror) => Arc::new(mirror.clone()),
-        Err(broken) => return report_broken(&broken.metadata, &broken.error, &context).await,
+        Err(broken) => return Ok((report_broken(&broken.metadata, &broken.error, context).await?, Ended::refused)),
     };
     let now = Timestamp::now();
     let old = present(mirror.meta(), mirror.status.clone(), &context.memory);
@@ -126,29 +186,30 @@ pub async fn reconcile(
         Ok(valid) => valid,
         Err(refusal) => {
             let new = status::refused(mirror.meta(), &old, &refusal, now);
-            let wait = report(mirror.meta(), &old, new, &context).await?;
-            return Ok(after_refusal(&refusal, wait));
+            let wait = report(mirror.meta(), &old, new, context).await?;
+            return Ok((after_refusal(&refusal, wait), Ended::refused));
         }
     };
 
     // 3. build (pure) and 4. apply (client)
-    let outcome = build_and_apply(&valid, &context, now).await?;
+    let outcome = build_and_apply(&valid, context, now).await?;
 
     // 5. report (client)
     let children = outcome.as_ref().map_err(|obstacle| &obstacle.why);
     let new = status::of_children(&valid, &observed, children, &old, now);
     let settled = new.conditions.iter().all(|condition| condition.status == "True")
         && new.nodes.is_some_and(|nodes| nodes.active == nodes.desired);
-    let wait = report(mirror.meta(), &old, new, &context).await?;
+    let wait = report(mirror.meta(), &old, new, context).await?;
     if let Some(images) = &observed.images {
         context.reporter.tell_of_exposed(mirror.meta(), images, &context.memory).await;
     }
     match outcome {
         // The status says it; the failure goes on to the error policy, because a quota may be raised at any time.
         Err(Hindered { failure: Some(failure), .. }) => Err(PassFailed::Apply(failure)),
-        _ => {
+        other => {
             context.memory.succeeded(&mirror.name_any());
-            Ok(Action::requeue(wait.unwrap_or(if settled { LOOK_AGAIN } else { LOOK_AGAIN_SOON })))
+            let action = Action::requeue(wait.unwrap_or(if settled { LOOK_AGAIN } else { LOOK_AGAIN_SOON }));
+            Ok((action, if other.is_ok() { Ended::done } else { Ended::refused }))
         }
     }
 }
@@ -238,15 +299,13 @@ pub fn error_policy(
     error: &PassFailed,
     context: Arc<Context>,
 ) -> Action {
-    let mirror = object.name_any();
-    context.metrics.failed(error.step());
     if matches!(error, PassFailed::Apply(ApplyFailed::Conflict { .. })) {
-        tracing::debug!(%mirror, error = %crate::error_chain(error), "trying again after a conflict");
         return Action::requeue(AFTER_CONFLICT);
     }
-    let pause = context.memory.failed(&mirror);
-    tracing::warn!(%mirror, step = error.step(), error = %crate::error_chain(error), retry_in = ?pause, "pass failed");
-    Action::requeue(pause)
+    let mirror = object.name_any();
+    let retry_in = context.memory.failed(&mirror);
+    tracing::debug!(%mirror, ?retry_in, "trying again");
+    Action::requeue(retry_in)
 }
 
 #[cfg(test)]
@@ -257,6 +316,10 @@ mod tests {
     fn each_failure_names_one_of_the_steps() {
         let failure = PassFailed::Report(ReportFailed::Timeout);
         assert!(PassFailed::STEPS.contains(&failure.step()));
+        let status = |code| kube::Error::Api(kube::core::Status::failure("", "").with_code(code).boxed());
+        for code in [400, 403, 404, 409, 422, 429, 500, 503] {
+            assert!(PassFailed::CATEGORIES.contains(&PassFailed::Report(ReportFailed::Patch(status(code))).category()));
+        }
     }
 
     #[test]

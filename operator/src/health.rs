@@ -1,15 +1,16 @@
-//! The listener for `/healthz`, `/readyz` and `/metrics`. Knows nothing of mirrors.
+//! The listener for `/healthz`, `/readyz`, `/metrics` and `/log-level`. Knows nothing of mirrors.
 
 use crate::metrics::Metrics;
+use crate::telemetry::LogLevel;
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use tokio::task::JoinSet;
 
 /// A caller that takes longer to send its headers is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A log level is a word.
+const MAX_BODY: usize = 64;
 /// Kubelet and Prometheus need a handful.
 const MAX_CONNECTIONS: usize = 64;
 
@@ -45,12 +48,23 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// What the listener tells of.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Whether the operator is ready.
+    pub readiness: Readiness,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// What it logs.
+    pub log_level: LogLevel,
+}
+
 /// Answers until it is dropped; its connections end with it.
-pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Arc<Metrics>) {
+pub async fn serve(listener: TcpListener, admin: Admin) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             // Out of file descriptors: the ones in use must end first.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -58,10 +72,10 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Arc<Met
         if connections.len() >= MAX_CONNECTIONS {
             continue;
         }
-        let (readiness, metrics) = (readiness.clone(), metrics.clone());
+        let admin = admin.clone();
         let service = service_fn(move |request| {
-            let response = answer(&request, &readiness, &metrics);
-            async move { Ok::<_, Infallible>(response) }
+            let admin = admin.clone();
+            async move { Ok::<_, Infallible>(answer(request, &admin, peer.ip()).await) }
         });
         connections.spawn(
             hyper::server::conn::http1::Builder::new()
@@ -72,21 +86,14 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Arc<Met
     }
 }
 
-fn answer(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
-    let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
-        (&Method::GET | &Method::HEAD, "/readyz") if readiness.0.load(Ordering::Acquire) => {
-            (StatusCode::OK, "ok\n".to_owned())
-        }
-        (&Method::GET | &Method::HEAD, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_owned()),
-        (&Method::GET | &Method::HEAD, "/metrics") => match metrics.encode() {
-            Ok(text) => (StatusCode::OK, text),
-            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
-        },
-        (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "not found\n".to_owned()),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned()),
+async fn answer(request: Request<Incoming>, admin: &Admin, peer: IpAddr) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    let (status, text) = match (request.method(), path.as_str()) {
+        (&Method::GET | &Method::HEAD, path) => read(path, admin),
+        (&Method::PUT, "/log-level") => set_log_level(request, admin, peer).await,
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD, and PUT /log-level\n".to_owned()),
     };
-    let content_type = match request.uri().path() {
+    let content_type = match path.as_str() {
         "/metrics" => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         _ => "text/plain; charset=utf-8",
     };
@@ -94,4 +101,58 @@ fn answer(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics)
     *response.status_mut() = status;
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
+}
+
+fn read(path: &str, admin: &Admin) -> (StatusCode, String) {
+    match path {
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" if admin.readiness.0.load(Ordering::Acquire) => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_owned()),
+        "/metrics" => match admin.metrics.encode() {
+            Ok(text) => (StatusCode::OK, text),
+            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+        },
+        "/log-level" => (StatusCode::OK, format!("{}\n", admin.log_level.get())),
+        _ => (StatusCode::NOT_FOUND, "not found\n".to_owned()),
+    }
+}
+
+/// From the Pod's own network alone, which a port-forward comes from: who may open one may also change the Deployment's level.
+async fn set_log_level(request: Request<Incoming>, admin: &Admin, peer: IpAddr) -> (StatusCode, String) {
+    if !may_set(peer) {
+        return (StatusCode::FORBIDDEN, "only from loopback: use kubectl port-forward\n".to_owned());
+    }
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    let Ok(Ok(body)) = tokio::time::timeout(HEADER_TIMEOUT, body).await else {
+        return (StatusCode::BAD_REQUEST, "must be a level alone\n".to_owned());
+    };
+    let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
+    match admin.log_level.set(&level) {
+        Ok(()) => (StatusCode::OK, format!("{level}\n")),
+        Err(refused) => (StatusCode::BAD_REQUEST, format!("{refused}\n")),
+    }
+}
+
+/// A socket of every address sees callers of IPv4 as IPv6.
+fn may_set(peer: IpAddr) -> bool {
+    peer.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_level_is_set_from_loopback_alone() {
+        for (peer, expected) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.244.0.7", false),
+            ("::ffff:10.244.0.7", false),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(may_set(peer.parse().unwrap()), expected, "{peer}");
+        }
+    }
 }

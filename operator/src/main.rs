@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use breakwater_operator::args::Args;
+use breakwater_operator::telemetry::LogLevel;
 use breakwater_operator::{error_chain, run, telemetry};
 use clap::Parser;
 use kube::Client;
@@ -13,8 +14,8 @@ fn main() -> ExitCode {
     // Fails only if a provider is already there, which serves as well.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let args = Args::parse();
-    telemetry::init(args.log_format);
-    match start(args) {
+    let log_level = telemetry::init(args.log_format);
+    match start(args, log_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", error_chain(error.as_ref()));
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn start(args: Args) -> anyhow::Result<()> {
+async fn start(args: Args, log_level: LogLevel) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -39,7 +40,7 @@ async fn start(args: Args) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        stopped = run::run(args, client, stop.clone()) => Ok(stopped?),
+        stopped = run::run(args, client, log_level, stop.clone()) => Ok(stopped?),
         () = signalled => Ok(()),
     }
 }

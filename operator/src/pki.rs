@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod keeper;
 pub mod leaf;
+pub mod succession;
 pub mod tokens;
 
 pub use authority::{Authority, AuthorityInvalid};
@@ -11,6 +12,7 @@ pub use tokens::Tokens;
 
 use k8s_openapi::ByteString;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The data of a Secret.
 pub type SecretData = BTreeMap<String, ByteString>;
@@ -43,12 +45,14 @@ fn random_hex() -> Result<String, IssueFailed> {
     Ok(hex::encode(bytes))
 }
 
-/// Sets a certificate's life. It begins a little earlier, because the clocks of nodes differ.
-fn set_life(params: &mut rcgen::CertificateParams, now: jiff::Timestamp, life: std::time::Duration) {
-    const SKEW: u64 = 3600;
-    let since_epoch = u64::try_from(now.as_second()).unwrap_or(0);
+/// A certificate authority's life begins so much earlier than it is made, because the clocks of nodes differ.
+const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
+/// Sets a certificate's life.
+fn set_life(params: &mut rcgen::CertificateParams, begin: jiff::Timestamp, end: jiff::Timestamp) {
     // The library takes another kind of time than the rest of this crate and exports this constructor alone.
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + std::time::Duration::from_secs(since_epoch.saturating_sub(SKEW));
-    params.not_after = epoch + std::time::Duration::from_secs(since_epoch) + life;
+    let since_epoch = |time: jiff::Timestamp| Duration::from_secs(u64::try_from(time.as_second()).unwrap_or(0));
+    params.not_before = epoch + since_epoch(begin);
+    params.not_after = epoch + since_epoch(end);
 }

@@ -5,7 +5,7 @@
 use crate::args::Args;
 use crate::build::Settings;
 use crate::controller::{Context, PassFailed, error_policy, reconcile};
-use crate::health::{self, Readiness};
+use crate::health::{self, Admin, Readiness};
 use crate::images::{self, ImageMetrics, Surveys};
 use crate::lease::{Candidate, Lost};
 use crate::memory::Memory;
@@ -14,6 +14,7 @@ use crate::pki::keeper::{Keeper, Trust};
 use crate::report::Reporter;
 use crate::secrets::SecretReader;
 use crate::startup::{NotReady, definitions_established};
+use crate::telemetry::LogLevel;
 use crate::upstream::keep_reports;
 use crate::watches::{self, Mirrors, Namespaces, NotFilled, Stores, Trigger};
 use breakwater_crds::RegistryMirror;
@@ -72,19 +73,21 @@ pub enum Stopped {
 ///
 /// # Errors
 /// It could not start or go on.
-pub async fn run(args: Args, client: Client, stop: CancellationToken) -> Result<(), Stopped> {
+pub async fn run(args: Args, client: Client, log_level: LogLevel, stop: CancellationToken) -> Result<(), Stopped> {
     // Without `..`: a flag that nothing reads does not compile.
     let Args { namespace, nodes_namespace, image, pod_name, listen, log_format: _ } = args;
     let conditions = MirrorConditions::default();
     let images = ImageMetrics::default();
-    let metrics = Arc::new(Metrics::new(&PassFailed::STEPS, conditions.clone(), images.clone()));
+    let metrics =
+        Arc::new(Metrics::new(&PassFailed::STEPS, &PassFailed::CATEGORIES, conditions.clone(), images.clone()));
     let readiness = Readiness::default();
     let failed = |source| Stopped::Listen { address: listen, source };
     let listener = health::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %address, %image, %namespace, "starting");
     let mut tasks = JoinSet::new();
-    tasks.spawn(health::serve(listener, readiness.clone(), metrics.clone()));
+    let admin = Admin { readiness: readiness.clone(), metrics: metrics.clone(), log_level };
+    tasks.spawn(health::serve(listener, admin));
 
     let mut candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
     tokio::select! {
@@ -96,6 +99,7 @@ pub async fn run(args: Args, client: Client, stop: CancellationToken) -> Result<
         () = stop.cancelled() => return Ok(()),
         () = candidate.acquire() => tracing::info!(identity = %pod_name, "leading"),
     }
+    metrics.leads();
     let leader = Leader { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images };
     let led = tokio::select! {
         led = leader.lead(stop, tasks) => led,
@@ -144,7 +148,7 @@ impl Leader {
         tasks.spawn(keeper.run(authority_changed));
         // A first pass without the authority would report its absence; if it takes longer, that is the truth.
         let _ = tokio::time::timeout(FIRST_LOOK, trust.clone().changed()).await;
-        tasks.spawn(trigger_all(trust.clone(), mirrors.clone(), trigger.clone()));
+        tasks.spawn(trigger_all(trust.clone(), mirrors.clone(), trigger.clone(), metrics.clone()));
         let (publish, upstreams) = watch::channel(Arc::new(HashMap::new()));
         tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger.clone())));
         let secrets = Arc::new(SecretReader::new(client.clone(), &namespace));
@@ -219,8 +223,12 @@ where
 }
 
 /// Asks for a pass over every mirror whenever the authority is another one.
-async fn trigger_all(mut trust: Trust, mirrors: Mirrors, trigger: Trigger) {
+async fn trigger_all(mut trust: Trust, mirrors: Mirrors, trigger: Trigger, metrics: Arc<Metrics>) {
+    trust.mark_changed();
     while trust.changed().await.is_ok() {
+        if let Ok(authority) = &*trust.borrow_and_update() {
+            metrics.authority_ends(authority.ends());
+        }
         for mirror in mirrors.state() {
             let _ = trigger.send(ObjectRef::new(&mirror.name_any()));
         }

@@ -1,19 +1,79 @@
-//! Sets up the log. Knows nothing of what is logged.
+//! Sets up the log and changes its level. Knows nothing of what is logged.
 
 use crate::args::LogFormat;
+use std::fmt;
 use std::io::IsTerminal;
-use tracing_subscriber::EnvFilter;
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-/// Without the runtime's span around each pass, whose facts our own lines carry under their usual keys, and without the client's
-/// warnings, which print whole answers and hence Secrets.
-const DEFAULT: &str = "info,kube_runtime=warn,kube_client=error";
+/// Without the client's warnings, which print whole answers and hence Secrets.
+const LIBRARIES: &str = "kube_runtime=warn,kube_client=error";
+const DEFAULT: &str = "info";
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// The level of our own lines, which can be changed while the process runs.
+#[derive(Clone)]
+pub struct LogLevel {
+    current: Arc<Mutex<String>>,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+/// Why a level is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelRefused {
+    /// It is none.
+    #[error("must be one of error, warn, info, debug and trace")]
+    Unknown,
+    /// The log cannot be changed any more.
+    #[error("the log cannot be changed")]
+    Reload(#[source] reload::Error),
+}
 
 /// Starts logging to standard error; `RUST_LOG` is respected, the default is info.
-pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+pub fn init(format: LogFormat) -> LogLevel {
+    let environment = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| filter(DEFAULT));
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    LogLevel { current: Arc::new(Mutex::new(environment.unwrap_or_else(|| DEFAULT.to_owned()))), filter: handle }
+}
+
+/// Everything at `level`, but libraries that would say too much at it.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::new(format!("info,breakwater_operator={level},{LIBRARIES}"))
+}
+
+impl LogLevel {
+    /// The level, or what `RUST_LOG` said.
+    #[must_use]
+    pub fn get(&self) -> String {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it until the process ends.
+    ///
+    /// # Errors
+    /// The text is no level.
+    pub fn set(&self, level: &str) -> Result<(), LevelRefused> {
+        if !LEVELS.contains(&level) {
+            return Err(LevelRefused::Unknown);
+        }
+        self.filter.reload(filter(level)).map_err(LevelRefused::Reload)?;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = level.to_owned();
+        tracing::info!(%level, "log level changed");
+        Ok(())
+    }
+}
+
+impl fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogLevel").field(&self.get()).finish()
     }
 }

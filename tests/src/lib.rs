@@ -3,6 +3,8 @@
 //! Start at [`cluster`] for what a node is made of and at [`upstream`] for the faults a registry can be told to show.
 
 pub mod agent;
+pub mod api_proxy;
+pub mod api_scene;
 pub mod bench;
 pub mod binaries;
 pub mod cache;

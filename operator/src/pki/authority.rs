@@ -2,17 +2,16 @@
 //!
 //! `ca.crt` is a bundle: the certificate that signs is the one that belongs to `ca.key`; all of them are trusted.
 
-use super::{IssueFailed, SecretData, random_hex, set_life, text, value};
+use super::{IssueFailed, SKEW, SecretData, random_hex, set_life, text, value};
 use breakwater_crds::RelayKey;
 use breakwater_crds::names::{CA_CERTIFICATE_KEY, CA_PRIVATE_KEY, RELAY_KEY};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::fmt;
-use std::time::Duration;
 
-const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
 
 /// Why the stored authority cannot be used. It is never replaced by a new one: all agents trust it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +41,16 @@ pub struct Authority {
     bundle: String,
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    identity: Identity,
     relay_key: RelayKey,
+}
+
+/// What tells one certificate authority from another, and its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    public_key: Vec<u8>,
+    pub(super) begin: Timestamp,
+    pub(super) end: Timestamp,
 }
 
 impl Authority {
@@ -51,16 +59,10 @@ impl Authority {
     /// # Errors
     /// No key could be made.
     pub fn create(now: Timestamp) -> Result<SecretData, IssueFailed> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Breakwater CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_life(&mut params, now, LIFE);
-        let key = KeyPair::generate().map_err(IssueFailed::Certificate)?;
-        let certificate = params.self_signed(&key).map_err(IssueFailed::Certificate)?;
+        let (certificate, key) = self_signed(now)?;
         Ok(SecretData::from([
-            (CA_CERTIFICATE_KEY.to_owned(), value(&certificate.pem())),
-            (CA_PRIVATE_KEY.to_owned(), value(&key.serialize_pem())),
+            (CA_CERTIFICATE_KEY.to_owned(), value(&certificate)),
+            (CA_PRIVATE_KEY.to_owned(), value(&key)),
             (RELAY_KEY.to_owned(), value(&random_hex()?)),
         ]))
     }
@@ -74,12 +76,12 @@ impl Authority {
         let bundle = required(CA_CERTIFICATE_KEY)?.to_owned();
         let key = KeyPair::from_pem(required(CA_PRIVATE_KEY)?).map_err(|_| AuthorityInvalid::PrivateKey)?;
         let relay_key = RelayKey::parse(required(RELAY_KEY)?).map_err(|_| AuthorityInvalid::RelayKey)?;
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(bundle.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|_| AuthorityInvalid::Certificates)?;
-        let certificate = signing_certificate(certificates, &key, now)?;
+        let (certificate, identity) = belonging(certificates(&bundle)?, &key)?;
+        if identity.end <= now {
+            return Err(AuthorityInvalid::Expired);
+        }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| AuthorityInvalid::Certificates)?;
-        Ok(Self { bundle, issuer, certificate, relay_key })
+        Ok(Self { bundle, issuer, certificate, identity, relay_key })
     }
 
     /// The certificates to trust, PEM.
@@ -94,9 +96,20 @@ impl Authority {
         &self.relay_key
     }
 
+    /// When it ends.
+    #[must_use]
+    pub fn ends(&self) -> Timestamp {
+        self.identity.end
+    }
+
     /// What signs leaves.
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
         &self.issuer
+    }
+
+    /// Its life.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The certificate that belongs to [`Self::issuer`].
@@ -105,22 +118,47 @@ impl Authority {
     }
 }
 
-fn signing_certificate(
+/// A new certificate authority: its certificate and its private key, PEM.
+pub(super) fn self_signed(now: Timestamp) -> Result<(String, String), IssueFailed> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Breakwater CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_life(&mut params, now - SKEW, now + LIFE);
+    let key = KeyPair::generate().map_err(IssueFailed::Certificate)?;
+    let certificate = params.self_signed(&key).map_err(IssueFailed::Certificate)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+/// The certificates of a bundle.
+pub(super) fn certificates(bundle: &str) -> Result<Vec<CertificateDer<'static>>, AuthorityInvalid> {
+    CertificateDer::pem_slice_iter(bundle.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|_| AuthorityInvalid::Certificates)
+}
+
+/// The authority that belongs to a key.
+pub(super) fn belonging(
     certificates: Vec<CertificateDer<'static>>,
     key: &KeyPair,
-    now: Timestamp,
-) -> Result<CertificateDer<'static>, AuthorityInvalid> {
+) -> Result<(CertificateDer<'static>, Identity), AuthorityInvalid> {
+    let public_key = key.subject_public_key_info();
     for der in certificates {
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|_| AuthorityInvalid::Certificates)?;
-        if !parsed.is_ca() || parsed.public_key().raw != key.subject_public_key_info() {
-            continue;
+        let (is_ca, identity) = identity(&der).ok_or(AuthorityInvalid::Certificates)?;
+        if is_ca && identity.public_key == public_key {
+            return Ok((der, identity));
         }
-        if parsed.validity().not_after.timestamp() <= now.as_second() {
-            return Err(AuthorityInvalid::Expired);
-        }
-        return Ok(der);
     }
     Err(AuthorityInvalid::Mismatch)
+}
+
+/// Whether a certificate is an authority's, and what tells it from others.
+pub(super) fn identity(der: &CertificateDer<'_>) -> Option<(bool, Identity)> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(der).ok()?;
+    let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).ok();
+    let life = parsed.validity();
+    let public_key = parsed.public_key().raw.to_vec();
+    Some((parsed.is_ca(), Identity { public_key, begin: time(life.not_before)?, end: time(life.not_after)? }))
 }
 
 impl fmt::Debug for Authority {

@@ -1,11 +1,12 @@
 //! Keeps the authority's Secret and the agents' copy of its public part. Client I/O; the only writer of both.
 //!
-//! The authority is only ever created, never overwritten: not on a read error, not on a conflict, not when it is damaged. If the
-//! Secret vanishes while we know it, the same authority is put back, so that no cache and no agent notices.
+//! The authority is created and, in good time before its end, followed by another ([`succession`]). It is never overwritten
+//! otherwise: not on a read error, not on a conflict, not when it is damaged. If the Secret vanishes while we know it, the same
+//! authority is put back, so that no cache and no agent notices.
 
-use super::{Authority, AuthorityInvalid, IssueFailed, SecretData, text, value};
+use super::{Authority, AuthorityInvalid, IssueFailed, SecretData, succession, text, value};
 use breakwater_crds::names::{
-    CA_CERTIFICATE_KEY, CA_SECRET, LABEL_MANAGED_BY, LABEL_NAME, MANAGER, RELAY_KEY, RELAY_SECRET,
+    CA_CERTIFICATE_KEY, CA_NEXT_PRIVATE_KEY, CA_SECRET, LABEL_MANAGED_BY, LABEL_NAME, MANAGER, RELAY_KEY, RELAY_SECRET,
 };
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -36,6 +37,9 @@ pub enum NoAuthority {
     /// No authority could be made.
     #[error("no certificate authority can be made")]
     Issue(#[source] IssueFailed),
+    /// The API server does not say what time it is.
+    #[error("the API server gives no creation time")]
+    NoClock,
     /// Nobody has looked yet.
     #[error("Secret {CA_SECRET} has not been read yet")]
     NotYet,
@@ -87,10 +91,11 @@ impl Keeper {
 
     /// Reads or creates the authority and publishes it.
     async fn look(&mut self) -> Result<SecretData, NoAuthority> {
-        let data = match call(self.secrets.get_opt(CA_SECRET)).await? {
-            Some(secret) => secret.data.unwrap_or_default(),
+        let secret = match call(self.secrets.get_opt(CA_SECRET)).await? {
+            Some(secret) => secret,
             None => self.create().await?,
         };
+        let data = self.advanced(secret).await;
         let authority = Authority::parse(&data, jiff::Timestamp::now()).map_err(NoAuthority::Damaged)?;
         self.publish.send_if_modified(|current| match current {
             Ok(current) if same(current, &authority) => false,
@@ -102,7 +107,7 @@ impl Keeper {
         Ok(data)
     }
 
-    async fn create(&self) -> Result<SecretData, NoAuthority> {
+    async fn create(&self) -> Result<Secret, NoAuthority> {
         let data = match &self.known {
             Some(known) => known.clone(),
             None => Authority::create(jiff::Timestamp::now()).map_err(NoAuthority::Issue)?,
@@ -111,14 +116,57 @@ impl Keeper {
         match call(self.secrets.create(&PostParams::default(), &secret)).await {
             Ok(created) => {
                 tracing::info!(secret = CA_SECRET, "certificate authority stored");
-                Ok(created.data.unwrap_or_default())
+                Ok(created)
             }
             // Somebody was faster: theirs is the authority.
             Err(NoAuthority::Api(kube::Error::Api(status))) if status.is_already_exists() => {
-                Ok(call(self.secrets.get(CA_SECRET)).await?.data.unwrap_or_default())
+                call(self.secrets.get(CA_SECRET)).await
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The Secret's data after the step of a succession that is due, if one is. Without it the present authority still does.
+    async fn advanced(&self, secret: Secret) -> SecretData {
+        match self.advance(&secret).await {
+            Ok(Some(next)) => next,
+            Ok(None) => secret.data.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "the certificate authority's successor has to wait");
+                secret.data.unwrap_or_default()
+            }
+        }
+    }
+
+    async fn advance(&self, secret: &Secret) -> Result<Option<SecretData>, NoAuthority> {
+        let data = secret.data.clone().unwrap_or_default();
+        let due = |now| succession::due(&data, now).map_err(NoAuthority::Issue);
+        if due(jiff::Timestamp::now())?.is_none() {
+            return Ok(None);
+        }
+        // Ours may be wrong, and all nodes have to agree on who is trusted from when on.
+        let Some(next) = due(self.servers_clock().await?)? else {
+            tracing::warn!("this node's clock is not the API server's: the certificate authority is far from its end");
+            return Ok(None);
+        };
+        let mut values = serde_json::json!(next);
+        if !next.contains_key(CA_NEXT_PRIVATE_KEY) {
+            values[CA_NEXT_PRIVATE_KEY] = serde_json::Value::Null;
+        }
+        // With the version, so that of two operators one takes the step.
+        let version = &secret.metadata.resource_version;
+        let patch = Patch::Merge(serde_json::json!({"metadata": {"resourceVersion": version}, "data": values}));
+        let stored = call(self.secrets.patch(CA_SECRET, &PatchParams::default(), &patch)).await?;
+        tracing::info!(secret = CA_SECRET, "succession of the certificate authority: one step taken");
+        Ok(stored.data)
+    }
+
+    /// What time it is for the API server: it stamps what it is asked to make, also where it does not keep it.
+    async fn servers_clock(&self) -> Result<jiff::Timestamp, NoAuthority> {
+        let metadata = ObjectMeta { generate_name: Some("breakwater-clock-".to_owned()), ..ObjectMeta::default() };
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        let stamped = call(self.secrets.create(&params, &Secret { metadata, ..Secret::default() })).await?;
+        stamped.metadata.creation_timestamp.map(|time| time.0).ok_or(NoAuthority::NoClock)
     }
 
     /// Gives the agents what they need to trust a cache and to be trusted by it; says whether that worked.

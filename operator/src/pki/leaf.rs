@@ -2,16 +2,15 @@
 
 use super::{Authority, IssueFailed, SecretData, set_life, text, value};
 use breakwater_crds::names::CA_CERTIFICATE_KEY;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PublicKeyData};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::fmt;
-use std::time::Duration;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
-const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+const LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
 const CERTIFICATE: &str = "tls.crt";
 const PRIVATE_KEY: &str = "tls.key";
 
@@ -67,7 +66,9 @@ impl Leaf {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        set_life(&mut params, now, LIFE);
+        let ca = authority.identity();
+        // It begins with its authority, so that one made by a clock that was ahead does no harm once the clock is right.
+        set_life(&mut params, ca.begin, ca.end.min(now + LIFE));
         let key = KeyPair::generate().map_err(IssueFailed::Certificate)?;
         let certificate = params.signed_by(&key, authority.issuer()).map_err(IssueFailed::Certificate)?;
         Ok(Self {
@@ -82,12 +83,13 @@ impl Leaf {
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(&der) else { return false };
         let Ok((_, ca)) = x509_parser::parse_x509_certificate(authority.certificate()) else { return false };
         let Ok(key) = KeyPair::from_pem(&self.private_key) else { return false };
-        let (begin, end) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+        let (end, last) = (parsed.validity().not_after.timestamp(), authority.identity().end.as_second());
         key.subject_public_key_info() == parsed.public_key().raw
             && signer(&parsed).is_some()
             && signer(&parsed) == own_identifier(&ca)
             && dns_names(&parsed) == names
-            && now.as_second() < begin + (end - begin) / 2
+            // None lives longer than its authority, whose successor signs in good time.
+            && (now.as_second() < end - LIFE.as_secs() / 2 || end >= last)
     }
 }
 
@@ -147,6 +149,36 @@ mod tests {
         assert_eq!(later(182), leaf);
         assert_ne!(later(183), leaf);
         assert!(!format!("{leaf:?}").contains("PRIVATE"));
+    }
+
+    /// The life of a leaf made at a time given in days, in days.
+    fn life(made: i64) -> (i64, i64) {
+        let leaf = Leaf::renewed(None, &authority(), &["a".to_owned()], at(NOW + made * DAY)).unwrap();
+        let der = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let days = |seconds: i64| (seconds - NOW).div_euclid(DAY);
+        (days(parsed.validity().not_before.timestamp()), days(parsed.validity().not_after.timestamp()))
+    }
+
+    #[test]
+    fn a_leaf_made_by_a_wrong_clock_does_no_harm_once_it_is_right() {
+        let (authority, names) = (authority(), ["a".to_owned()]);
+        assert_eq!(life(0), (-1, 365));
+        assert_eq!(life(100), (-1, 465), "valid at once, however far the clock was ahead");
+        let made = |days: i64| Leaf::renewed(None, &authority, &names, at(NOW + days * DAY)).unwrap();
+        let kept = |leaf: &Leaf, days: i64| {
+            Leaf::renewed(Some(leaf), &authority, &names, at(NOW + days * DAY)).unwrap() == *leaf
+        };
+        assert!(kept(&made(0), -5000), "a clock that is behind renews nothing");
+        assert!(!kept(&made(-5000), 0), "what it made is renewed when it is right");
+    }
+
+    #[test]
+    fn a_leaf_ends_with_its_authority_and_is_then_not_renewed_all_the_time() {
+        assert_eq!(life(3600), (-1, 3650));
+        let (authority, names) = (authority(), ["a".to_owned()]);
+        let last = Leaf::renewed(None, &authority, &names, at(NOW + 3600 * DAY)).unwrap();
+        assert_eq!(Leaf::renewed(Some(&last), &authority, &names, at(NOW + 3640 * DAY)).unwrap(), last);
     }
 
     #[test]

@@ -97,3 +97,41 @@ async fn one_that_is_known_outlives_failing_reads_and_is_put_back_when_it_vanish
     assert_eq!(kept.calls.writes(), ["POST /api/v1/namespaces/breakwater-system/secrets"]);
     let _ = kept.trust.borrow_and_update();
 }
+
+/// One that is nine years old by this clock.
+fn old_authority() -> SecretData {
+    Authority::create(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(9 * 365 * 24)).unwrap()
+}
+
+fn stamped(time: jiff::Timestamp) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x", "creationTimestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()}})
+}
+
+#[tokio::test]
+async fn a_successor_is_published_beside_the_authority() {
+    let old = old_authority();
+    let mut both = old.clone();
+    let bundle = [old["ca.crt"].0.clone(), authority()["ca.crt"].0.clone()].concat();
+    both.insert("ca.crt".to_owned(), k8s_openapi::ByteString(bundle.clone()));
+    both.insert("next.key".to_owned(), authority()["ca.key"].clone());
+    let kept = keep(vec![(200, secret(&old)), (201, stamped(jiff::Timestamp::now())), (200, secret(&both))]).await;
+    assert_eq!(kept.trust.borrow().as_ref().unwrap().bundle().as_bytes(), bundle);
+    let path = "/api/v1/namespaces/breakwater-system/secrets";
+    assert_eq!(kept.calls.writes(), [format!("POST {path}"), format!("PATCH {path}/breakwater-ca")]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_and_a_conflict_leave_the_authority_in_force() {
+    let old = old_authority();
+    let years_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(5 * 365 * 24);
+    for answers in [
+        vec![(201, stamped(years_ago))],
+        vec![(403, failure(403, "Forbidden"))],
+        vec![(201, stamped(jiff::Timestamp::now())), (409, failure(409, "Conflict"))],
+    ] {
+        let steps = answers.len();
+        let kept = keep([vec![(200, secret(&old))], answers].concat()).await;
+        assert_eq!(kept.trust.borrow().as_ref().unwrap().bundle().as_bytes(), old["ca.crt"].0);
+        assert_eq!(kept.calls.writes().len(), steps);
+    }
+}

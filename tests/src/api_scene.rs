@@ -1,0 +1,256 @@
+//! The real operator as a process beside a real API server, reached by an [`ApiProxy`] as its service account. No node runs anything, so
+//! what the operator makes stays as it made it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use breakwater_crds::names::{NODES_NAMESPACE, SYSTEM_NAMESPACE};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+
+use crate::api_proxy::ApiProxy;
+use crate::binaries::{OPERATOR, binary, workspace};
+use crate::cluster::{Cluster, until};
+use breakwater_crds::RegistryMirror;
+
+/// How long anything may take to settle.
+pub const SETTLE: Duration = Duration::from_secs(40);
+
+/// An API server with Breakwater's definitions and roles, and a door to it for operators.
+pub struct Scene {
+    /// The API server.
+    pub cluster: Cluster,
+    /// The door.
+    pub door: ApiProxy,
+    kubeconfig: PathBuf,
+}
+
+impl Scene {
+    /// Starts the API server and installs what `config/default` holds.
+    ///
+    /// # Errors
+    /// Fails when a part does not come up.
+    pub async fn start() -> Result<Self> {
+        let cluster = Cluster::control_plane_only().await?;
+        cluster.kubectl(&["apply", "-k", &workspace().join("config/default").to_string_lossy()]).await?;
+        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+        let door = ApiProxy::start(cluster.client(), SYSTEM_NAMESPACE, OPERATOR).await?;
+        let kubeconfig = door.kubeconfig(cluster.state())?;
+        Ok(Self { cluster, door, kubeconfig })
+    }
+
+    /// Starts an operator that calls itself `name`.
+    ///
+    /// # Errors
+    /// Fails when it cannot be started.
+    pub fn operator(&self, name: &str) -> Result<Operator> {
+        let log = self.cluster.state().join(format!("{name}.log"));
+        let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
+        let process = Command::new(binary(OPERATOR))
+            .args(["--image", "example.test/breakwater:1", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .env("POD_NAME", name)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the operator")?;
+        Ok(Operator { process, log })
+    }
+
+    /// An interface to objects of the caches' namespace.
+    #[must_use]
+    pub fn system<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+        Api::namespaced(self.cluster.client(), SYSTEM_NAMESPACE)
+    }
+
+    /// The mirrors.
+    #[must_use]
+    pub fn mirrors(&self) -> Api<RegistryMirror> {
+        Api::all(self.cluster.client())
+    }
+
+    /// Applies a mirror with this spec, in YAML.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses it.
+    pub async fn mirror(&self, name: &str, spec: &str) -> Result<RegistryMirror> {
+        let spec: Value = serde_saphyr::from_str(spec).with_context(|| format!("parse {spec}"))?;
+        let kind = json!({"apiVersion": "breakwater.dev/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": name}, "spec": spec});
+        let params = PatchParams::apply("test").force();
+        self.mirrors().patch(name, &params, &Patch::Apply(kind)).await.with_context(|| format!("apply {name}"))
+    }
+
+    /// Waits until a condition of a mirror, as of its present generation, has this status and reason.
+    ///
+    /// # Errors
+    /// Fails after [`SETTLE`], with the conditions as they are.
+    pub async fn condition(&self, mirror: &str, kind: &str, status: &str, reason: &str) -> Result<String> {
+        let mut last = Vec::new();
+        let reached = until(SETTLE, &format!("{kind}={status} {reason} of {mirror}"), async || {
+            let mirror = self.mirrors().get(mirror).await.context("get the mirror")?;
+            last = mirror.status.map(|status| status.conditions).unwrap_or_default();
+            let holds = last.iter().find(|it| {
+                it.type_ == kind
+                    && it.status == status
+                    && it.reason == reason
+                    && it.observed_generation == mirror.metadata.generation
+            });
+            Ok(holds.map(|condition| condition.message.clone()))
+        })
+        .await;
+        reached.with_context(|| format!("it has {last:?}"))
+    }
+
+    /// Removes every mirror and all that was made for one, the authority too.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses.
+    pub async fn clear(&self) -> Result<()> {
+        let all = ListParams::default();
+        self.mirrors().delete_collection(&DeleteParams::default(), &all).await.context("delete the mirrors")?;
+        self.delete::<StatefulSet>().await?;
+        self.delete::<Service>().await?;
+        self.delete::<PodDisruptionBudget>().await?;
+        self.delete::<PersistentVolumeClaim>().await?;
+        self.delete::<Secret>().await?;
+        self.delete::<ConfigMap>().await?;
+        self.delete::<Lease>().await?;
+        let nodes: Api<Secret> = Api::namespaced(self.cluster.client(), NODES_NAMESPACE);
+        nodes.delete_collection(&DeleteParams::default(), &all).await.map(drop).context("delete the agents' Secret")
+    }
+
+    async fn delete<K>(&self) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let deleted = self.system::<K>().delete_collection(&DeleteParams::background(), &ListParams::default()).await;
+        deleted.map(drop).with_context(|| format!("delete every {}", K::kind(&())))
+    }
+
+    /// All that an operator makes, without what differs from one time to the next, as text to be compared.
+    ///
+    /// # Errors
+    /// Fails when the API server does not answer.
+    pub async fn state(&self) -> Result<String> {
+        let mut found = Vec::new();
+        found.extend(self.kind::<StatefulSet>().await?);
+        let services = self.kind::<Service>().await?;
+        found.extend(services.clone());
+        found.extend(self.kind::<PodDisruptionBudget>().await?);
+        found.extend(self.kind::<Secret>().await?);
+        for mirror in self.mirrors().list(&ListParams::default()).await.context("list the mirrors")? {
+            let status = mirror.status.unwrap_or_default();
+            let said = |it: &_| -> Value { conditions(it) };
+            found.push(json!({"generation": status.observed_generation, "conditions": said(&status.conditions)}));
+        }
+        let mut text = serde_json::to_string_pretty(&found).context("write JSON")?;
+        for service in &services {
+            let name = service["metadata"]["name"].as_str().unwrap_or_default();
+            if let Some(address) = service["spec"]["clusterIP"].as_str().filter(|address| *address != "None") {
+                text = text.replace(address, name);
+            }
+        }
+        Ok(text)
+    }
+
+    async fn kind<K>(&self) -> Result<Vec<Value>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Serialize
+            + std::fmt::Debug,
+    {
+        let list = self.system::<K>().list(&ListParams::default()).await;
+        let list = list.with_context(|| format!("list every {}", K::kind(&())))?;
+        list.items.iter().map(|object| Ok(comparable(serde_json::to_value(object).context("write JSON")?))).collect()
+    }
+}
+
+fn conditions(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> Value {
+    conditions.iter().map(|it| json!([it.type_, it.status, it.reason, it.message, it.observed_generation])).collect()
+}
+
+/// Without what the API server gives, and without the content of Secrets.
+fn comparable(mut object: Value) -> Value {
+    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"] {
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove(field);
+        }
+    }
+    for owner in object["metadata"]["ownerReferences"].as_array_mut().into_iter().flatten() {
+        owner["uid"] = Value::Null;
+    }
+    for value in object["data"].as_object_mut().into_iter().flat_map(|data| data.values_mut()) {
+        *value = json!("...");
+    }
+    object
+}
+
+/// A running operator, which is killed when this is dropped.
+pub struct Operator {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Operator {
+    /// Kills it as nothing can be prepared for.
+    ///
+    /// # Errors
+    /// Fails when it has ended by itself.
+    pub async fn kill(mut self) -> Result<()> {
+        self.process.kill().await.context("kill the operator")
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`, `TERM`.
+    ///
+    /// # Errors
+    /// Fails when it has ended.
+    pub async fn signal(&self, signal: &str) -> Result<()> {
+        let id = self.process.id().context("the operator has ended")?;
+        let sent = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status().await;
+        anyhow::ensure!(sent.context("run kill")?.success(), "kill -{signal} {id} failed");
+        Ok(())
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// Fails after [`SETTLE`].
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        let ended = tokio::time::timeout(SETTLE, self.process.wait()).await;
+        ended.context("the operator goes on")?.context("wait for the operator")
+    }
+
+    /// Where its own listener is.
+    ///
+    /// # Errors
+    /// Fails when it does not say so within [`SETTLE`].
+    pub async fn admin(&self) -> Result<SocketAddr> {
+        until(SETTLE, "the operator to listen", async || {
+            let log = self.log();
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            Ok(lines.filter_map(|line| line["listen"].as_str()?.parse().ok()).next_back())
+        })
+        .await
+    }
+
+    /// Its log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
