@@ -25,6 +25,8 @@ const OPERATOR_MAY: &[Attempt] = &[
     ("watch", "cronjobs.batch", ""),
     ("create", "secrets", "breakwater-system"),
     ("patch", "statefulsets.apps", "breakwater-system"),
+    ("watch", "configmaps", "breakwater-system"),
+    ("patch", "persistentvolumeclaims", "breakwater-system"),
     ("patch", "secrets/breakwater-relay", "breakwater-nodes"),
     ("create", "events.events.k8s.io", "default"),
 ];
@@ -37,6 +39,16 @@ const OPERATOR_MUST_NOT: &[Attempt] = &[
     ("create", "registrymirrors.breakwater.dev", ""),
     ("patch", "registrymirrors.breakwater.dev", ""),
     ("patch", "mirrornodes.breakwater.dev/status", ""),
+    // Nothing that holds content or keys is its to delete, and ConfigMaps are their owners'.
+    ("delete", "statefulsets.apps", "breakwater-system"),
+    ("delete", "persistentvolumeclaims", "breakwater-system"),
+    ("delete", "secrets", "breakwater-system"),
+    ("patch", "configmaps", "breakwater-system"),
+    ("get", "configmaps", "kube-system"),
+    ("patch", "persistentvolumeclaims", "default"),
+    ("patch", "networkpolicies.networking.k8s.io", "breakwater-system"),
+    ("impersonate", "serviceaccounts", ""),
+    ("create", "serviceaccounts/token", "breakwater-system"),
     ("create", "pods", "breakwater-system"),
     ("patch", "deployments.apps", ""),
     ("patch", "statefulsets.apps", "default"),
@@ -63,8 +75,22 @@ const AGENT_MUST_NOT: &[Attempt] = &[
     ("patch", "registrymirrors.breakwater.dev", ""),
     ("patch", "registrymirrors.breakwater.dev/status", ""),
     ("get", "pods", ""),
+    ("list", "configmaps", "breakwater-system"),
+    ("patch", "statefulsets.apps", "breakwater-system"),
+    ("create", "serviceaccounts/token", "breakwater-nodes"),
     ("patch", "nodes", ""),
     ("patch", "daemonsets.apps/breakwater-node-agent", "breakwater-nodes"),
+];
+
+/// A cache mounts no token; were one stolen, it would open nothing.
+const CACHE: &str = "system:serviceaccount:breakwater-system:default";
+
+const CACHE_MUST_NOT: &[Attempt] = &[
+    ("get", "secrets", "breakwater-system"),
+    ("list", "configmaps", "breakwater-system"),
+    ("get", "pods", "breakwater-system"),
+    ("get", "registrymirrors.breakwater.dev", ""),
+    ("get", "nodes", ""),
 ];
 
 async fn installed() -> Result<Cluster> {
@@ -79,10 +105,8 @@ async fn installed() -> Result<Cluster> {
 async fn can(cluster: &Cluster, who: &str, (verb, resource, namespace): Attempt) -> Result<bool> {
     let scope: Vec<&str> = if namespace.is_empty() { vec!["--all-namespaces"] } else { vec!["--namespace", namespace] };
     // `secrets/name` is one object to kubectl, but a subresource has a flag of its own.
-    let (resource, subresource) = match resource.strip_suffix("/status") {
-        Some(resource) => (resource, "status"),
-        None => (resource, ""),
-    };
+    let split = resource.rsplit_once('/').filter(|(_, end)| ["status", "token"].contains(end));
+    let (resource, subresource) = split.unwrap_or((resource, ""));
     let mut arguments = vec!["auth", "can-i", verb, resource, "--subresource", subresource, "--as", who];
     arguments.extend(scope);
     match cluster.kubectl(&arguments).await {
@@ -100,6 +124,7 @@ async fn each_service_account_may_do_its_work_and_no_more() -> Result<()> {
         (OPERATOR, false, OPERATOR_MUST_NOT),
         (AGENT, true, AGENT_MAY),
         (AGENT, false, AGENT_MUST_NOT),
+        (CACHE, false, CACHE_MUST_NOT),
     ] {
         for attempt in attempts {
             assert_eq!(can(&cluster, who, *attempt).await?, expected, "{who}: {attempt:?}");
