@@ -26,7 +26,7 @@ pub fn between(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus) -> Vec<Ev
     };
     let rules: [(&str, Rule); 6] = [
         (READY, refusal),
-        (STALLED, lost_authority),
+        (STALLED, obstacle),
         (CACHE_READY, cache),
         (NODES_READY, nodes),
         (UPSTREAM_REACHABLE, upstream),
@@ -41,15 +41,23 @@ fn refusal(_: Option<&Condition>, new: &Condition) -> Option<Event> {
         .then(|| event(EventType::Warning, &new.reason, "Validate", &new.message))
 }
 
-fn lost_authority(_: Option<&Condition>, new: &Condition) -> Option<Event> {
-    (new.reason == reason::NO_AUTHORITY).then(|| event(EventType::Warning, &new.reason, "Trust", &new.message))
+/// What a cache that serves has nothing to say of.
+fn obstacle(_: Option<&Condition>, new: &Condition) -> Option<Event> {
+    let action = match new.reason.as_str() {
+        reason::NO_AUTHORITY => "Trust",
+        reason::INVALID_REFERENCE => "Validate",
+        reason::VOLUME_NOT_EXPANDABLE => "Expand",
+        _ => return None,
+    };
+    Some(event(EventType::Warning, &new.reason, action, &new.message))
 }
 
 fn cache(_: Option<&Condition>, new: &Condition) -> Option<Event> {
     match (new.status.as_str(), new.reason.as_str()) {
         ("True", _) => Some(event(EventType::Normal, CACHE_READY, "Serve", &new.message)),
-        // The second is told once, by Stalled.
-        (_, reason::CACHE_STARTING | reason::NO_AUTHORITY) => None,
+        (_, reason::CACHE_STARTING) => None,
+        // Told once, by Stalled.
+        (_, reason::NO_AUTHORITY | reason::INVALID_REFERENCE | reason::VOLUME_NOT_EXPANDABLE) => None,
         (_, reason) => Some(event(EventType::Warning, reason, "Serve", &new.message)),
     }
 }
@@ -143,6 +151,17 @@ mod tests {
             &["NodesBypassed"],
         );
         check(&[], &[("Ready", "False", "RegistryConflict")], &["RegistryConflict"]);
+    }
+
+    #[test]
+    fn what_only_a_person_can_mend_is_told_once_whether_or_not_the_cache_serves() {
+        let serves = ("CacheReady", "True", "CacheServes");
+        for reason in [reason::NO_AUTHORITY, reason::INVALID_REFERENCE, reason::VOLUME_NOT_EXPANDABLE] {
+            let stalled = ("Stalled", "True", reason);
+            check(&[serves], &[serves, stalled], &[reason]);
+            check(&[], &[stalled, ("Ready", "False", reason), ("CacheReady", "False", reason)], &[reason]);
+            check(&[serves, stalled], &[serves, stalled], &[]);
+        }
     }
 
     #[test]
