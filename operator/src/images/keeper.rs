@@ -6,6 +6,7 @@ use super::reference::ImageName;
 use super::replicas::{Ask, Replicas};
 use super::verdict::{ImagesReport, judge};
 use super::wanted::{Lingering, Wanted, wanted};
+use crate::fleet::Fleet;
 use crate::pki::Authority;
 use crate::pki::keeper::Trust;
 use crate::secrets::SecretReader;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(500);
 const MAX_AT_ONCE: usize = 16;
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// An image that is exposed for so long is worth an Event: most are whole within seconds.
@@ -59,8 +60,9 @@ struct State {
     replicas: Replicas,
     in_use: InUse,
     lingering: Lingering,
+    fleet: Arc<Fleet>,
     platforms: BTreeSet<String>,
-    /// Moves whenever one of the three above does.
+    /// Moves whenever something above does that decides what caches hold.
     epoch: u64,
     lists: HashMap<String, List>,
     tls: Option<(Arc<Authority>, Arc<ClientConfig>)>,
@@ -110,7 +112,7 @@ impl Keeper {
     fn look(&mut self, state: &mut State, now: Instant) -> BTreeSet<String> {
         state.replicas.follow(&self.stores.all_cache_pods(), now);
         state.note_in_use(self.in_use.borrow_and_update().clone(), now);
-        state.note_platforms(self.stores.fleet().nodes.iter().filter_map(|node| node.platform.clone()).collect());
+        state.note_fleet(self.stores.fleet());
         let mirrors = self.stores.mirrors();
         let holders = claims(mirrors.iter().map(AsRef::as_ref));
         let held: BTreeMap<_, _> = holders.values().map(|mirror| (mirror.name_any(), *mirror)).collect();
@@ -209,7 +211,12 @@ impl State {
         }
     }
 
-    fn note_platforms(&mut self, platforms: BTreeSet<String>) {
+    fn note_fleet(&mut self, fleet: Arc<Fleet>) {
+        if Arc::ptr_eq(&self.fleet, &fleet) {
+            return;
+        }
+        let platforms: BTreeSet<_> = fleet.nodes.iter().filter_map(|node| node.platform.clone()).collect();
+        self.fleet = fleet;
         // Nodes may all be gone for a moment; images are for those that come.
         if !platforms.is_empty() && platforms != self.platforms {
             self.platforms = platforms;
