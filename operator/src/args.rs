@@ -1,8 +1,11 @@
 //! The command line: the whole configuration of the operator. Knows nothing of what is done with it.
 
 use breakwater_crds::names::{NODES_NAMESPACE, SYSTEM_NAMESPACE};
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
+use std::num::ParseIntError;
+use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Example:
@@ -12,7 +15,58 @@ Exit codes: 0 stopped by a signal, 1 could not start or go on, 2 wrong usage";
 
 /// Turns RegistryMirror objects into one pull-through cache per upstream registry
 #[derive(Debug, Parser)]
-#[command(name = "breakwater-operator", version, about, after_help = AFTER_HELP)]
+#[command(name = "breakwater-operator", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do instead of running as the operator
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// How to run as the operator
+    #[command(flatten)]
+    pub operator: Args,
+}
+
+/// What to do beside an operator that runs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say whether the installation works: the API, who leads, the agents, each mirror; exits with 1 if not
+    Check(CheckArgs),
+}
+
+/// How to check.
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// Namespace of the operator
+    #[arg(long, env = "BREAKWATER_NAMESPACE", default_value = SYSTEM_NAMESPACE, value_name = "NAME")]
+    pub namespace: String,
+
+    /// Namespace of the node agents
+    #[arg(long, env = "BREAKWATER_NODES_NAMESPACE", default_value = NODES_NAMESPACE, value_name = "NAME")]
+    pub nodes_namespace: String,
+
+    /// Seconds to wait for what is not well yet
+    #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = seconds)]
+    pub wait: Duration,
+}
+
+impl Cli {
+    /// Checks what depends on the subcommand.
+    ///
+    /// # Errors
+    /// The operator lacks a setting that it cannot do without.
+    pub fn complete(self) -> Result<Self, clap::Error> {
+        for (setting, flag) in [(&self.operator.image, "--image"), (&self.operator.pod_name, "--pod-name")] {
+            if self.command.is_none() && setting.is_empty() {
+                let message = format!("{flag} must be set");
+                return Err(Self::command().error(ErrorKind::MissingRequiredArgument, message));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Settings of the operator.
+#[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Namespace of the operator, its caches and their credentials
     #[arg(long, env = "BREAKWATER_NAMESPACE", default_value = SYSTEM_NAMESPACE, value_name = "NAME", help_heading = "Cluster")]
@@ -23,11 +77,25 @@ pub struct Args {
     pub nodes_namespace: String,
 
     /// Image that the caches run
-    #[arg(long, env = "BREAKWATER_IMAGE", value_name = "IMAGE", help_heading = "Cluster")]
+    #[arg(
+        long,
+        env = "BREAKWATER_IMAGE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "IMAGE",
+        help_heading = "Cluster"
+    )]
     pub image: String,
 
     /// Name of this Pod: who holds the lease, and who reports Events
-    #[arg(long, env = "POD_NAME", value_name = "NAME", help_heading = "Cluster")]
+    #[arg(
+        long,
+        env = "POD_NAME",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME",
+        help_heading = "Cluster"
+    )]
     pub pod_name: String,
 
     /// Address for /healthz, /readyz, /metrics and /log-level; :PORT is every address
@@ -54,6 +122,10 @@ pub enum LogFormat {
     Json,
 }
 
+fn seconds(text: &str) -> Result<Duration, ParseIntError> {
+    text.parse().map(Duration::from_secs)
+}
+
 /// `:8080` is every address: a dual-stack socket on `[::]`.
 fn listen_address(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
     match text.strip_prefix(':') {
@@ -74,8 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn the_image_is_required() {
-        let error = Args::try_parse_from(["breakwater-operator", "--pod-name", "x"]);
-        assert!(std::env::var_os("BREAKWATER_IMAGE").is_some() || error.unwrap_err().to_string().contains("--image"));
+    fn the_operator_needs_an_image_and_its_name_and_a_check_neither() {
+        let parse = |arguments: &[&str]| {
+            Cli::try_parse_from([&["breakwater-operator"], arguments].concat()).and_then(Cli::complete)
+        };
+        assert!(parse(&["--pod-name=x", "--image="]).unwrap_err().to_string().contains("--image must be set"));
+        assert!(parse(&["--image=x", "--pod-name="]).unwrap_err().to_string().contains("--pod-name must be set"));
+        assert!(parse(&["--image=x", "--pod-name=y"]).is_ok());
+        let checked = parse(&["check", "--wait=60"]).unwrap();
+        assert!(matches!(checked.command, Some(Command::Check(args)) if args.wait == Duration::from_secs(60)));
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// The lease's name.
 pub const NAME: &str = "breakwater-operator";
 /// A holder that is silent for longer has lost its lease.
-const DURATION: Duration = Duration::from_secs(15);
+pub const DURATION: Duration = Duration::from_secs(15);
 /// Shorter than [`DURATION`]: the holder gives up before somebody else may begin.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(2);

@@ -5,6 +5,7 @@
 pub mod apply;
 pub mod args;
 pub mod build;
+pub mod check;
 pub mod controller;
 pub mod credentials;
 pub mod events;

@@ -1,9 +1,9 @@
 //! The process of the operator: reads the command line, connects, runs until a signal. Start reading at `controller.rs`.
 
 use anyhow::Context as _;
-use breakwater_operator::args::Args;
+use breakwater_operator::args::{Args, Cli, Command};
 use breakwater_operator::telemetry::LogLevel;
-use breakwater_operator::{error_chain, run, telemetry};
+use breakwater_operator::{check, error_chain, run, telemetry};
 use clap::Parser;
 use kube::Client;
 use std::process::ExitCode;
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     // Fails only if a provider is already there, which serves as well.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let args = Args::parse();
-    let log_level = telemetry::init(args.log_format);
-    match start(args, log_level) {
-        Ok(()) => ExitCode::SUCCESS,
+    let Cli { command, operator } = Cli::parse().complete().unwrap_or_else(|error| error.exit());
+    let log_level = telemetry::init(operator.log_format);
+    match start(command, operator, log_level) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", error_chain(error.as_ref()));
             ExitCode::FAILURE
@@ -25,12 +25,15 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn start(args: Args, log_level: LogLevel) -> anyhow::Result<()> {
+async fn start(command: Option<Command>, args: Args, log_level: LogLevel) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let client =
         Client::try_default().await.context("cannot find a cluster: neither a service account nor a kubeconfig")?;
+    if let Some(Command::Check(args)) = command {
+        return Ok(if check::check(args, client).await { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let signalled = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -40,7 +43,8 @@ async fn start(args: Args, log_level: LogLevel) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        stopped = run::run(args, client, log_level, stop.clone()) => Ok(stopped?),
-        () = signalled => Ok(()),
+        stopped = run::run(args, client, log_level, stop.clone()) => stopped?,
+        () = signalled => {}
     }
+    Ok(ExitCode::SUCCESS)
 }

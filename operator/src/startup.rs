@@ -10,7 +10,8 @@ use tokio::time::Instant;
 /// Both are applied together with the operator; an API server under load may take a while to establish them.
 const DEADLINE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
-const DEFINITIONS: [&str; 2] = ["registrymirrors.breakwater.dev", "mirrornodes.breakwater.dev"];
+/// The definitions of both kinds.
+pub const DEFINITIONS: [&str; 2] = ["registrymirrors.breakwater.dev", "mirrornodes.breakwater.dev"];
 
 /// Why the operator cannot start.
 #[derive(Debug, thiserror::Error)]

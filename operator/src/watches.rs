@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// Label value of the agents' Pods.
-const AGENT: &str = "breakwater-node-agent";
+pub const AGENT: &str = "breakwater-node-agent";
 const FILL_DEADLINE: Duration = Duration::from_secs(60);
 /// Nodes and agents change in bursts; one look at all of them per burst is enough.
 const FLEET_PAUSE: Duration = Duration::from_millis(200);

@@ -41,6 +41,7 @@
 mod control_plane;
 mod credentials;
 pub(crate) mod dns;
+mod helm;
 mod host;
 mod kubectl;
 mod machine;

@@ -35,6 +35,12 @@ pub struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
+    /// Breakwater as somebody else installs it.
+    #[must_use]
+    pub fn installed(cluster: &'a Cluster) -> Self {
+        Self { cluster }
+    }
+
     /// Builds the image and installs it.
     ///
     /// # Errors

@@ -37,8 +37,11 @@ fn rendered(output: &Output) -> Result<Objects> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout.clone()).context("read what was rendered")?;
     let mut objects = Objects::new();
-    // A test of its own compares the definitions; they are the most of the text, and slow to parse in a test's build.
-    for document in text.split("\n---").filter(|document| !document.contains("kind: CustomResourceDefinition")) {
+    // A hook is no part of what is installed. A test of its own compares the definitions; they are the most of the text, and slow to parse in a test's build.
+    let left_out = |document: &&str| {
+        ["kind: CustomResourceDefinition", "helm.sh/hook"].iter().all(|mark| !document.contains(mark))
+    };
+    for document in text.split("\n---").filter(left_out) {
         let Some(mut object) = serde_saphyr::from_str::<Option<Value>>(document).context("parse what was rendered")?
         else {
             continue;
