@@ -29,9 +29,10 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (30); installs cargo-fuzz if need be,
 images: ## Build the static binaries and one OCI image archive; its path is the last line printed
 	@cargo run -p breakwater-tests --bin image
 
-manifests: ## Regenerate config/crd from crds/src, and what the chart takes from config
+manifests: ## Regenerate config/crd and docs/reference.md from crds/src, and what the chart takes from config
 	@for kind in registrymirrors mirrornodes; do cargo run --quiet -p breakwater-crds --bin crdgen $$kind > config/crd/$$kind.yaml || exit 1; done
-	@cd charts/breakwater && rm -rf files && mkdir files && cp -r ../../config/crd ../../config/rbac ../../config/default/namespaces.yaml files && rm files/*/kustomization.yaml
+	@cargo run --quiet -p breakwater-crds --bin crdgen reference > docs/reference.md
+	@cd charts/breakwater && rm -rf files && mkdir files && cp -r ../../config/crd ../../config/rbac ../../config/monitoring ../../config/default/namespaces.yaml files && rm files/*/kustomization.yaml files/*/*_test.yaml
 
 lint: ## Formatting and clippy, warnings refused
 	@cargo fmt --all --check

@@ -16,6 +16,7 @@ pub mod mirror_status;
 pub mod names;
 pub mod node;
 pub mod quantity;
+pub mod reference;
 pub mod relay_token;
 mod schema;
 pub mod selector;

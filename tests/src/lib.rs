@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod demo;
 pub mod distribution;
+pub mod gitops;
 pub mod images;
 pub mod operator;
 pub mod product;

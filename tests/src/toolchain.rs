@@ -86,6 +86,38 @@ const HELM: Module = Module {
     links: &[],
 };
 
+const PROMTOOL: Module = Module {
+    title: "promtool",
+    name: "promtool",
+    version: "v0.313.5",
+    estimate: "about 2 minutes",
+    files: &[
+        ("go.mod", include_str!("../toolchain/promtool/go.mod")),
+        ("go.sum", include_str!("../toolchain/promtool/go.sum")),
+    ],
+    packages: &["github.com/prometheus/prometheus/cmd/promtool"],
+    ldflags: "-s -w",
+    // Without the discovery of twenty clouds.
+    tags: "remove_all_sd",
+    links: &[],
+};
+
+const ASSESS: Module = Module {
+    title: "the health checks of Flux and Argo CD",
+    name: "assess",
+    version: "v3.2.12",
+    estimate: "about 5 minutes",
+    files: &[
+        ("go.mod", include_str!("../toolchain/assess/go.mod")),
+        ("go.sum", include_str!("../toolchain/assess/go.sum")),
+        ("main.go", include_str!("../toolchain/assess/main.go")),
+    ],
+    packages: &["."],
+    ldflags: "-s -w",
+    tags: "",
+    links: &[],
+};
+
 /// Every program of a cluster, ready to run.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
@@ -124,6 +156,22 @@ impl Toolchain {
     /// Fails when it cannot be built.
     pub fn helm() -> Result<PathBuf> {
         Ok(go::build(&HELM)?.join("helm"))
+    }
+
+    /// Prometheus' judge of rules.
+    ///
+    /// # Errors
+    /// Fails when it cannot be built.
+    pub fn promtool() -> Result<PathBuf> {
+        Ok(go::build(&PROMTOOL)?.join("promtool"))
+    }
+
+    /// Our program around the code by which Flux and Argo CD judge objects.
+    ///
+    /// # Errors
+    /// Fails when it cannot be built.
+    pub fn assess() -> Result<PathBuf> {
+        Ok(go::build(&ASSESS)?.join("assess"))
     }
 
     /// kubectl alone: it renders kustomizations without a cluster.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use breakwater_tests::binaries::workspace;
 use breakwater_tests::cluster::{Cluster, ClusterConfig, until};
 use breakwater_tests::distribution::{Distribution, DistributionConfig};
+use breakwater_tests::gitops::assess;
 use breakwater_tests::images::Image;
 use breakwater_tests::product::{Product, snapshot};
 use breakwater_tests::release;
@@ -78,6 +79,9 @@ async fn the_chart_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
     product.ready(LIMIT).await?;
     pulls(&cluster, &upstream, 1).await?;
     let cache = identity_of_the_cache(&cluster).await?;
+
+    let judged = assess(&cluster).await?;
+    ensure!(judged.iter().all(|mirror| mirror.flux == "Current" && mirror.argo == "Healthy"), "{judged:?}");
 
     let changed = ["--set=operator.replicas=2", "--set=nodeAgent.podAnnotations.turn=two"];
     helm(&cluster, &["upgrade"], &[&[chart.as_str()], &changed[..], &wait].concat()).await?;

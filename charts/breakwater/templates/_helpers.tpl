@@ -18,20 +18,21 @@ app.kubernetes.io/part-of: breakwater
 {{- end }}
 {{- end -}}
 
-{{/* The objects of the files below a path, which `make manifests` copies from config/, with the user's labels. Takes (dict "root" $
-"glob" "files/rbac/*.yaml" "annotations" dict). */}}
+{{/* The objects of files that `make manifests` copies from config/, with the user's labels. Takes (dict "root" $ "glob"
+"files/rbac/*.yaml"), and as it needs "labels", "annotations", and "runbooks", where links to runbooks begin. */}}
 {{- define "breakwater.objects" -}}
-{{- $root := .root -}}
-{{- $annotations := .annotations -}}
-{{- range $path, $bytes := $root.Files.Glob .glob }}
-{{- range splitList "\n---\n" (toString $bytes) }}
+{{- $labels := merge (dict) (default (dict) .labels) .root.Values.commonLabels -}}
+{{- $annotations := default (dict) .annotations -}}
+{{- $runbooks := default "" .runbooks -}}
+{{- range $path, $bytes := .root.Files.Glob .glob }}
+{{- range splitList "\n---\n" (toString $bytes | replace "runbook_url: " (print "runbook_url: " $runbooks)) }}
 {{- $object := fromYaml . }}
 {{- $metadata := $object.metadata }}
-{{- with $root.Values.commonLabels }}
+{{- with $labels }}
 {{- $_ := set $metadata "labels" (merge (dict) (default (dict) $metadata.labels) .) }}
 {{- end }}
 {{- with $annotations }}
-{{- $_ := set $metadata "annotations" (merge (dict) . (default (dict) $metadata.annotations)) }}
+{{- $_ := set $metadata "annotations" (merge (dict) (default (dict) $metadata.annotations) .) }}
 {{- end }}
 ---
 {{ toYaml $object }}

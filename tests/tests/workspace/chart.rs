@@ -139,6 +139,28 @@ fn the_chart_and_kustomize_render_the_same() -> Result<()> {
 }
 
 #[test]
+fn monitoring_is_the_same_and_links_where_it_is_told() -> Result<()> {
+    let (helm, kubectl) = (Toolchain::helm()?, Toolchain::kubectl()?);
+    let template = |values: &[&str]| -> Result<Objects> {
+        let only =
+            ["--show-only=templates/monitoring.yaml", "monitoring.podMonitors=true", "monitoring.prometheusRule=true"];
+        rendered(&template(&helm, &[&only, values].concat())?)
+    };
+    let config = rendered(&run(&kubectl, &["kustomize", "config/monitoring"])?)?;
+    ensure_same("monitoring", &config, &template(&[])?)?;
+    let set = ["monitoring.runbookBase=https://x.test/", "monitoring.labels.release=a", "monitoring.dashboard=true"];
+    let objects = template(&set)?;
+    let rule = &objects["PrometheusRule breakwater-system/breakwater"];
+    let link = rule.pointer("/spec/groups/0/rules/0/annotations/runbook_url").and_then(Value::as_str);
+    assert!(link.is_some_and(|link| link.starts_with("https://x.test/docs/runbooks/Breakwater")), "{link:?}");
+    assert_eq!(rule["metadata"]["labels"]["release"], "a");
+    let dashboard = &objects["ConfigMap breakwater-system/breakwater-dashboard"]["data"]["breakwater.json"];
+    let dashboard: Value = serde_json::from_str(dashboard.as_str().context("no dashboard")?)?;
+    assert_eq!(dashboard, serde_json::from_str::<Value>(&read(&root().join("config/monitoring/dashboard.json"))?)?);
+    Ok(())
+}
+
+#[test]
 fn every_preset_has_its_values() -> Result<()> {
     for entry in std::fs::read_dir(root().join("config/node-agent/presets"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -152,12 +174,12 @@ fn every_preset_has_its_values() -> Result<()> {
 
 #[test]
 fn what_the_chart_takes_over_is_what_config_has() -> Result<()> {
-    for part in ["crd", "rbac"] {
+    for part in ["crd", "rbac", "monitoring"] {
         let names = |folder: &Path| -> Result<Vec<String>> {
             let entries = std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
             let mut names: Vec<_> =
                 entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect();
-            names.retain(|name| name != "kustomization.yaml");
+            names.retain(|name| name != "kustomization.yaml" && !name.ends_with("_test.yaml"));
             names.sort();
             Ok(names)
         };

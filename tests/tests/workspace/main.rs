@@ -1,6 +1,7 @@
 //! Holds the workspace to its own rules: crate arrows, module comments, file sizes, generated files, documented reasons.
 
 mod chart;
+mod monitoring;
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
@@ -89,6 +90,9 @@ fn the_committed_definitions_are_the_generated_ones() -> Result<()> {
         let generated = breakwater_crds::yaml::document(&definition)?;
         assert!(committed == generated, "config/crd/{name}.yaml differs from crds/src: run `make manifests`");
     }
+    let reference = breakwater_crds::reference::page(&breakwater_crds::yaml::definitions());
+    let committed = read(&root().join("docs/reference.md"))?;
+    assert!(committed == reference, "docs/reference.md differs from crds/src: run `make manifests`");
     Ok(())
 }
 
