@@ -5,7 +5,8 @@ use serde_json::Value;
 use std::fmt::Write as _;
 
 /// Below these, fields are Kubernetes' own.
-const FOREIGN: &[&str] = &["spec.nodes.selector", "spec.cache.resources", "conditions"];
+const FOREIGN: &[&str] =
+    &["spec.nodes.selector", "spec.cache.resources", "spec.cache.affinity", "spec.cache.tolerations", "conditions"];
 
 /// The page.
 #[must_use]

@@ -1,5 +1,7 @@
 //! What users install: static binaries in one OCI image. It knows how they are built, not what they do.
 
+mod sbom;
+
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -32,6 +34,7 @@ pub fn image_archive() -> Result<PathBuf> {
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         layer.file(package, &bytes, 0o755)?;
     }
+    layer.file("sbom.cdx.json", &sbom::document(&[REGISTRY, OPERATOR, NODE_AGENT], &host_triple()?)?, 0o644)?;
     let image = Image::new(IMAGE, TAG, vec![layer], Run { user: USER.to_owned(), ..Run::default() })?;
     let folder = workspace().join("out");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;

@@ -1,6 +1,8 @@
 //! Holds the workspace to its own rules: crate arrows, module comments, file sizes, generated files, documented reasons.
 
 mod chart;
+mod dependencies;
+mod links;
 mod monitoring;
 
 use anyhow::{Context, Result, ensure};
