@@ -1,7 +1,7 @@
 # One line each; `make help` lists them. Programs that a target needs are built or installed on first use.
 FUZZ_SECONDS ?= 30
 
-.PHONY: help demo playground test chaos bench fuzz images manifests lint
+.PHONY: help demo playground test chaos fallback bench fuzz images manifests lint
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ test: lint ## Everything: format, lints, unit, property, contract, API, node and
 
 chaos: ## The cache under every fault, as a table; docs/chaos.md says how to put another mirror under it (root)
 	@cargo run --quiet -p breakwater-tests --bin chaos
+
+fallback: ## What each fault costs a pull on each containerd, written to docs/fallback.md; FAULTS="stall,agent" for some (root)
+	@cargo run --quiet -p breakwater-tests --bin fallback -- $(FAULTS)
 
 bench: ## Measure the cache beside nginx and distribution, write docs/benchmarks.md; ROWS="blob herd" for some only (root)
 	@cargo run -p breakwater-tests --bin bench -- $(ROWS)

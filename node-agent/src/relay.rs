@@ -2,9 +2,11 @@
 //! at once when that will not serve, so that the runtime goes to the upstream.
 
 mod ask;
+mod audit;
 mod body;
 mod cache;
 mod canary;
+mod conduct;
 mod connect;
 mod forward;
 mod health;

@@ -88,6 +88,7 @@ impl Stage {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn agent_in(&self, mounts: &str, flags: &[&str]) -> Result<Agent> {
+        let without_socket: &[&str] = if flags.contains(&"--cri-socket") { &[] } else { &["--cri-socket", "none"] };
         let log = self.folder.path().join("agent.log");
         let output = std::fs::File::options().create(true).append(true).open(&log).context("make a log")?;
         let errors = output.try_clone().context("share a log")?;
@@ -95,7 +96,8 @@ impl Stage {
             .shell(&format!("{mounts}\nexec \"$@\""))
             .arg(binary(NODE_AGENT))
             .args(flags)
-            .args(["--node-name", NODE, "--cri-socket", "none"])
+            .args(["--node-name", NODE])
+            .args(without_socket)
             .arg("--certs-dir")
             .arg(self.certs_d())
             .arg("--state-dir")
@@ -141,13 +143,26 @@ impl Stage {
     /// # Errors
     /// Fails when the API server refuses it.
     pub async fn cache_at(&self, mirror: &str, service: &str, address: Ipv4Addr) -> Result<()> {
+        self.caches_at(mirror, service, &[address]).await
+    }
+
+    /// Makes addresses of the cluster's network the Pods of a mirror's cache.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses it.
+    pub async fn caches_at(&self, mirror: &str, service: &str, addresses: &[Ipv4Addr]) -> Result<()> {
+        let endpoint = |(address, ordinal): (&Ipv4Addr, i32)| {
+            let pod = names::pod_name(service, ordinal);
+            serde_json::json!({"addresses": [address], "targetRef": {"kind": "Pod", "name": pod}})
+        };
+        let endpoints: Vec<_> = addresses.iter().zip(0..).map(endpoint).collect();
         let slice = serde_json::json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": service, "namespace": names::SYSTEM_NAMESPACE, "labels": {
                 names::LABEL_NAME: names::CACHE, names::LABEL_MIRROR: mirror, "kubernetes.io/service-name": service,
             }},
             "ports": [{"name": names::TLS_PORT_NAME, "port": names::TLS_PORT}],
-            "endpoints": [{"addresses": [address], "targetRef": {"kind": "Pod", "name": format!("{service}-0")}}],
+            "endpoints": endpoints,
         });
         self.cluster.apply(&slice.to_string()).await.map(drop)
     }
@@ -168,6 +183,12 @@ impl Stage {
     #[must_use]
     pub fn relay(&self) -> SocketAddr {
         self.relay.address()
+    }
+
+    /// The way to the admin listener.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.address()
     }
 
     /// The `hosts.toml` of a registry.
@@ -286,6 +307,29 @@ impl Agent {
     pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
         let ended = tokio::time::timeout(limit, self.child.wait()).await.context("the agent did not end in time")?;
         ended.context("wait for the agent")
+    }
+
+    /// Ends it as the kernel would for want of memory.
+    ///
+    /// # Errors
+    /// Fails when it cannot be ended.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.child.kill().await.context("kill the agent")
+    }
+
+    /// Stops it in its tracks: its ports still take connections, nothing is answered.
+    ///
+    /// # Errors
+    /// Fails when it has ended.
+    pub fn freeze(&self) -> Result<()> {
+        let id = self.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("the agent ended by itself")?;
+        kill_process(id, Signal::STOP).context("freeze the agent")
+    }
+
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// The most memory that it has held, in KiB.

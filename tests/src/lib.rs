@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod distribution;
 pub mod gitops;
+pub mod fallback;
 pub mod images;
 pub mod operator;
 pub mod product;

@@ -8,6 +8,7 @@ mod debian;
 mod folder;
 mod go;
 mod progress;
+mod runtimes;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 
 pub use folder::cache_folder;
 pub use progress::Progress;
+pub use runtimes::{Runtime, SERIES};
 
 use go::Module;
 

@@ -70,8 +70,21 @@ impl Digest {
     }
 
     pub(super) fn verifies(&self, bytes: &[u8]) -> bool {
-        let algorithm = if self.0.starts_with("sha512:") { &digest::SHA512 } else { &digest::SHA256 };
-        self.0.split_once(':').is_some_and(|(_, wanted)| hex::encode(digest::digest(algorithm, bytes)) == wanted)
+        self.is(digest::digest(self.algorithm(), bytes).as_ref())
+    }
+
+    /// Takes bytes whose digest this may be.
+    pub(super) fn context(&self) -> digest::Context {
+        digest::Context::new(self.algorithm())
+    }
+
+    /// Whether this is the digest that was found.
+    pub(super) fn is(&self, found: &[u8]) -> bool {
+        self.0.split_once(':').is_some_and(|(_, wanted)| hex::encode(found) == wanted)
+    }
+
+    fn algorithm(&self) -> &'static digest::Algorithm {
+        if self.0.starts_with("sha512:") { &digest::SHA512 } else { &digest::SHA256 }
     }
 }
 

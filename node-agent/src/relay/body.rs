@@ -3,8 +3,10 @@
 //! cut connection, nothing else.
 
 use super::ask::Digest;
-use super::cache::Cache;
-use super::patience::{Exhausted, Patience, SLOWEST_HIT, STALL};
+use super::audit::Audit;
+use super::cache::{Cache, Unserved};
+use super::conduct::Origin;
+use super::patience::{Exhausted, Limits, Patience, SMALL, STALL};
 use super::resume::{Rest, Source};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -12,7 +14,11 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::time::{Instant, Sleep};
+
+/// Another Pod that appears late gets a chance as well.
+const LEAST_STALL: Duration = Duration::from_secs(1);
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -21,10 +27,10 @@ pub(super) enum Cut {
     #[error("the cache broke off: {0}")]
     Broken(#[source] hyper::Error),
     /// The cache sent nothing for too long.
-    #[error("the cache sent nothing for {STALL:?}")]
-    Stalled,
-    /// The cache has it and sends it too slowly.
-    #[error("the cache sends what it has at less than {} KiB/s", SLOWEST_HIT / 1024)]
+    #[error("the cache sent nothing of a body for {0:?}")]
+    Stalled(Duration),
+    /// It sends too slowly, whether from its disk or from the upstream.
+    #[error("the cache sends a body too slowly")]
     Slow,
 }
 
@@ -42,6 +48,11 @@ pub(super) struct Streamed {
     flow: Flow,
     blob: Option<Digest>,
     rest: Option<Rest>,
+    audit: Option<Audit>,
+    origin: Origin,
+    length: Option<u64>,
+    /// How long it may still be waited for nothing, over all Pods together.
+    left: Duration,
     patience: Patience,
     look_again: Pin<Box<Sleep>>,
 }
@@ -66,13 +77,26 @@ impl RelayBody {
         cache: Arc<Cache>,
         blob: Option<Digest>,
         rest: Option<Rest>,
-        is_hit: bool,
+        origin: Origin,
     ) -> Self {
-        let (patience, look_again) = (Patience::new(is_hit), Box::pin(tokio::time::sleep(STALL)));
-        let mut streamed = Streamed { cache, flow: Flow::From(source), blob, rest, patience, look_again };
+        let length = source.body.size_hint().exact();
+        let has_others = rest.is_some() && cache.has_others(&source.replica);
+        let limits = limits(origin, length, &source, has_others, STALL);
+        let (patience, look_again) = (Patience::new(limits), Box::pin(tokio::time::sleep(STALL)));
+        let comes_whole = rest.as_ref().filter(|rest| rest.is_whole()).and(length);
+        let audit = blob.as_ref().zip(comes_whole).and_then(|(blob, length)| Audit::of(blob, length));
+        let flow = Flow::From(source);
+        let mut streamed =
+            Streamed { cache, flow, blob, rest, audit, origin, length, left: STALL, patience, look_again };
         streamed.release_at_end();
         Self::Streamed(Box::new(streamed))
     }
+}
+
+/// How long one Pod's answer is waited for, so that all of them together have what is left.
+fn limits(origin: Origin, length: Option<u64>, source: &Source, has_others: bool, left: Duration) -> Limits {
+    let left = if has_others { left / 2 } else { left };
+    Limits::new(origin, length, source.replica.is_on_probation(origin), left)
 }
 
 impl Streamed {
@@ -82,6 +106,13 @@ impl Streamed {
             && let Some(connection) = source.connection.take()
         {
             source.replica.release(connection);
+            if !self.audit.take().is_none_or(Audit::passes) {
+                // The runtime has it already, and refuses it; whoever asks again is to be served by another.
+                source.replica.offended(Origin::Disk, &Unserved::OtherContent);
+                self.blob.iter().for_each(|blob| self.cache.suspend(blob));
+            } else if self.length.is_some_and(|length| length > SMALL) {
+                source.replica.behaved(self.origin);
+            }
         }
     }
 
@@ -93,6 +124,9 @@ impl Streamed {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.patience.came(bytes, Instant::now());
                 self.cache.counters.bytes.add(bytes);
+                if let (Some(audit), Some(data)) = (&mut self.audit, frame.data_ref()) {
+                    audit.see(data);
+                }
                 if let Some(rest) = &mut self.rest {
                     rest.advance(bytes);
                 }
@@ -111,7 +145,7 @@ impl Streamed {
             self.look_again.as_mut().reset(look_again);
             ready!(self.look_again.as_mut().poll(cx));
             match self.patience.exhausted(Instant::now()) {
-                Some(Exhausted::Stalled) => return Poll::Ready(Cut::Stalled),
+                Some(Exhausted::Stalled) => return Poll::Ready(Cut::Stalled(self.patience.stall())),
                 Some(Exhausted::Slow) => return Poll::Ready(Cut::Slow),
                 None => {}
             }
@@ -125,6 +159,15 @@ impl Streamed {
         let digest = self.blob.as_ref().map(Digest::short).unwrap_or_default();
         tracing::warn!(registry, pod, digest, error = %cut, "answer broke off");
         source.replica.look_now.notify_one();
+        // Who goes on is not to blame for what another began.
+        self.audit = None;
+        if let Cut::Stalled(waited) = cut {
+            self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
+        }
+        // What breaks is found out at once; what keeps us waiting is not asked again for a while.
+        if matches!(cut, Cut::Stalled(_) | Cut::Slow) {
+            source.replica.offended(self.origin, &cut);
+        }
         let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
         let (cache, replica) = (self.cache.clone(), source.replica);
         // A closed connection may be a restart; who stalls would stall again.
@@ -142,9 +185,11 @@ impl Streamed {
         let Flow::Resuming(cut, _) = std::mem::replace(&mut self.flow, Flow::Over) else { return Ok(()) };
         let Some(source) = source else { return Err(self.give_up(cut)) };
         tracing::info!(registry = self.cache.registry(), pod = source.replica.pod, "answer goes on");
+        let has_others = self.cache.has_others(&source.replica);
+        let limits = limits(self.origin, self.length, &source, has_others, self.left);
+        self.patience = Patience::new(limits);
         self.flow = Flow::From(source);
         self.rest = Some(rest);
-        self.patience = self.patience.anew();
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use super::ask::{Content, Digest, Kind};
 use super::body::Cut;
+use super::conduct::Origin;
 use super::connect::ConnectFault;
 use super::health::Standing;
 use super::probe;
@@ -53,14 +54,20 @@ pub(super) enum Unserved {
     Out,
     #[error("an answer for this digest broke off a moment ago")]
     Suspended,
+    #[error("the cache's bodies are not asked for, because one was not as it should be a moment ago")]
+    Offended,
     #[error("{0}")]
     Connect(#[source] ConnectFault),
     #[error("no headers within {HEADERS:?}")]
     Late,
+    #[error("the cache began a manifest or another small answer and did not end it in time")]
+    Stalled,
     #[error("the cache answered {0}")]
     Status(http::StatusCode),
     #[error("the cache's answer is not fit to be passed on: {0}")]
     Unfit(&'static str),
+    #[error("the cache sent something else than the digest says")]
+    OtherContent,
     #[error("{0}")]
     Cut(#[source] Cut),
 }
@@ -129,16 +136,16 @@ impl Cache {
         View {
             standing: self.standing(),
             pods: pods.probed.len(),
-            answering: pods.probed.iter().filter(|probed| probed.replica.standing() == Standing::In).count(),
+            answering: pods.probed.iter().filter(|probed| probed.replica.serves()).count(),
             trouble: troubles.flatten().next(),
         }
     }
 
-    /// In as soon as one Pod is; a cache that has served and does so no more is out.
+    /// In as soon as one Pod serves; a cache that has served and does so no more is out.
     fn standing(&self) -> Standing {
         let pods = self.pods.load();
         let has = |wanted| pods.probed.iter().any(|probed| probed.replica.standing() == wanted);
-        if has(Standing::In) {
+        if pods.probed.iter().any(|probed| probed.replica.serves()) {
             self.has_served.store(true, Ordering::Relaxed);
             Standing::In
         } else if has(Standing::Unknown) {
@@ -165,13 +172,21 @@ impl Cache {
         if candidates.is_empty() { Err(Unserved::Out) } else { Ok(candidates) }
     }
 
-    /// The Pods that answer, ranked for this repository.
+    /// The Pods that serve, ranked for this repository; those last whose downloads stalled.
     pub(super) fn standing_in(&self, repository: &str) -> Vec<Arc<Replica>> {
         let pods = self.pods.load();
         let Some(route) = &pods.route else { return Vec::new() };
         let replica = |endpoint: &_| pods.probed.iter().map(|probed| &probed.replica).find(|one| one.is(endpoint));
         let ranked = route.ranked(repository).into_iter().filter_map(replica);
-        ranked.filter(|replica| replica.standing() == Standing::In).cloned().collect()
+        let mut serving: Vec<_> = ranked.filter(|replica| replica.serves()).cloned().collect();
+        serving.sort_by_key(|replica| replica.is_refused(Origin::Upstream));
+        serving
+    }
+
+    /// Whether another Pod could go on with an answer of this one.
+    pub(super) fn has_others(&self, than: &Replica) -> bool {
+        let pods = self.pods.load();
+        pods.probed.iter().any(|probed| probed.replica.address != than.address && probed.replica.serves())
     }
 
     /// A body broke off for good: its digest is asked elsewhere for a while, or the runtime would resume here again and again.

@@ -4,11 +4,14 @@
 use super::ask::{Content, Digest, Kind};
 use super::body::{Cut, RelayBody};
 use super::cache::{Cache, HEADERS, Unserved};
+use super::conduct::Origin;
+use super::patience::SMALL;
 use super::replica::Replica;
 use super::resume::{Rest, Source};
 use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +26,8 @@ const RESERVE: Duration = Duration::from_secs(2);
 static VERIFYING: Semaphore = Semaphore::const_new(16);
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const HIT: &[u8] = b"breakwater; hit";
+/// How the cache says that it has something on its disk.
+const FROM_DISK: [&[u8]; 2] = [b"breakwater; hit", b"breakwater; fwd=stale"];
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// What of the cache's headers reaches the runtime. No challenge, no redirect, nothing about the connection.
 const RETURNED: [HeaderName; 14] = [
@@ -86,16 +90,24 @@ impl Attempt<'_> {
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
         let source = Source { body, replica: replica.clone(), connection: Some(connection) };
+        let origin = origin(&parts.headers);
+        if method == Method::GET && parts.status.is_success() && replica.is_refused(origin) {
+            return Err(Unserved::Offended);
+        }
         match parts.status {
             StatusCode::OK if matches!(content.kind, Kind::Manifest(_)) => {
                 let digest = manifest_digest(content, &parts)?;
                 if method == Method::GET {
-                    let verified = timeout_at(until, verified(cache, parts, source, &digest));
-                    return verified.await.unwrap_or(Err(Unserved::Late));
+                    return verified(cache, parts, source, &digest, until).await;
                 }
                 if !parts.headers.contains_key(header::CONTENT_LENGTH) {
                     // The runtime would fetch it from here by GET and give up where that fails.
                     return Err(Unserved::Unfit("a manifest without a length"));
+                }
+            }
+            StatusCode::OK if method == Method::GET && is_small(&source) => {
+                if let Kind::Blob(digest) = &content.kind {
+                    return verified(cache, parts, source, digest, until).await;
                 }
             }
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {}
@@ -105,12 +117,11 @@ impl Attempt<'_> {
             status => return Err(Unserved::Status(status)),
         }
         let rest = if method == Method::GET { Rest::of(content, &parts) } else { None };
-        let is_hit = parts.headers.get(CACHE_STATUS).is_some_and(|status| status.as_bytes().starts_with(HIT));
         let blob = match &content.kind {
             Kind::Blob(digest) => Some(digest.clone()),
             Kind::Manifest(_) | Kind::Other => None,
         };
-        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), blob, rest, is_hit)))
+        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), blob, rest, origin)))
     }
 }
 
@@ -127,8 +138,33 @@ fn manifest_digest(content: &Content, parts: &Parts) -> Result<Digest, Unserved>
     }
 }
 
-/// Reads a manifest to its end and passes it on only if it is the right one.
+/// The configuration of an image, as a rule: each image has one, and so a cache that sends wrong blobs is found out before its
+/// runtime has taken one.
+fn is_small(source: &Source) -> bool {
+    source.body.size_hint().exact().is_some_and(|length| length <= SMALL)
+}
+
+/// Passes content on only if it is the right one.
 async fn verified(
+    cache: &Cache,
+    parts: Parts,
+    source: Source,
+    digest: &Digest,
+    until: Instant,
+) -> Result<Response<RelayBody>, Unserved> {
+    let (origin, replica) = (origin(&parts.headers), source.replica.clone());
+    let read = timeout_at(until, read_whole(cache, parts, source, digest)).await.unwrap_or(Err(Unserved::Stalled));
+    match &read {
+        Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
+        // No upstream can make a cache say that.
+        Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong),
+        _ => {}
+    }
+    read
+}
+
+/// Reads a manifest, or another small thing, to its end.
+async fn read_whole(
     cache: &Cache,
     mut parts: Parts,
     source: Source,
@@ -146,12 +182,17 @@ async fn verified(
         replica.release(connection);
     }
     if !digest.verifies(&bytes) {
-        tracing::warn!(pod = replica.pod, digest = digest.short(), "manifest has another digest and is not passed on");
-        return Err(Unserved::Unfit("a manifest of another digest"));
+        tracing::warn!(pod = replica.pod, digest = digest.short(), "content has another digest and is not passed on");
+        return Err(Unserved::OtherContent);
     }
     cache.counters.bytes.add(bytes.len() as u64);
     parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
     Ok(Response::from_parts(parts, RelayBody::whole(bytes)))
+}
+
+fn origin(headers: &HeaderMap) -> Origin {
+    let status = headers.get(CACHE_STATUS).map(HeaderValue::as_bytes).unwrap_or_default();
+    if FROM_DISK.iter().any(|said| status.starts_with(said)) { Origin::Disk } else { Origin::Upstream }
 }
 
 fn returned(from: &HeaderMap) -> HeaderMap {

@@ -2,29 +2,64 @@
 //!
 //! Only the time that the cache is waited for counts: a runtime that takes its time is not the cache's fault.
 
+use super::conduct::Origin;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A cache that sends nothing of a body for this long is not waited for.
+/// A cache that sends nothing of a body for this long is not waited for, over all its Pods together.
 pub(super) const STALL: Duration = Duration::from_secs(15);
+/// The same for a body that fits into one packet or a few, and for a Pod that stalled before.
+const SHORT_STALL: Duration = Duration::from_secs(5);
+/// What is small: nobody's link is so slow.
+pub(super) const SMALL: u64 = 64 * 1024;
 /// What the cache has on its disk comes faster than this ...
 pub(super) const SLOWEST_HIT: u64 = 256 * 1024;
+/// ... over this much waiting, ...
+const HIT_WINDOW: Duration = Duration::from_secs(5);
+/// ... or this much where it failed to before.
+const PROBATION_WINDOW: Duration = Duration::from_secs(2);
+/// What comes through it from the upstream drips at least like this: what is slower has as good as stalled ...
+const SLOWEST_MISS: u64 = 2 * 1024;
 /// ... over this much waiting.
-const WINDOW: Duration = Duration::from_secs(5);
+const MISS_WINDOW: Duration = STALL;
 
 /// Why the wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exhausted {
     /// Nothing came.
     Stalled,
-    /// Too little came of a hit.
+    /// Too little came.
     Slow,
 }
 
-/// The patience with one body.
+/// How long a body is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    origin: Origin,
+    stall: Duration,
+    /// At least so many bytes in so much time of waiting.
+    window: Duration,
+    least: u64,
+}
+
+impl Limits {
+    /// For a body of this length, of which `left` may be waited for nothing.
+    pub(super) fn new(origin: Origin, length: Option<u64>, is_on_probation: bool, left: Duration) -> Self {
+        let is_small = length.is_some_and(|length| length <= SMALL);
+        let stall = if is_small || is_on_probation { left.min(SHORT_STALL) } else { left };
+        let (window, slowest) = match origin {
+            Origin::Disk if is_on_probation => (PROBATION_WINDOW, SLOWEST_HIT),
+            Origin::Disk => (HIT_WINDOW, SLOWEST_HIT),
+            Origin::Upstream => (left.min(MISS_WINDOW), SLOWEST_MISS),
+        };
+        Self { origin, stall, window, least: slowest * window.as_millis() as u64 / 1000 }
+    }
+}
+
+/// The patience with one Pod's answer.
 #[derive(Debug)]
 pub(super) struct Patience {
-    is_hit: bool,
+    limits: Limits,
     waiting_since: Option<Instant>,
     /// Waited in this window, and what came in it.
     waited: Duration,
@@ -32,21 +67,20 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// With a body that the cache has on its disk, or that it fetches as we ask.
-    pub(super) fn new(is_hit: bool) -> Self {
-        Self { is_hit, waiting_since: None, waited: Duration::ZERO, came: 0 }
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, waiting_since: None, waited: Duration::ZERO, came: 0 }
     }
 
-    /// With another Pod's answer for the same body.
-    pub(super) fn anew(&self) -> Self {
-        Self::new(self.is_hit)
+    /// How long it lasts while nothing comes.
+    pub(super) fn stall(&self) -> Duration {
+        self.limits.stall
     }
 
     /// Nothing is here now. Says when to look again.
     pub(super) fn wait(&mut self, now: Instant) -> Instant {
         let since = *self.waiting_since.get_or_insert(now);
-        let stall = since + STALL;
-        if self.is_hit { stall.min(since + WINDOW.saturating_sub(self.waited)) } else { stall }
+        let stall = since + self.limits.stall;
+        if self.counts() { stall.min(since + self.limits.window.saturating_sub(self.waited)) } else { stall }
     }
 
     /// Something came.
@@ -57,16 +91,21 @@ impl Patience {
         self.came += bytes;
     }
 
+    /// Whether bytes are counted. An upstream may take its time to begin: that is a stall, if anything.
+    fn counts(&self) -> bool {
+        self.came > 0 || self.limits.origin == Origin::Disk
+    }
+
     /// Whether it is over, when nothing came by the time to look again.
     pub(super) fn exhausted(&mut self, now: Instant) -> Option<Exhausted> {
         let since = self.waiting_since?;
-        if now.duration_since(since) >= STALL {
+        if now.duration_since(since) >= self.limits.stall {
             return Some(Exhausted::Stalled);
         }
-        if !self.is_hit || self.waited + now.duration_since(since) < WINDOW {
+        if !self.counts() || self.waited + now.duration_since(since) < self.limits.window {
             return None;
         }
-        if self.came < SLOWEST_HIT * WINDOW.as_secs() {
+        if self.came < self.limits.least {
             return Some(Exhausted::Slow);
         }
         // The next window begins; the stall goes on from where it began.
@@ -78,15 +117,16 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Origin::{Disk, Upstream};
 
     fn seconds(seconds: f64) -> Duration {
         Duration::from_secs_f64(seconds)
     }
 
     /// Plays a body that brings `bytes` after each wait of `every`, read at once; says when and why the patience ends.
-    fn check(is_hit: bool, every: f64, bytes: u64, expected: Option<(f64, Exhausted)>) {
+    fn check(limits: Limits, every: f64, bytes: u64, expected: Option<(f64, Exhausted)>) {
         let start = Instant::now();
-        let (mut patience, mut now, mut next) = (Patience::new(is_hit), start, start + seconds(every));
+        let (mut patience, mut now, mut next) = (Patience::new(limits), start, start + seconds(every));
         while now < start + seconds(60.0) {
             let look = patience.wait(now);
             if look >= next {
@@ -104,24 +144,37 @@ mod tests {
         assert_eq!(expected, None);
     }
 
+    fn limits(origin: Origin) -> Limits {
+        Limits::new(origin, None, false, STALL)
+    }
+
     #[test]
-    fn a_stall_ends_after_fifteen_seconds() {
-        check(false, 100.0, 1, Some((15.0, Exhausted::Stalled)));
-        check(false, 14.0, 1, None);
+    fn a_stall_ends_after_fifteen_seconds_and_a_drip_is_one() {
+        check(limits(Upstream), 100.0, 1, Some((15.0, Exhausted::Stalled)));
+        check(limits(Upstream), 1.0, 1, Some((15.0, Exhausted::Slow)));
+        check(limits(Upstream), 0.5, 512, Some((15.0, Exhausted::Slow)));
+        check(limits(Upstream), 14.0, 40 * 1024, None);
     }
 
     #[test]
     fn a_slow_hit_ends_after_five() {
-        check(true, 100.0, 1, Some((5.0, Exhausted::Slow)));
-        check(true, 0.3, 1024, Some((5.0, Exhausted::Slow)));
-        check(true, 0.3, 200 * 1024, None);
-        check(false, 0.3, 1024, None);
+        check(limits(Disk), 100.0, 1, Some((5.0, Exhausted::Slow)));
+        check(limits(Disk), 0.3, 1024, Some((5.0, Exhausted::Slow)));
+        check(limits(Disk), 0.3, 200 * 1024, None);
+    }
+
+    #[test]
+    fn little_is_waited_for_less_and_so_is_who_stalled_before() {
+        check(Limits::new(Upstream, Some(500), false, STALL), 100.0, 1, Some((5.0, Exhausted::Stalled)));
+        check(Limits::new(Upstream, None, true, STALL), 100.0, 1, Some((5.0, Exhausted::Stalled)));
+        check(Limits::new(Upstream, None, false, STALL / 2), 100.0, 1, Some((8.0, Exhausted::Stalled)));
+        check(Limits::new(Disk, None, true, STALL), 100.0, 1, Some((2.0, Exhausted::Slow)));
     }
 
     #[test]
     fn a_slow_runtime_costs_no_patience() {
         let start = Instant::now();
-        let mut patience = Patience::new(true);
+        let mut patience = Patience::new(limits(Disk));
         for i in 0..100 {
             // Each frame is here at once; the runtime takes a second for it.
             patience.came(1024, start + seconds(f64::from(i)));

@@ -18,6 +18,7 @@ pub(super) async fn probe_forever(replica: Arc<Replica>) {
         let started = Instant::now();
         let sign = replica.probe(TIMEOUT).await;
         replica.witness(sign.as_ref().copied());
+        replica.forgive();
         let pause = jittered(if replica.is_settled() { SETTLED } else { WATCHFUL });
         sleep(LEAST).await;
         tokio::select! {

@@ -1,6 +1,7 @@
 //! One Pod of a cache as this node finds it: whether it answers, and one exchange with it.
 
 use super::ask::Content;
+use super::conduct::{Conduct, Origin};
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
 use super::request;
@@ -11,7 +12,7 @@ use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -24,6 +25,9 @@ pub(super) struct Replica {
     pub(super) address: SocketAddr,
     route: ArcSwap<Route>,
     health: Mutex<Health>,
+    conduct: Mutex<Conduct>,
+    /// The last offence, for the report.
+    offence: Mutex<Option<String>>,
     standing: watch::Sender<Standing>,
     trouble: Mutex<Option<String>>,
     pool: Pool,
@@ -66,6 +70,8 @@ impl Replica {
             address: endpoint.address,
             route: ArcSwap::new(route),
             health: Mutex::default(),
+            conduct: Mutex::default(),
+            offence: Mutex::default(),
             standing: watch::Sender::new(Standing::Unknown),
             trouble: Mutex::default(),
             pool: Pool::default(),
@@ -88,8 +94,56 @@ impl Replica {
         *self.standing.borrow()
     }
 
+    /// Whether it answers, and what it sends is worth waiting for.
+    pub(super) fn serves(&self) -> bool {
+        self.standing() == Standing::In && !self.is_refused(Origin::Disk)
+    }
+
+    /// Whether its bodies from there are not asked for now.
+    pub(super) fn is_refused(&self, origin: Origin) -> bool {
+        self.conduct().is_refused(origin, Instant::now())
+    }
+
+    pub(super) fn is_on_probation(&self, origin: Origin) -> bool {
+        self.conduct().is_on_probation(origin, Instant::now())
+    }
+
+    /// A body was as it should be.
+    pub(super) fn behaved(&self, origin: Origin) {
+        self.conduct().behave(origin);
+    }
+
+    /// A body was not.
+    pub(super) fn offended(&self, origin: Origin, how: &dyn std::fmt::Display) {
+        self.conduct().offend(origin, Instant::now());
+        let offence = format!("{}: {how}", self.address);
+        tracing::warn!(
+            registry = self.registry,
+            pod = self.pod,
+            error = offence,
+            "pulls pass the cache by for a while"
+        );
+        *self.offence.lock().unwrap_or_else(PoisonError::into_inner) = Some(offence);
+        self.news.tell();
+    }
+
+    /// Tells of it once an offence is over.
+    pub(super) fn forgive(&self) {
+        let mut offence = self.offence.lock().unwrap_or_else(PoisonError::into_inner);
+        if offence.is_some() && !self.is_refused(Origin::Disk) {
+            *offence = None;
+            self.news.tell();
+        }
+    }
+
+    fn conduct(&self) -> MutexGuard<'_, Conduct> {
+        self.conduct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What went wrong last.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        trouble.or_else(|| self.offence.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// Whether the prober may take its time.

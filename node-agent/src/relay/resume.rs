@@ -28,6 +28,7 @@ pub(super) struct Rest {
     content: Content,
     next: u64,
     end: u64,
+    is_all: bool,
     broke: Vec<SocketAddr>,
 }
 
@@ -44,7 +45,18 @@ impl Rest {
             StatusCode::PARTIAL_CONTENT => start(&parts.headers)?,
             _ => return None,
         };
-        Some(Self { content: content.clone(), next, end: next + length, broke: Vec::new() })
+        Some(Self {
+            content: content.clone(),
+            next,
+            end: next + length,
+            is_all: parts.status == StatusCode::OK,
+            broke: Vec::new(),
+        })
+    }
+
+    /// Whether it is all of the blob.
+    pub(super) fn is_whole(&self) -> bool {
+        self.next == 0 && self.is_all
     }
 
     /// So many bytes more have come.

@@ -35,7 +35,7 @@ async fn an_answer_passes_unchanged_and_secrets_stay_on_their_side() {
         Reply::new(
             200,
             "Cache-Status: breakwater; hit\r\nWWW-Authenticate: Basic\r\nX-Else: 1\r\nETag: \"e\"\r\n",
-            b"\0bytes\xff",
+            b"\0bytes",
         )
     })
     .await;
@@ -43,10 +43,10 @@ async fn an_answer_passes_unchanged_and_secrets_stay_on_their_side() {
     let request = format!(
         "GET {} HTTP/1.1\r\nhost: 127.0.0.1:429\r\nauthorization: Basic c2VjcmV0\r\ncookie: a=b\r\nrange: bytes=0-\r\n\
          accept: a/b\r\naccept: */*\r\naccept-encoding: gzip\r\nuser-agent: containerd/v2\r\nx-more: 1\r\nconnection: close\r\n\r\n",
-        blob("x")
+        blob("\0bytes")
     );
     let answer = relay.ask(&request).await;
-    assert_eq!((answer.status, answer.body.as_slice(), answer.end), (200, b"\0bytes\xff".as_slice(), End::Fin));
+    assert_eq!((answer.status, answer.body.as_slice(), answer.end), (200, b"\0bytes".as_slice(), End::Fin));
     assert!(
         answer.head.contains("cache-status: breakwater; hit") && answer.head.contains("etag: \"e\""),
         "{}",
@@ -55,7 +55,7 @@ async fn an_answer_passes_unchanged_and_secrets_stay_on_their_side() {
     assert!(!answer.head.contains("www-authenticate") && !answer.head.contains("x-else"), "{}", answer.head);
 
     let seen = cache.requests().remove(0);
-    assert!(seen.starts_with(&format!("GET {} HTTP/1.1\r\n", blob("x"))), "{seen}");
+    assert!(seen.starts_with(&format!("GET {} HTTP/1.1\r\n", blob("\0bytes"))), "{seen}");
     for passed in ["range: bytes=0-", "accept: a/b", "accept: */*", "user-agent: containerd/v2"] {
         assert!(seen.contains(passed), "{passed} in {seen}");
     }
@@ -77,12 +77,12 @@ async fn head_tells_the_length_and_a_connection_serves_many_requests() {
     })
     .await;
     let relay = Running::before(&cache).await;
-    let answer = relay.ask(&get(&blob("x")).replacen("GET", "HEAD", 1)).await;
+    let answer = relay.ask(&get(&blob("12345")).replacen("GET", "HEAD", 1)).await;
     assert_eq!((answer.status, answer.body.len()), (200, 0));
     assert!(answer.head.contains("content-length: 5"), "{}", answer.head);
     let mut stream = TcpStream::connect(relay.address).await.unwrap();
     for _ in 0..20 {
-        stream.write_all(get(&blob("x")).replace("connection: close\r\n", "").as_bytes()).await.unwrap();
+        stream.write_all(get(&blob("12345")).replace("connection: close\r\n", "").as_bytes()).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n12345") {
             head.push(stream.read_u8().await.unwrap());
@@ -96,7 +96,7 @@ async fn head_tells_the_length_and_a_connection_serves_many_requests() {
 async fn only_statuses_that_send_a_runtime_onwards_go_out() {
     let cache = cache(|head| {
         let status = head.split("/blobs/").next().and_then(|path| path.rsplit('/').next()).unwrap().parse().unwrap();
-        Reply::new(status, "", b"")
+        Reply::new(status, "", b"x")
     })
     .await;
     let relay = Running::before(&cache).await;
@@ -131,7 +131,7 @@ async fn only_statuses_that_send_a_runtime_onwards_go_out() {
 
 #[tokio::test]
 async fn what_is_not_a_pull_of_a_mirror_is_refused() {
-    let cache = cache(|_| Reply::new(200, "", b"")).await;
+    let cache = cache(|_| Reply::new(200, "", b"x")).await;
     let relay = Running::before(&cache).await;
     let status = async |request: String| relay.ask(&request).await.status;
     assert_eq!(status(get(&blob("x").replace("docker.io", "ghcr.io"))).await, 404);
@@ -192,8 +192,26 @@ async fn a_manifest_is_right_or_does_not_go_out() {
         assert!(answer.head.contains("content-type: a/b") && answer.head.contains(&right), "{}", answer.head);
     }
     assert!(cache.requests().iter().all(|head| !head.contains("range")), "a part could not be verified");
-    for reference in ["wrong", "unstated", "short", &digest_of(b"other"), &large_digest] {
+    for reference in ["unstated", "short", &digest_of(b"other"), &large_digest] {
         assert_eq!(relay.get(&manifest(reference)).await.status, 503, "{reference}");
+    }
+    assert_eq!(relay.get(&manifest("latest")).await.status, 200);
+    assert_eq!(relay.get(&manifest("wrong")).await.status, 503);
+    assert_eq!(relay.get(&manifest("latest")).await.status, 503, "who lies is not asked for a while");
+    assert!(relay.view().standing == Standing::Out && relay.view().trouble.unwrap().contains("something else"));
+}
+
+#[tokio::test]
+async fn a_cache_that_sends_wrong_blobs_is_found_out() {
+    let large = vec![7; 1 << 20];
+    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&large));
+    let wrong = [&large[1..], &[8]].concat();
+    for (path, body, status) in [(blob("config"), b"other".to_vec(), 503), (path, wrong, 200)] {
+        let cache = cache(move |_| Reply::new(200, "", &body)).await;
+        let relay = Running::before(&cache).await;
+        assert_eq!(relay.get(&path).await.status, status, "what is small does not go out");
+        relay.until(|view| view.standing == Standing::Out).await;
+        assert_eq!(relay.get(&path).await.status, 503);
     }
 }
 
@@ -214,7 +232,7 @@ async fn a_body_that_breaks_off_is_cut_by_fin_and_resumed_elsewhere() {
         let arrived = Arc::new(Notify::new());
         let (path, until) = (broken.clone(), arrived.clone());
         let cache = cache(move |head| match head.contains(&path) {
-            true => Reply::steps(8, vec![Step::Send(b"half".to_vec()), Step::Wait(until.clone()), end.clone()]),
+            true => Reply::steps(1 << 20, vec![Step::Send(b"half".to_vec()), Step::Wait(until.clone()), end.clone()]),
             false => Reply::new(200, "", b"well"),
         })
         .await;
@@ -232,18 +250,43 @@ async fn a_body_that_breaks_off_is_cut_by_fin_and_resumed_elsewhere() {
     }
 }
 
-#[tokio::test]
-async fn a_body_that_stalls_is_cut_after_fifteen_seconds() {
-    let cache = cache(|head| match head.contains(&blob("stalled")) {
-        true => Reply::steps(8, vec![Step::Send(b"half".to_vec()), Step::Stall]),
-        false => Reply::new(200, "", b"well"),
+const HIT: &str = "Cache-Status: breakwater; hit\r\n";
+
+/// Stalls or drips where the name says so, for bodies of this length; other content is at hand, or has to be fetched.
+async fn slow_cache(length: usize, step: Step) -> Cache {
+    cache(move |head| match (head.contains(&blob("slow")), head.contains(&blob("fetched"))) {
+        (true, _) => Reply::steps(length, vec![Step::Send(b"half".to_vec()), step.clone()]),
+        (_, fetched) => Reply::new(200, if fetched { "" } else { HIT }, b"well"),
     })
-    .await;
-    let relay = Running::before(&cache).await;
+    .await
+}
+
+/// After this many seconds the body is cut; from then on, content has to be at hand.
+async fn check_slow(relay: &Running, seconds: u64) {
     let asked = Instant::now();
-    let answer = relay.get(&blob("stalled")).await;
-    assert!((15..18).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
-    check_cut(&relay, &blob("stalled"), &answer).await;
+    let answer = relay.get(&blob("slow")).await;
+    assert!((seconds..seconds + 3).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+    let is_cut = answer.status == 200 && answer.end == End::Fin && answer.body.starts_with(b"half");
+    assert!(is_cut || answer.status == 503, "{answer:?}");
+    let asked = Instant::now();
+    assert_eq!(relay.get(&blob("fetched")).await.status, 503, "the next may be as slow");
+    assert_eq!(relay.get(&blob("well")).await.status, 200, "an upstream that stalls keeps nobody from what is cached");
+    assert_eq!(relay.get(&blob("slow")).await.status, 503, "the runtime resumes from the upstream");
+    assert!(asked.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_five() {
+    for (length, seconds) in [(1 << 20, 15), (8, 5)] {
+        let cache = slow_cache(length, Step::Stall).await;
+        check_slow(&Running::before(&cache).await, seconds).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_drips_is_cut_as_one_that_stalls() {
+    let cache = slow_cache(1 << 20, Step::Drip).await;
+    check_slow(&Running::before(&cache).await, 15).await;
 }
 
 #[tokio::test]

@@ -43,6 +43,8 @@ pub(crate) enum Step {
     Wait(Arc<Notify>),
     /// Nothing, for ever.
     Stall,
+    /// A byte a second, for ever.
+    Drip,
     /// Ends the connection, by FIN.
     Close,
     /// Ends the connection, by RST.
@@ -203,6 +205,11 @@ async fn converse(mut stream: TlsStream<TcpStream>, script: Arc<Script>, state: 
                     stream.flush().await?;
                     std::future::pending::<()>().await;
                 }
+                Step::Drip => loop {
+                    stream.write_all(b".").await?;
+                    stream.flush().await?;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                },
                 Step::Close => return stream.shutdown().await,
                 Step::Reset => {
                     stream.flush().await?;

@@ -4,21 +4,21 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The name that the certificate proves.
 const SERVICE: &str = "cache-test.breakwater-system.svc";
 
 /// What a TLS client needs for one connection.
-pub(super) type Connector = (TlsConnector, ServerName<'static>);
+pub(crate) type Connector = (TlsConnector, ServerName<'static>);
 
 /// The cache's identity and who may call it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     folder: PathBuf,
     authority: CertificateDer<'static>,
@@ -39,12 +39,16 @@ impl Identity {
         let names = vec![SERVICE.to_owned(), "cache-test".to_owned(), "localhost".to_owned()];
         let leaf = CertificateParams::new(names).expect("names for a certificate");
         let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
+        let mut past = CertificateParams::new(vec![SERVICE.to_owned()]).expect("names for a certificate");
+        (past.not_before, past.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        let expired = past.signed_by(&key, &issuer).expect("a certificate");
         let write = |name: &str, text: String| {
             let path = folder.path().join(name);
             let parent = path.parent().expect("a file is in a folder");
             std::fs::create_dir_all(parent).expect("a folder for the identity");
             std::fs::write(path, text).expect("an identity file");
         };
+        write("expired.crt", expired.pem());
         write("tls/tls.crt", leaf.pem());
         write("tls/tls.key", key.serialize_pem());
         write("tls/ca.crt", certificate.pem());
@@ -92,6 +96,26 @@ impl Identity {
         std::fs::remove_file(folder.join("tokens").join(name)).expect("a token file");
     }
 
+    /// The authority's certificate in PEM.
+    pub fn authority(&self) -> String {
+        std::fs::read_to_string(self.folder.join("tls/ca.crt")).expect("an authority's certificate")
+    }
+
+    /// Who answers in the cache's place does so with this, or with a certificate that has expired.
+    pub fn acceptor(&self, is_expired: bool) -> TlsAcceptor {
+        let file = self.folder.join(if is_expired { "expired.crt" } else { "tls/tls.crt" });
+        let certificate = CertificateDer::from_pem_file(file).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(self.folder.join("tls/tls.key")).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider knows TLS 1.2 and 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .expect("a certificate with its key");
+        TlsAcceptor::from(Arc::new(config))
+    }
+
     pub(super) fn flags(&self, port: u16) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
         vec![
@@ -104,7 +128,8 @@ impl Identity {
         ]
     }
 
-    pub(super) fn connector(&self) -> Connector {
+    /// A caller's TLS.
+    pub(crate) fn connector(&self) -> Connector {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.clone()).expect("an authority's certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -44,7 +44,9 @@ impl Layer {
             .with_context(|| format!("add the link {path} to a layer"))
     }
 
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    /// The tar.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
         // Writing to memory cannot fail.
         self.tar.into_inner().unwrap_or_default()
     }

@@ -1,8 +1,9 @@
 //! The programs that Debian packages well enough to take from there.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::progress::Progress;
 
@@ -41,6 +42,39 @@ pub(super) fn install_missing(packages: &[&'static str]) -> Result<()> {
         apt(&["install", "--yes", "--no-install-recommends"], &missing)?;
     }
     progress.done();
+    Ok(())
+}
+
+/// The version of a package that apt would install.
+pub(super) fn candidate(package: &str) -> Result<String> {
+    let policy = || {
+        let output = Command::new("apt-cache").args(["policy", package]).output().context("run apt-cache")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: ").map(str::to_owned));
+        anyhow::Ok(version.filter(|version| version != "(none)"))
+    };
+    if let Some(version) = policy()? {
+        return Ok(version);
+    }
+    apt(&["update"], &[])?;
+    policy()?.with_context(|| format!("Debian has no package {package} for this machine"))
+}
+
+/// Downloads a package into a folder without installing it.
+pub(super) fn download(package: &str, folder: &Path) -> Result<()> {
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        // As root, or apt's own user could not write into the folder.
+        command.args(["-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
+        command.stdin(Stdio::null()).output().context("run apt-get")
+    };
+    let mut output = fetch()?;
+    if !output.status.success() {
+        apt(&["update"], &[])?;
+        output = fetch()?;
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "apt-get download {package} ended with {}:\n{said}", output.status);
     Ok(())
 }
 

@@ -78,6 +78,22 @@ pub struct Image {
 }
 
 impl Image {
+    /// The image of these layers, lowest first.
+    pub fn of(seed: u64, layers: Vec<Blob>) -> Self {
+        let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.digest.as_str()).collect();
+        let config = json!({
+            "architecture": "amd64", "os": "linux",
+            "config": {"Labels": {"seed": seed.to_string()}},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = Blob::new(CONFIG, config.to_string());
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": config.descriptor(),
+            "layers": layers.iter().map(Blob::descriptor).collect::<Vec<_>>(),
+        });
+        Self { manifest: Blob::new(MANIFEST, manifest.to_string()), config, layers }
+    }
+
     /// The configuration and the layers.
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
         std::iter::once(&self.config).chain(&self.layers)
@@ -101,18 +117,7 @@ impl Content {
             .zip(seed.wrapping_mul(1000)..)
             .map(|(size, seed)| Blob::new(LAYER, random(seed, *size)))
             .collect();
-        let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.digest.as_str()).collect();
-        let config = json!({
-            "architecture": "amd64", "os": "linux",
-            "config": {"Labels": {"seed": seed.to_string()}},
-            "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        });
-        let config = Blob::new(CONFIG, config.to_string());
-        let manifest = json!({
-            "schemaVersion": 2, "mediaType": MANIFEST, "config": config.descriptor(),
-            "layers": layers.iter().map(Blob::descriptor).collect::<Vec<_>>(),
-        });
-        Image { manifest: Blob::new(MANIFEST, manifest.to_string()), config, layers }
+        Image::of(seed, layers)
     }
 
     /// An index of images for platforms written `os/architecture`.

@@ -1,0 +1,120 @@
+//! Whether the bodies that a Pod sends are worth waiting for: for a cache that answers every probe and then stalls, drips or sends
+//! something else. Pure; time is passed in.
+//!
+//! What the cache has on its disk is its own affair. What it fetches meanwhile may be slow because the upstream is, which must
+//! not keep anybody from what it has.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bodies are not asked for this long after the first offence, ...
+const FIRST: Duration = Duration::from_secs(60);
+/// ... twice as long after each further one, at most this long.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Where the bytes of a body come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The cache's disk.
+    Disk,
+    /// The upstream, through the cache; or the cache does not say.
+    Upstream,
+}
+
+/// What is held against one Pod.
+#[derive(Debug, Default)]
+pub(super) struct Conduct {
+    disk: Offences,
+    upstream: Offences,
+}
+
+#[derive(Debug, Default)]
+struct Offences {
+    count: u32,
+    refused_until: Option<Instant>,
+}
+
+impl Offences {
+    fn add(&mut self, now: Instant) {
+        // Those that run beside one another are one.
+        if self.is_refused(now) {
+            return;
+        }
+        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(LONGEST);
+        self.count = self.count.saturating_add(1);
+        self.refused_until = Some(now + pause);
+    }
+
+    fn is_refused(&self, now: Instant) -> bool {
+        self.refused_until.is_some_and(|until| now < until)
+    }
+}
+
+impl Conduct {
+    /// A body stalled, dripped or was another's.
+    pub(super) fn offend(&mut self, origin: Origin, now: Instant) {
+        self.upstream.add(now);
+        if origin == Origin::Disk {
+            self.disk.add(now);
+        }
+    }
+
+    /// A body of some size arrived.
+    pub(super) fn behave(&mut self, origin: Origin) {
+        self.upstream = Offences::default();
+        if origin == Origin::Disk {
+            self.disk = Offences::default();
+        }
+    }
+
+    /// Whether a body from there is to be asked elsewhere.
+    pub(super) fn is_refused(&self, origin: Origin, now: Instant) -> bool {
+        self.of(origin).is_refused(now)
+    }
+
+    /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
+    pub(super) fn is_on_probation(&self, origin: Origin, now: Instant) -> bool {
+        self.of(origin).count > 0 || self.upstream.is_refused(now)
+    }
+
+    fn of(&self, origin: Origin) -> &Offences {
+        match origin {
+            Origin::Disk => &self.disk,
+            Origin::Upstream => &self.upstream,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Origin::{Disk, Upstream};
+
+    #[test]
+    fn a_slow_upstream_keeps_nobody_from_what_the_cache_has() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        conduct.offend(Upstream, now);
+        assert!(conduct.is_refused(Upstream, now) && !conduct.is_refused(Disk, now));
+        conduct.offend(Disk, now);
+        assert!(conduct.is_refused(Disk, now));
+        assert!(!conduct.is_refused(Disk, now + FIRST) && conduct.is_on_probation(Disk, now + FIRST));
+        conduct.behave(Upstream);
+        assert!(conduct.is_on_probation(Disk, now) && !conduct.is_on_probation(Upstream, now));
+        conduct.behave(Disk);
+        assert!(!conduct.is_on_probation(Disk, now));
+    }
+
+    #[test]
+    fn each_offence_after_a_pause_makes_the_next_pause_longer() {
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        for pause in [60, 120, 240, 480, 600, 600] {
+            conduct.offend(Disk, now);
+            conduct.offend(Disk, now + Duration::from_secs(1));
+            now += Duration::from_secs(pause);
+            assert!(
+                conduct.is_refused(Disk, now - Duration::from_secs(1)) && !conduct.is_refused(Disk, now),
+                "{pause}"
+            );
+        }
+    }
+}
