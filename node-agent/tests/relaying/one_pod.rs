@@ -9,11 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-fn digest_of(bytes: &[u8]) -> String {
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(digest(&SHA256, bytes)))
 }
 
-fn blob(name: &str) -> String {
+pub(crate) fn blob(name: &str) -> String {
     format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(name.as_bytes()))
 }
 
@@ -25,7 +25,7 @@ fn base(head: &str) -> Option<Reply> {
     head.starts_with("GET /v2/ ").then(|| Reply::new(200, "", b"{}"))
 }
 
-async fn cache(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Cache {
+pub(crate) async fn cache(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Cache {
     Cache::start(move |head| base(head).unwrap_or_else(|| script(head))).await
 }
 
@@ -201,20 +201,6 @@ async fn a_manifest_is_right_or_does_not_go_out() {
     assert!(relay.view().standing == Standing::Out && relay.view().trouble.unwrap().contains("something else"));
 }
 
-#[tokio::test]
-async fn a_cache_that_sends_wrong_blobs_is_found_out() {
-    let large = vec![7; 1 << 20];
-    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&large));
-    let wrong = [&large[1..], &[8]].concat();
-    for (path, body, status) in [(blob("config"), b"other".to_vec(), 503), (path, wrong, 200)] {
-        let cache = cache(move |_| Reply::new(200, "", &body)).await;
-        let relay = Running::before(&cache).await;
-        assert_eq!(relay.get(&path).await.status, status, "what is small does not go out");
-        relay.until(|view| view.standing == Standing::Out).await;
-        assert_eq!(relay.get(&path).await.status, 503);
-    }
-}
-
 /// The runtime got a part, saw the connection closed by FIN, and finds the digest refused when it resumes.
 async fn check_cut(relay: &Running, path: &str, answer: &Answer) {
     assert_eq!((answer.status, answer.body.as_slice(), &answer.end), (200, b"half".as_slice(), &End::Fin));
@@ -248,45 +234,6 @@ async fn a_body_that_breaks_off_is_cut_by_fin_and_resumed_elsewhere() {
         let answer = read(&mut stream).await;
         check_cut(&relay, &broken, &answer).await;
     }
-}
-
-const HIT: &str = "Cache-Status: breakwater; hit\r\n";
-
-/// Stalls or drips where the name says so, for bodies of this length; other content is at hand, or has to be fetched.
-async fn slow_cache(length: usize, step: Step) -> Cache {
-    cache(move |head| match (head.contains(&blob("slow")), head.contains(&blob("fetched"))) {
-        (true, _) => Reply::steps(length, vec![Step::Send(b"half".to_vec()), step.clone()]),
-        (_, fetched) => Reply::new(200, if fetched { "" } else { HIT }, b"well"),
-    })
-    .await
-}
-
-/// After this many seconds the body is cut; from then on, content has to be at hand.
-async fn check_slow(relay: &Running, seconds: u64) {
-    let asked = Instant::now();
-    let answer = relay.get(&blob("slow")).await;
-    assert!((seconds..seconds + 3).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
-    let is_cut = answer.status == 200 && answer.end == End::Fin && answer.body.starts_with(b"half");
-    assert!(is_cut || answer.status == 503, "{answer:?}");
-    let asked = Instant::now();
-    assert_eq!(relay.get(&blob("fetched")).await.status, 503, "the next may be as slow");
-    assert_eq!(relay.get(&blob("well")).await.status, 200, "an upstream that stalls keeps nobody from what is cached");
-    assert_eq!(relay.get(&blob("slow")).await.status, 503, "the runtime resumes from the upstream");
-    assert!(asked.elapsed() < Duration::from_secs(1));
-}
-
-#[tokio::test]
-async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_five() {
-    for (length, seconds) in [(1 << 20, 15), (8, 5)] {
-        let cache = slow_cache(length, Step::Stall).await;
-        check_slow(&Running::before(&cache).await, seconds).await;
-    }
-}
-
-#[tokio::test]
-async fn a_body_that_drips_is_cut_as_one_that_stalls() {
-    let cache = slow_cache(1 << 20, Step::Drip).await;
-    check_slow(&Running::before(&cache).await, 15).await;
 }
 
 #[tokio::test]
