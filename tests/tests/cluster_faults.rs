@@ -33,6 +33,16 @@ impl Scene<'_> {
         self.product.cache_metric("registry-a", metric, "source=\"upstream\"").await.unwrap_or_default()
     }
 
+    /// A Pod of the image runs on the node, which has to pull it.
+    async fn runs(&self, name: &str, image: &str, node: &Node) -> Result<()> {
+        let pod = self.cluster.run_pod(name, image, Some(node.name())).await?;
+        match pod.running(LIMIT).await {
+            Ok(start) => ensure!(start.pull.is_some(), "{} had the image already", node.name()),
+            Err(error) => return Err(error.context(self.product.complaints().await).context(node.tails().await)),
+        }
+        Ok(())
+    }
+
     /// Starts a Pod of a new large image, kills `program` when part of the image has come, and waits for the Pod.
     async fn killed_in_mid_pull(&self, program: &str, seed: u64, node: &Node) -> Result<()> {
         let name = format!("mid-pull-{seed}");
@@ -92,19 +102,18 @@ async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     scene.killed_in_mid_pull(OPERATOR_PROGRAM, 3, one).await?;
 
     // A node loses its power in the outage, comes back, and pulls an image it never had.
-    let cache_node = product.cache_pod("registry-a").await?.node;
+    let cache_node = scene.product.cache_pod("registry-a").await?.node;
     let (keeps, loses) = if cache_node == one.name() { (one, two) } else { (two, one) };
     let image = scene.push("team/seen", 10, 1 << 20).await?;
     cluster.run_pod("seen", &image, Some(keeps.name())).await?.running(LIMIT).await?;
     swallowed_packets_cost_no_pull(&scene, &image, loses).await?;
     upstream.stop().await?;
-    let unreachable = product.condition("registry-a", "UpstreamReachable", "False", LIMIT).await?;
+    let unreachable = scene.product.condition("registry-a", "UpstreamReachable", "False", LIMIT).await?;
     ensure!(unreachable.message.contains("registry-a.test"), "{}", unreachable.message);
     neither_api_server_nor_dns_is_needed(&scene, &image, loses).await?;
     loses.power_off().await?;
     loses.power_on().await?;
-    let start = cluster.run_pod("after-power-cut", &image, Some(loses.name())).await?.running(LIMIT).await?;
-    ensure!(start.pull.is_some(), "{} had the image already", loses.name());
+    scene.runs("after-power-cut", &image, loses).await?;
 
     // The same for the node of the cache itself: its Pod comes back over its volume, still without a registry.
     keeps.power_off().await?;
@@ -112,9 +121,7 @@ async fn kills_and_power_cuts_cost_no_pull() -> Result<()> {
     cluster.kubectl(&["delete", "pod", "seen", "after-power-cut", "--force", "--grace-period=0"]).await?;
     for node in [keeps, loses] {
         until(LIMIT, "the image to leave a node", async || Ok(node.remove_image(&image).await.ok())).await?;
-        let name = format!("after-{}", node.name());
-        let start = cluster.run_pod(&name, &image, Some(node.name())).await?.running(LIMIT).await?;
-        ensure!(start.pull.is_some(), "{} had the image already", node.name());
+        scene.runs(&format!("after-{}", node.name()), &image, node).await?;
     }
     cluster.remove().await
 }

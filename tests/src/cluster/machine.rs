@@ -75,10 +75,11 @@ impl Machine {
     pub(super) async fn make_bridge(&self) -> Result<()> {
         self.sh(&format!(
             "ip link set lo up
-             ip link add {BRIDGE} type bridge
+             ip link add {BRIDGE} address {} type bridge
              ip address add {GATEWAY}/{PREFIX_LENGTH} dev {BRIDGE}
              ip link set {BRIDGE} up
-             echo 1 >/proc/sys/net/ipv4/ip_forward"
+             echo 1 >/proc/sys/net/ipv4/ip_forward",
+            hardware(GATEWAY)
         ))
         .await?;
         Ok(())
@@ -89,7 +90,8 @@ impl Machine {
         // Without the PID namespace, because `netns` takes a process id as the caller sees it.
         let mut command = outer.enter(&["--net"], "sh");
         command.args(["-euc"]).arg(format!(
-            "ip link add {cable} type veth peer name eth0 netns {}; ip link set {cable} master {BRIDGE} up",
+            "ip link add {cable} type veth peer name eth0 address {} netns {}; ip link set {cable} master {BRIDGE} up",
+            hardware(self.address),
             self.init
         ));
         run(command, EXEC_LIMIT).await?;
@@ -234,6 +236,13 @@ impl Machine {
         })
         .await
     }
+}
+
+/// The hardware address of a network card, the same after each boot: neighbours remember it, and wait for long before they ask anew. A
+/// bridge that was given none changes its own whenever a cable is plugged in or out.
+fn hardware(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 /// Waits for a machine's outermost process in the background, so that it leaves no zombie behind.
