@@ -9,6 +9,7 @@ use flate2::write::GzEncoder;
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::answer::{Answer, Target, claiming, flipped, without_range};
 use super::fault::Fault;
@@ -37,6 +38,13 @@ struct Plan {
     chunked: bool,
 }
 
+/// What a request met when it came.
+pub(super) struct Met {
+    pub(super) fault: Option<Fault>,
+    /// Tells of the healings since.
+    pub(super) healings: watch::Receiver<u64>,
+}
+
 /// Whether the connection can take another request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum After {
@@ -50,8 +58,9 @@ pub(super) async fn deliver(
     shared: &Shared,
     request: &Recorded,
     place: usize,
-    fault: Option<&Fault>,
+    met: Met,
 ) -> io::Result<After> {
+    let fault = met.fault.as_ref();
     if matches!(fault, Some(Fault::Silence)) {
         // Swallowed: only the peer ends this, by closing.
         swallow(stream).await?;
@@ -87,7 +96,7 @@ pub(super) async fn deliver(
         return Ok(After::KeepAlive);
     }
     let is_short = answer.claimed_length.is_some();
-    let after = send_body(stream, shared, place, answer.body, &plan).await?;
+    let after = send_body(stream, shared, place, answer.body, &plan, met.healings).await?;
     Ok(if is_short { After::Close } else { after })
 }
 
@@ -206,8 +215,8 @@ async fn send_body(
     place: usize,
     mut body: Bytes,
     plan: &Plan,
+    mut healings: watch::Receiver<u64>,
 ) -> io::Result<After> {
-    let mut healings = shared.healings.subscribe();
     if let Some((offset, cut)) = plan.cut
         && offset < body.len() as u64
     {

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::deliver::{After, deliver};
+use super::deliver::{After, Met, deliver};
 use super::state::{Addresses, Gate, Role, Shared};
 use super::wire::read_request;
 
@@ -101,10 +101,10 @@ async fn talk(role: Role, mut stream: TcpStream, shared: Arc<Shared>) {
     let mut pending = Vec::new();
     let _ = stream.set_nodelay(true);
     while let Ok(Some(request)) = read_request(&mut stream, &mut pending, role, connection).await {
-        // The fault is settled before the record shows the request: a test that heals on seeing it changes nothing for it.
-        let fault = shared.rules().take(&request);
+        // Settled before the record shows the request: a test that heals on seeing it does not change its fault, and is heard.
+        let met = Met { fault: shared.rules().take(&request), healings: shared.healings.subscribe() };
         let place = shared.record(request.clone());
-        match deliver(&mut stream, &shared, &request, place, fault.as_ref()).await {
+        match deliver(&mut stream, &shared, &request, place, met).await {
             Ok(After::KeepAlive) => {}
             Ok(After::Close) | Err(_) => return,
         }
