@@ -13,8 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::binaries::{NODE_AGENT, binary, workspace};
+use crate::binaries::{NODE_AGENT, binary};
 use crate::cluster::{Cluster, Forward, until};
+use crate::product;
 
 /// The node that it is the agent of.
 pub const NODE: &str = "lonely";
@@ -43,10 +44,7 @@ impl Stage {
     /// # Errors
     /// Fails when the API server does not come up or refuses.
     pub async fn start() -> Result<Self> {
-        let cluster = Cluster::control_plane_only().await?;
-        let config = workspace().join("config/default");
-        cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await?;
-        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+        let cluster = product::api_server().await?;
         cluster
             .apply(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}, labels: {{zone: a}}}}}}"))
             .await?;

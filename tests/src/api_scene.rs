@@ -1,9 +1,7 @@
 //! The real operator as a process beside a real API server, reached by an [`ApiProxy`] as its service account. No node runs anything, so
 //! what the operator makes stays as it made it.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,11 +16,12 @@ use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
 
 use crate::api_proxy::ApiProxy;
-use crate::binaries::{OPERATOR, binary, workspace};
+use crate::binaries::OPERATOR;
 use crate::cluster::{Cluster, until};
+use crate::operator::Operator;
+use crate::product;
 use breakwater_crds::RegistryMirror;
 
 /// How long anything may take to settle.
@@ -43,9 +42,7 @@ impl Scene {
     /// # Errors
     /// Fails when a part does not come up.
     pub async fn start() -> Result<Self> {
-        let cluster = Cluster::control_plane_only().await?;
-        cluster.kubectl(&["apply", "-k", &workspace().join("config/default").to_string_lossy()]).await?;
-        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+        let cluster = product::api_server().await?;
         let door = ApiProxy::start(cluster.client(), SYSTEM_NAMESPACE, OPERATOR).await?;
         let kubeconfig = door.kubeconfig(cluster.state())?;
         Ok(Self { cluster, door, kubeconfig })
@@ -56,18 +53,7 @@ impl Scene {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn operator(&self, name: &str) -> Result<Operator> {
-        let log = self.cluster.state().join(format!("{name}.log"));
-        let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
-        let process = Command::new(binary(OPERATOR))
-            .args(["--image", "example.test/breakwater:1", "--listen", "127.0.0.1:0", "--log-format", "json"])
-            .env("POD_NAME", name)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .stdin(Stdio::null())
-            .stderr(file)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start the operator")?;
-        Ok(Operator { process, log })
+        Operator::start(name, &self.kubeconfig, self.cluster.state())
     }
 
     /// An interface to objects of the caches' namespace.
@@ -198,59 +184,4 @@ fn comparable(mut object: Value) -> Value {
         *value = json!("...");
     }
     object
-}
-
-/// A running operator, which is killed when this is dropped.
-pub struct Operator {
-    process: Child,
-    log: PathBuf,
-}
-
-impl Operator {
-    /// Kills it as nothing can be prepared for.
-    ///
-    /// # Errors
-    /// Fails when it has ended by itself.
-    pub async fn kill(mut self) -> Result<()> {
-        self.process.kill().await.context("kill the operator")
-    }
-
-    /// Sends it a signal: `STOP`, `CONT`, `TERM`.
-    ///
-    /// # Errors
-    /// Fails when it has ended.
-    pub async fn signal(&self, signal: &str) -> Result<()> {
-        let id = self.process.id().context("the operator has ended")?;
-        let sent = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status().await;
-        anyhow::ensure!(sent.context("run kill")?.success(), "kill -{signal} {id} failed");
-        Ok(())
-    }
-
-    /// Waits until it ends by itself.
-    ///
-    /// # Errors
-    /// Fails after [`SETTLE`].
-    pub async fn ended(&mut self) -> Result<ExitStatus> {
-        let ended = tokio::time::timeout(SETTLE, self.process.wait()).await;
-        ended.context("the operator goes on")?.context("wait for the operator")
-    }
-
-    /// Where its own listener is.
-    ///
-    /// # Errors
-    /// Fails when it does not say so within [`SETTLE`].
-    pub async fn admin(&self) -> Result<SocketAddr> {
-        until(SETTLE, "the operator to listen", async || {
-            let log = self.log();
-            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            Ok(lines.filter_map(|line| line["listen"].as_str()?.parse().ok()).next_back())
-        })
-        .await
-    }
-
-    /// Its log so far.
-    #[must_use]
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
 }

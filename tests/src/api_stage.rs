@@ -1,13 +1,12 @@
-//! The operator alone: the real binary against a real API server where nothing else acts, with its own role's rights. Where it wants a cache,
-//! the test starts the real one on a loopback address and says in its name that a Pod of it runs there.
+//! The operator and real caches beside a real API server where nothing else acts. Where the operator wants a cache, the test starts the real
+//! one on a loopback address and says in its name that a Pod of it runs there.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use breakwater_crds::names::{self, SYSTEM_NAMESPACE};
 use breakwater_crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -15,11 +14,11 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, Secret,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
 
-use crate::binaries::{OPERATOR, binary, workspace};
 use crate::cache::{Cache, Identity};
 use crate::cluster::{Cluster, until};
+use crate::operator::Operator;
+use crate::product;
 use crate::upstream::Upstream;
 
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:breakwater-system:breakwater-operator";
@@ -32,22 +31,13 @@ pub struct Stage {
     folder: TempDir,
 }
 
-/// A running operator, killed when this is dropped.
-pub struct Operator {
-    child: Child,
-    log: PathBuf,
-}
-
 impl Stage {
     /// Starts the API server and applies config/default.
     ///
     /// # Errors
     /// Fails when the API server does not come up or refuses.
     pub async fn start() -> Result<Self> {
-        let cluster = Cluster::control_plane_only().await?;
-        let config = workspace().join("config/default");
-        cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await?;
-        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+        let cluster = product::api_server().await?;
         let account = |namespace| {
             format!(
                 "---\n{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: default, namespace: {namespace}}}}}\n"
@@ -71,21 +61,7 @@ impl Stage {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn operator(&self) -> Result<Operator> {
-        let log = self.folder.path().join("operator.log");
-        let output = std::fs::File::create(&log).context("make a log")?;
-        let errors = output.try_clone().context("share a log")?;
-        let child = Command::new(binary(OPERATOR))
-            .args(["--image", "breakwater.test/breakwater:1", "--pod-name", "operator-0", "--listen", "127.0.0.1:0"])
-            .args(["--log-format", "json"])
-            .env("KUBECONFIG", self.folder.path().join("kubeconfig"))
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start the operator")?;
-        Ok(Operator { child, log })
+        Operator::start("operator-0", &self.folder.path().join("kubeconfig"), self.folder.path())
     }
 
     /// Starts the real cache of a registry as its Pod would, with what the operator has put into its Secrets, and says in the API that a Pod
@@ -171,41 +147,6 @@ impl Stage {
         })
         .await;
         reached.with_context(|| format!("the status is {last:#?}"))
-    }
-}
-
-impl Operator {
-    /// Kills it as the kernel would for want of memory.
-    ///
-    /// # Errors
-    /// Fails when it has ended by itself.
-    pub async fn kill9(&mut self) -> Result<()> {
-        ensure!(self.child.try_wait().context("look at the operator")?.is_none(), "the operator ended: {}", self.log());
-        self.child.kill().await.context("kill the operator")
-    }
-
-    /// What it has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// What a scrape of its metrics gets.
-    ///
-    /// # Errors
-    /// Fails when it does not answer.
-    pub async fn metrics(&self) -> Result<String> {
-        let address = self.address().context("the operator has not said where it listens")?;
-        let answer = reqwest::get(format!("http://{address}/metrics")).await.context("ask for metrics")?;
-        answer.text().await.context("read the metrics")
-    }
-
-    fn address(&self) -> Option<SocketAddr> {
-        let log = self.log();
-        let line: serde_json::Value =
-            serde_json::from_str(log.lines().find(|line| line.contains("\"listen\""))?).ok()?;
-        let fields = line.get("fields").unwrap_or(&line);
-        fields.get("listen")?.as_str()?.parse().ok()
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod api_proxy;
 pub mod api_scene;
+pub mod api_stage;
 pub mod bench;
 pub mod binaries;
 pub mod cache;

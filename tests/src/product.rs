@@ -28,6 +28,23 @@ pub const AGENT_PROGRAM: &str = "breakwater-node-agent";
 const INSTALL_LIMIT: Duration = Duration::from_secs(90);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
+/// An API server with what config/default holds, where nothing acts on it.
+///
+/// # Errors
+/// Fails when it does not come up or refuses.
+pub async fn api_server() -> Result<Cluster> {
+    let cluster = Cluster::control_plane_only().await?;
+    apply_default(&cluster).await?;
+    // Definitions settle a moment after they are created; users' kubectl waits for nothing.
+    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+    Ok(cluster)
+}
+
+async fn apply_default(cluster: &Cluster) -> Result<()> {
+    let config = workspace().join("config/default");
+    cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await.map(drop)
+}
+
 /// Breakwater in a cluster.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
@@ -59,8 +76,7 @@ impl<'a> Product<'a> {
             node.import_image(archive).await?;
         }
         let product = Self { cluster };
-        let config = workspace().join("config/default");
-        cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await?;
+        apply_default(cluster).await?;
         let limit = format!("--timeout={}s", INSTALL_LIMIT.as_secs());
         for (namespace, workload) in [
             ("breakwater-system", "deployment/breakwater-operator"),

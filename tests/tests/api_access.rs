@@ -2,8 +2,8 @@
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result};
-use breakwater_tests::binaries::workspace;
 use breakwater_tests::cluster::{Cluster, until};
+use breakwater_tests::product::api_server;
 use std::time::Duration;
 
 const OPERATOR: &str = "system:serviceaccount:breakwater-system:breakwater-operator";
@@ -93,15 +93,6 @@ const CACHE_MUST_NOT: &[Attempt] = &[
     ("get", "nodes", ""),
 ];
 
-async fn installed() -> Result<Cluster> {
-    let cluster = Cluster::control_plane_only().await?;
-    let config = workspace().join("config/default");
-    // Namespaces and definitions settle a moment after they are created; users' kubectl waits for neither.
-    cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await?;
-    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
-    Ok(cluster)
-}
-
 async fn can(cluster: &Cluster, who: &str, (verb, resource, namespace): Attempt) -> Result<bool> {
     let scope: Vec<&str> = if namespace.is_empty() { vec!["--all-namespaces"] } else { vec!["--namespace", namespace] };
     // `secrets/name` is one object to kubectl, but a subresource has a flag of its own.
@@ -118,7 +109,7 @@ async fn can(cluster: &Cluster, who: &str, (verb, resource, namespace): Attempt)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_service_account_may_do_its_work_and_no_more() -> Result<()> {
-    let cluster = installed().await?;
+    let cluster = api_server().await?;
     for (who, expected, attempts) in [
         (OPERATOR, true, OPERATOR_MAY),
         (OPERATOR, false, OPERATOR_MUST_NOT),
@@ -135,7 +126,7 @@ async fn each_service_account_may_do_its_work_and_no_more() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_writes_the_mirror_node_of_its_own_node_alone() -> Result<()> {
-    let cluster = installed().await?;
+    let cluster = api_server().await?;
     let create = async |node: &str, bound_to: &str| {
         let extra = format!("authentication.kubernetes.io/node-name={bound_to}");
         let object =

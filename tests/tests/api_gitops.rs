@@ -1,24 +1,14 @@
 //! Flux and Argo CD judge mirrors rightly, by their own code, at statuses that the operator wrote to a real API server.
 #![cfg(feature = "cluster")]
 
-use anyhow::{Context, Result, ensure};
-use breakwater_tests::binaries::{OPERATOR, binary, workspace};
+use anyhow::{Context, Result};
 use breakwater_tests::cluster::{Cluster, until};
 use breakwater_tests::gitops::{Assessment, assess};
-use std::process::Stdio;
+use breakwater_tests::operator::Operator;
+use breakwater_tests::product::api_server;
 use std::time::Duration;
-use tokio::process::{Child, Command};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// The operator as a process of this machine: nothing acts on what it makes, as there are no controllers and no nodes.
-async fn start_operator(cluster: &Cluster) -> Result<Child> {
-    let program = tokio::task::spawn_blocking(|| binary(OPERATOR)).await.context("build the operator")?;
-    let mut command = Command::new(program);
-    command.args(["--image=breakwater.test/image:1", "--pod-name=test", "--listen=127.0.0.1:0"]);
-    command.env("KUBECONFIG", cluster.kubeconfig()).stderr(Stdio::null()).kill_on_drop(true);
-    command.spawn().context("start the operator")
-}
 
 async fn apply(cluster: &Cluster, name: &str, registry: &str) -> Result<()> {
     let object = format!(
@@ -41,23 +31,19 @@ async fn judged(cluster: &Cluster, mirror: &str, flux: &str, argo: &str, message
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_tools_judge_what_the_operator_says() -> Result<()> {
-    let cluster = Cluster::control_plane_only().await?;
-    let config = workspace().join("config/default");
-    cluster.kubectl(&["apply", "-k", &config.to_string_lossy()]).await?;
-    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+    let cluster = api_server().await?;
 
     // Nobody has seen it yet: neither done nor failed.
     apply(&cluster, "older", "docker.io").await?;
     judged(&cluster, "older", "InProgress", "Progressing", "waiting for the operator").await?;
 
-    let mut operator = start_operator(&cluster).await?;
+    let operator = Operator::start("test", &cluster.kubeconfig(), cluster.state())?;
     judged(&cluster, "older", "InProgress", "Progressing", "cache").await?;
     apply(&cluster, "younger", "docker.io").await?;
     judged(&cluster, "younger", "Failed", "Degraded", "older").await?;
 
     // A change that the operator has not seen is neither done nor failed, whatever was said of the object before.
-    operator.kill().await.context("end the operator")?;
-    ensure!(operator.wait().await.is_ok(), "the operator does not end");
+    operator.kill().await?;
     let change = r#"{"spec":{"freshness":{"tagTTL":"5m"}}}"#;
     cluster.kubectl(&["patch", "rmir", "younger", "--type=merge", "-p", change]).await?;
     judged(&cluster, "younger", "InProgress", "Progressing", "waiting for the operator").await?;

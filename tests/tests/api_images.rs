@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use breakwater_tests::api_stage::{Stage, condition};
 use breakwater_tests::cache::Cache;
 use breakwater_tests::cluster::until;
-use breakwater_tests::operator::{Operator, Stage, condition};
+use breakwater_tests::operator::Operator;
 use breakwater_tests::upstream::{Content, Upstream};
 use serde_json::Value;
 

@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use breakwater_tests::api_proxy::Act;
-use breakwater_tests::api_scene::{Operator, SETTLE, Scene};
+use breakwater_tests::api_scene::{SETTLE, Scene};
 use breakwater_tests::cluster::until;
+use breakwater_tests::operator::Operator;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ListParams;
 use reqwest::{Method, StatusCode};
@@ -14,10 +15,6 @@ async fn ask(operator: &Operator, method: Method, path: &str, body: &'static str
     let url = format!("http://{}{path}", operator.admin().await?);
     let answer = reqwest::Client::new().request(method, url).body(body).send().await.context("ask the operator")?;
     Ok((answer.status(), answer.text().await.context("read its answer")?))
-}
-
-async fn metrics(operator: &Operator) -> Result<String> {
-    Ok(ask(operator, Method::GET, "/metrics", "").await?.1)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,7 +33,7 @@ async fn passes_and_failures_are_counted_by_what_became_of_them() -> Result<()> 
     scene.condition("younger", "Ready", "False", "RegistryConflict").await?;
     // The status is there a moment before the pass that wrote it is over.
     let done = |text: &String| !text.contains(r#"breakwater_reconcile_runs_total{result="done"} 0"#);
-    let text = until(SETTLE, "a pass to be done", async || Ok(Some(metrics(&operator).await?).filter(done))).await?;
+    let text = until(SETTLE, "a pass to be done", async || Ok(Some(operator.metrics().await?).filter(done))).await?;
     let value = |series: &str| {
         let line =
             text.lines().find(|line| line.starts_with(series)).with_context(|| format!("no {series} in\n{text}"))?;

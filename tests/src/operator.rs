@@ -1,0 +1,115 @@
+//! The real operator as a process. Knows nothing of whose API server it is, nor of what it makes there.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+use crate::binaries::{OPERATOR, binary};
+use crate::cluster::until;
+
+/// How long it may take to say where it listens, or to end.
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// A running operator, killed when this is dropped.
+pub struct Operator {
+    child: Child,
+    log: PathBuf,
+    /// Where its part of the log begins: others of this name may have run before.
+    begins: usize,
+}
+
+impl Operator {
+    /// Starts one that calls itself `name` and keeps its log in `folder`.
+    ///
+    /// # Errors
+    /// Fails when it cannot be started.
+    pub fn start(name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
+        let begins = usize::try_from(file.metadata().context("look at a log")?.size()).context("a log is too long")?;
+        let child = Command::new(binary(OPERATOR))
+            .args(["--image", "breakwater.test/breakwater:1", "--pod-name", name, "--listen", "127.0.0.1:0"])
+            .args(["--log-format", "json"])
+            .env("KUBECONFIG", kubeconfig)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the operator")?;
+        Ok(Self { child, log, begins })
+    }
+
+    /// Kills it as nothing can be prepared for.
+    ///
+    /// # Errors
+    /// Fails when it has ended by itself.
+    pub async fn kill9(&mut self) -> Result<()> {
+        ensure!(self.child.try_wait().context("look at the operator")?.is_none(), "the operator ended: {}", self.log());
+        self.child.kill().await.context("kill the operator")
+    }
+
+    /// The same, for the last time.
+    ///
+    /// # Errors
+    /// As [`Self::kill9`].
+    pub async fn kill(mut self) -> Result<()> {
+        self.kill9().await
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`, `TERM`.
+    ///
+    /// # Errors
+    /// Fails when it has ended.
+    pub async fn signal(&self, signal: &str) -> Result<()> {
+        let id = self.child.id().context("the operator has ended")?;
+        let sent = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status().await;
+        ensure!(sent.context("run kill")?.success(), "kill -{signal} {id} failed");
+        Ok(())
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// Fails when it does not.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        ended.context("the operator goes on")?.context("wait for the operator")
+    }
+
+    /// Where its own listener is.
+    ///
+    /// # Errors
+    /// Fails when it does not say so in time.
+    pub async fn admin(&self) -> Result<SocketAddr> {
+        until(LIMIT, "the operator to listen", async || {
+            let log = self.log();
+            let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            Ok(lines.find_map(|line| line["listen"].as_str()?.parse().ok()))
+        })
+        .await
+    }
+
+    /// What a scrape of its metrics gets.
+    ///
+    /// # Errors
+    /// Fails when it does not answer.
+    pub async fn metrics(&self) -> Result<String> {
+        let url = format!("http://{}/metrics", self.admin().await?);
+        let answer = reqwest::get(url).await.context("ask for metrics")?;
+        answer.text().await.context("read the metrics")
+    }
+
+    /// Its log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(log.get(self.begins..).unwrap_or_default()).into_owned()
+    }
+}
