@@ -7,6 +7,7 @@ use crate::validate::{Valid, validate};
 use breakwater_crds::RegistryMirror;
 use breakwater_crds::names::{cache_name, hashed_cache_name};
 use jiff::Timestamp;
+use kube::core::DeserializeGuard;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
@@ -29,13 +30,12 @@ pub(crate) fn mirror(name: &str, day: u8, spec: &str) -> Arc<RegistryMirror> {
 /// The mirror as seen in a cluster where nothing else is but `others`.
 pub(crate) fn observed(mirror: Arc<RegistryMirror>, others: &[Arc<RegistryMirror>]) -> Observed {
     let named = |name| Candidate { name, ..Candidate::default() };
-    let mut mirrors = others.to_vec();
-    mirrors.push(mirror.clone());
+    let mirrors = others.iter().chain([&mirror]).map(|mirror| Arc::new(DeserializeGuard(Ok((**mirror).clone()))));
     Observed {
         plain: named(cache_name(&mirror.spec.registry)),
         hashed: named(hashed_cache_name(&mirror.spec.registry)),
+        mirrors: mirrors.collect(),
         mirror,
-        mirrors,
         credentials: Vec::new(),
         references: Default::default(),
         fleet: Arc::new(Fleet::default()),

@@ -9,7 +9,7 @@ use crate::pki::{Leaf, Tokens};
 use crate::references::{self, References};
 use crate::secrets::SecretReader;
 use crate::upstream::UpstreamReport;
-use crate::watches::Stores;
+use crate::watches::{Stores, Watched};
 use breakwater_crds::RegistryMirror;
 use breakwater_crds::names::{MOST_REPLICAS, cache_name, claim_name, hashed_cache_name, tls_secret, tokens_secret};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -22,8 +22,8 @@ use std::sync::Arc;
 pub struct Observed {
     /// The mirror.
     pub mirror: Arc<RegistryMirror>,
-    /// All mirrors that can be read, this one included.
-    pub mirrors: Vec<Arc<RegistryMirror>>,
+    /// All mirrors, this one included.
+    pub mirrors: Vec<Watched>,
     /// What is there under the plain name of its cache.
     pub plain: Candidate,
     /// What is there under the name with a hash.

@@ -6,6 +6,7 @@
 use crate::observe::{Candidate, Observed};
 use crate::pki::{Leaf, Tokens};
 use crate::references::{InvalidReference, References};
+use crate::watches::readable;
 use breakwater_crds::names::{ANNOTATION_REGISTRY, LABEL_MANAGED_BY, MANAGER};
 use breakwater_crds::{RegistryMirror, Selector, SelectorInvalid, holder};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -79,8 +80,8 @@ pub fn validate(observed: &Observed) -> Result<Valid, Refusal> {
     let nodes = Selector::parse(&mirror.spec.nodes.selector).map_err(|error: SelectorInvalid| {
         Refusal::InvalidSpec { field: "spec.nodes.selector", problem: error.to_string() }
     })?;
-    let mirrors = || observed.mirrors.iter().map(AsRef::as_ref);
-    if let Some(elder) = holder(mirrors(), &mirror.spec.registry).filter(|elder| elder.uid() != mirror.uid()) {
+    let mirrors = readable(&observed.mirrors);
+    if let Some(elder) = holder(mirrors, &mirror.spec.registry).filter(|elder| elder.uid() != mirror.uid()) {
         let registry = mirror.spec.registry.clone();
         return Err(Refusal::RegistryConflict { registry, holder: elder.name_any() });
     }
@@ -162,7 +163,8 @@ fn plain_is_taken(observed: &Observed) -> bool {
     match plain.statefulset.as_deref() {
         Some(found) => claimed || of_other(found.annotations().get(ANNOTATION_REGISTRY)),
         None => {
-            claimed || observed.mirrors.iter().any(|other| wants_name(other, &plain.name) && is_elder(other, mirror))
+            claimed
+                || readable(&observed.mirrors).any(|other| wants_name(other, &plain.name) && is_elder(other, mirror))
         }
     }
 }

@@ -31,6 +31,8 @@ const FLEET_PAUSE: Duration = Duration::from_millis(200);
 
 /// The mirrors as they are watched: one that cannot be read does not stop the others.
 pub type Mirrors = Store<DeserializeGuard<RegistryMirror>>;
+/// One of them, shared with the watch: every pass looks at all mirrors, and copies none.
+pub type Watched = Arc<DeserializeGuard<RegistryMirror>>;
 /// Says that a mirror needs a pass.
 pub type Trigger = mpsc::UnboundedSender<ObjectRef<DeserializeGuard<RegistryMirror>>>;
 
@@ -206,10 +208,10 @@ impl Stores {
         filled(pods, "pods").await
     }
 
-    /// All mirrors that can be read.
+    /// All mirrors.
     #[must_use]
-    pub fn mirrors(&self) -> Vec<Arc<RegistryMirror>> {
-        self.mirrors.state().iter().filter_map(|mirror| mirror.0.as_ref().ok().cloned().map(Arc::new)).collect()
+    pub fn mirrors(&self) -> Vec<Watched> {
+        self.mirrors.state()
     }
 
     /// All nodes.
@@ -271,6 +273,11 @@ impl Stores {
     pub fn all_cache_pods(&self) -> Vec<Arc<Pod>> {
         self.pods.state()
     }
+}
+
+/// Those that can be read.
+pub fn readable(mirrors: &[Watched]) -> impl Iterator<Item = &RegistryMirror> {
+    mirrors.iter().filter_map(|mirror| mirror.0.as_ref().ok())
 }
 
 async fn filled<K>(store: &Store<K>, what: &'static str) -> Result<(), NotFilled>

@@ -10,7 +10,7 @@ use crate::fleet::Fleet;
 use crate::pki::Authority;
 use crate::pki::keeper::Trust;
 use crate::secrets::SecretReader;
-use crate::watches::Stores;
+use crate::watches::{Stores, readable};
 use breakwater_crds::names::tokens_secret;
 use breakwater_crds::{RegistryMirror, claims};
 use kube::ResourceExt;
@@ -71,7 +71,7 @@ struct State {
 /// What the cache of one mirror shall hold, and what that was computed from.
 struct List {
     of: (u64, Option<String>),
-    mirror: Arc<RegistryMirror>,
+    mirror: RegistryMirror,
     /// None while it cannot be known.
     wanted: Option<Wanted>,
     /// Since when each image is exposed.
@@ -114,15 +114,11 @@ impl Keeper {
         state.note_in_use(self.in_use.borrow_and_update().clone(), now);
         state.note_fleet(self.stores.fleet());
         let mirrors = self.stores.mirrors();
-        let holders = claims(mirrors.iter().map(AsRef::as_ref));
+        let holders = claims(readable(&mirrors));
         let held: BTreeMap<_, _> = holders.values().map(|mirror| (mirror.name_any(), *mirror)).collect();
         let mut touched: BTreeSet<_> = state.lists.keys().filter(|name| !held.contains_key(*name)).cloned().collect();
         state.lists.retain(|name, _| held.contains_key(name));
-        for mirror in mirrors.iter().filter(|mirror| held.contains_key(&mirror.name_any())) {
-            if state.plan(mirror) {
-                touched.insert(mirror.name_any());
-            }
-        }
+        touched.extend(held.into_iter().filter_map(|(name, mirror)| state.plan(mirror).then_some(name)));
         let silent = |name: &&String| state.replicas.reports_of(name).is_empty();
         touched.extend(self.publish.borrow().mirrors.keys().filter(silent).cloned());
         let count = |in_use: &Arc<BTreeMap<ImageName, bool>>| {
@@ -225,7 +221,7 @@ impl State {
     }
 
     /// What the cache of this mirror shall hold; says whether that is something else than before.
-    fn plan(&mut self, mirror: &Arc<RegistryMirror>) -> bool {
+    fn plan(&mut self, mirror: &RegistryMirror) -> bool {
         let of = (self.epoch, mirror.resource_version());
         let old = self.lists.get(&mirror.name_any());
         if old.is_some_and(|list| list.of == of) {
