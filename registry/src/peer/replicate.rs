@@ -156,6 +156,8 @@ impl Backlog {
                 loop {
                     let entry = this.next().await;
                     this.tell(entry).await;
+                    // Until now it counted: what is put back at once has never been off the list.
+                    this.metrics.replication.queued.dec();
                 }
             });
         }
@@ -202,9 +204,7 @@ impl Backlog {
         if due.is_none_or(|due| due > Instant::now()) {
             return Err(due);
         }
-        let entry = waiting.take_first().ok_or(None)?;
-        self.metrics.replication.queued.dec();
-        Ok(entry)
+        waiting.take_first().ok_or(None)
     }
 
     async fn tell(&self, entry: Entry) {
