@@ -14,7 +14,8 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::debug;
 
-use self::{copy::Copied, disk::Begun};
+use self::copy::Copied;
+pub(crate) use self::disk::Begun;
 use crate::{
     digest::Digest,
     failure::Failure,
@@ -129,8 +130,8 @@ impl Download {
     }
 
     /// Ends with `Done` published; otherwise the caller publishes the failure.
-    pub(crate) async fn run(&mut self) -> Result<(), Failure> {
-        let filled = match self.begun().await? {
+    pub(crate) async fn run(&mut self, begun: Result<Begun, Failure>) -> Result<(), Failure> {
+        let filled = match begun? {
             Begun::Landed(blob) => {
                 self.publisher.set_public(blob.is_public);
                 self.publisher.done(blob.file, blob.size);

@@ -4,6 +4,9 @@
 //! its own that writes to `partial/<hex>` and publishes its progress (progress.rs, which has the states); readers read
 //! the file up to what is published (body.rs). Readers leaving do not stop it.
 //!
+//! `join` looks on disk itself, on the thread that has just found the blob missing: for a small blob a change of threads
+//! costs more than the look.
+//!
 //! A flight is on the list from `join` until its task has ended: by then its content is committed, or its failure is
 //! remembered. So whoever finds none on the list finds the blob on disk, the reason why not, or starts the next one.
 
@@ -21,7 +24,7 @@ pub use crate::progress::{Progress, Seat};
 use crate::{
     background::Background,
     digest::Digest,
-    download::Download,
+    download::{Begun, Download},
     failure::Failure,
     metrics::{Held, Metrics},
     peer::News,
@@ -56,12 +59,29 @@ impl Flights {
         self.flying.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
-    /// Joins the flight of `digest`, or starts one on behalf of `repository`.
-    pub fn join(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest) -> Result<Seat, Failure> {
+    /// Joins the flight of `digest`, or starts one on behalf of `repository`. Reads the disk: for `blocking` alone.
+    pub fn join(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest) -> Result<Joined, Failure> {
+        let (publisher, landing) = match self.board(repository, digest)? {
+            Boarded::Under(seat) => {
+                let stood = seat.progress.borrow().clone();
+                return Ok(Joined { seat, stood });
+            }
+            Boarded::First(publisher, landing) => (publisher, landing),
+        };
+        let seat = landing.seat.clone();
+        let parts = (Arc::clone(&self.store), Arc::clone(&self.sources), Arc::clone(&self.metrics));
+        let liars = self.memory.liars(digest);
+        let mut download = Download::new(parts, repository.clone(), digest.clone(), publisher, liars);
+        let begun = download.begin_on_disk();
+        self.background.spawn(Arc::clone(self).fly(download, begun, landing));
+        Ok(Joined { seat, stood: Progress::Asking })
+    }
+
+    fn board(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest) -> Result<Boarded, Failure> {
         let mut flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
         // One that has failed takes nobody on: it may have failed on behalf of another repository.
         if let Some(seat) = flying.get(digest).filter(|seat| !seat.has_failed()) {
-            return Ok(seat.clone());
+            return Ok(Boarded::Under(seat.clone()));
         }
         if let Some(failure) = self.memory.failure(repository, digest) {
             return Err(failure);
@@ -73,17 +93,13 @@ impl Flights {
         flying.insert(digest.clone(), seat.clone());
         drop(flying);
         let held = self.metrics.flight();
-        let landing = Landing { flights: Arc::clone(self), digest: digest.clone(), seat: seat.clone(), _held: held };
-        self.background.spawn(Arc::clone(self).fly(publisher, landing));
-        Ok(seat)
+        let landing = Landing { flights: Arc::clone(self), digest: digest.clone(), seat, _held: held };
+        Ok(Boarded::First(publisher, landing))
     }
 
-    async fn fly(self: Arc<Self>, publisher: Publisher, landing: Landing) {
+    async fn fly(self: Arc<Self>, mut download: Download, begun: Result<Begun, Failure>, landing: Landing) {
         let (repository, digest) = (landing.seat.repository.clone(), landing.digest.clone());
-        let parts = (Arc::clone(&self.store), Arc::clone(&self.sources), Arc::clone(&self.metrics));
-        let liars = self.memory.liars(&digest);
-        let mut download = Download::new(parts, repository.clone(), digest.clone(), publisher, liars);
-        match download.run().await {
+        match download.run(begun).await {
             Ok(()) if download.is_news() => self.sources.peers().tell(&News::Blob(repository, digest)),
             Ok(()) => {}
             Err(failure) => {
@@ -113,6 +129,19 @@ impl Flights {
             self.memory.failed(repository.clone(), digest.clone(), failure);
         }
     }
+}
+
+/// A place in a flight.
+pub struct Joined {
+    /// The place.
+    pub seat: Seat,
+    /// How the flight stood when the place was taken.
+    pub stood: Progress,
+}
+
+enum Boarded {
+    Under(Seat),
+    First(Publisher, Landing),
 }
 
 /// Takes a flight off the list, also when its task is cancelled.

@@ -23,7 +23,7 @@ use crate::{
     body::{self, Body, Source},
     digest::Digest,
     failure::Failure,
-    flight::{Flights, Progress, Seat},
+    flight::{Flights, Joined, Progress, Seat},
     holdings::{self, Holding},
     lists::ListKeeper,
     manifest::Manifest,
@@ -209,14 +209,14 @@ impl Pull {
     }
 
     /// Joins the download of a blob, or starts it.
-    pub fn join(&self, repository: &RepositoryName, digest: &Digest) -> Result<Seat, Failure> {
-        self.flights.join(repository, digest)
+    pub async fn join(&self, repository: &RepositoryName, digest: &Digest) -> Result<Joined, Failure> {
+        let (flights, name, wanted) = (Arc::clone(&self.flights), repository.clone(), digest.clone());
+        blocking(move || flights.join(&name, &wanted)).await.ok_or(Failure::Stopping)?
     }
 
     /// From disk if the repository may have it, else from a flight.
     async fn blob(&self, repository: &RepositoryName, digest: &Digest, wish: Wish) -> Answer {
-        let (store, name, wanted) = (Arc::clone(&self.store), repository.clone(), digest.clone());
-        let holding = blocking(move || holdings::blob(&store, &name, &wanted)).await.ok_or(Failure::Stopping)?;
+        let (holding, joined) = self.held_or_coming(repository, digest, wish.is_head).await?;
         let (here, is_linked) = match holding {
             Holding::Hit(blob) => (Some(blob), true),
             Holding::IsManifest => return Err(Failure::NotFound),
@@ -242,16 +242,37 @@ impl Pull {
             let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
             return Ok(respond::content(&described, body::whole(Bytes::new())));
         }
-        let seat = self.flights.join(repository, digest)?;
-        let flight = seat.clone();
+        let joined = match joined {
+            Some(joined) => joined?,
+            None => self.join(repository, digest).await?,
+        };
+        let flight = joined.seat.clone();
         let traveller = (repository, is_linked);
-        match self.fly(seat, digest, traveller, wish).await {
+        match self.fly(joined, digest, traveller, wish).await {
             // Another repository's flight may be refused what this one may have.
             Err(failure) if flight.repository != *repository && failure.is_absence() && flight.has_failed() => {
-                self.fly(self.flights.join(repository, digest)?, digest, traveller, wish).await
+                self.fly(self.join(repository, digest).await?, digest, traveller, wish).await
             }
             answer => answer,
         }
+    }
+
+    /// Looks for a blob, and joins its flight at once where it is not here.
+    async fn held_or_coming(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        is_head: bool,
+    ) -> Result<(Holding, Option<Result<Joined, Failure>>), Failure> {
+        let (store, flights) = (Arc::clone(&self.store), Arc::clone(&self.flights));
+        let (name, wanted) = (repository.clone(), digest.clone());
+        let looked = blocking(move || {
+            let holding = holdings::blob(&store, &name, &wanted);
+            let is_wanted = !is_head && matches!(holding, Holding::Absent { .. });
+            let joined = is_wanted.then(|| flights.join(&name, &wanted));
+            (holding, joined)
+        });
+        looked.await.ok_or(Failure::Stopping)
     }
 
     /// Private content that came by way of another repository: has upstream it in this one too?
@@ -266,13 +287,11 @@ impl Pull {
     /// Waits until the flight has the first byte that is wanted, and streams from there.
     async fn fly(
         &self,
-        mut seat: Seat,
+        Joined { mut seat, stood }: Joined,
         digest: &Digest,
         (repository, is_linked): (&RepositoryName, bool),
         wish: Wish,
     ) -> Answer {
-        let had_landed = matches!(*seat.progress.borrow(), Progress::Done { .. });
-        let was_underway = !matches!(*seat.progress.borrow(), Progress::Asking);
         let begun = access::for_upstream(tokio::time::timeout_at(wish.deadline.into(), seat.begin(wish.range)));
         let begun = begun.await.map_err(|_| Failure::NotYet)?;
         if let Progress::Failed(failure) = begun {
@@ -281,10 +300,10 @@ impl Pull {
         if seat.repository != *repository && !is_linked && !seat.is_public() {
             self.prove(repository, digest).await?;
         }
-        let origin = match (had_landed, was_underway) {
-            (true, _) => Origin::Hit,
-            (false, true) => Origin::Collapsed,
-            (false, false) => Origin::Miss,
+        let origin = match stood {
+            Progress::Done { .. } => Origin::Hit,
+            Progress::Asking => Origin::Miss,
+            Progress::Growing { .. } | Progress::Failed(_) => Origin::Collapsed,
         };
         self.along(seat, &begun, digest, origin, wish)
     }

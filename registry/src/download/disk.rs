@@ -1,6 +1,6 @@
 //! What stands on disk before a download and while it grows. Knows nothing of where the rest comes from.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use tracing::warn;
 
@@ -14,7 +14,7 @@ use crate::{
 const RESERVE_FROM: u64 = 256 * 1024;
 
 /// What stands on disk when a download begins.
-pub(super) enum Begun {
+pub(crate) enum Begun {
     /// It landed between the look into the store and the start of this download.
     Landed(StoredBlob),
     /// As much as the blob is long, left by a process that was killed before it could commit.
@@ -24,31 +24,31 @@ pub(super) enum Begun {
 }
 
 impl Download {
-    /// Looks once more: the blob may have landed since it was missed.
-    pub(super) async fn begun(&mut self) -> Result<Begun, Failure> {
-        let (store, digest, repository) = (Arc::clone(&self.store), self.digest.clone(), self.repository.clone());
-        let begun = self.on_disk(move || {
-            if let Some(blob) = store.blobs.open_verified(&digest) {
-                return Ok(Begun::Landed(blob));
-            }
-            let mut partial = store.partials.open(&digest)?;
-            if partial.length() == 0 {
-                return Ok(Begun::Part(partial));
-            }
-            // Without a link the repository may not have it: then a source is asked, whatever is here.
-            let is_whole = match store.links.get(&repository, &digest) {
-                Some(Link { size: Some(size), .. }) => size == partial.length(),
-                Some(Link { size: None, .. }) => partial.is_whole()?,
-                None => false,
-            };
-            Ok(if is_whole { Begun::Whole(partial) } else { Begun::Part(partial) })
-        });
-        let begun = begun.await?;
+    /// Looks once more: the blob may have landed since it was missed. Reads the disk.
+    pub(crate) fn begin_on_disk(&mut self) -> Result<Begun, Failure> {
+        let begun = self.look().map_err(|error| self.disk_failure(&error))?;
         if let Begun::Whole(partial) | Begun::Part(partial) = &begun {
             self.is_continued = partial.length() > 0;
             self.publisher.set_public(partial.is_public());
         }
         Ok(begun)
+    }
+
+    fn look(&self) -> io::Result<Begun> {
+        if let Some(blob) = self.store.blobs.open_verified(&self.digest) {
+            return Ok(Begun::Landed(blob));
+        }
+        let mut partial = self.store.partials.open(&self.digest)?;
+        if partial.length() == 0 {
+            return Ok(Begun::Part(partial));
+        }
+        // Without a link the repository may not have it: then a source is asked, whatever is here.
+        let is_whole = match self.store.links.get(&self.repository, &self.digest) {
+            Some(Link { size: Some(size), .. }) => size == partial.length(),
+            Some(Link { size: None, .. }) => partial.is_whole()?,
+            None => false,
+        };
+        Ok(if is_whole { Begun::Whole(partial) } else { Begun::Part(partial) })
     }
 
     /// The source has nothing after what is here: that is everything, or more than there is.
@@ -94,11 +94,13 @@ impl Download {
 
     pub(super) async fn on_disk<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, Failure> {
-        blocking(work).await.ok_or(Failure::Stopping)?.map_err(|error| {
-            warn!(digest = self.digest.short(), %error, "download cannot be written or read again");
-            Failure::Disk
-        })
+        blocking(work).await.ok_or(Failure::Stopping)?.map_err(|error| self.disk_failure(&error))
+    }
+
+    fn disk_failure(&self, error: &io::Error) -> Failure {
+        warn!(digest = self.digest.short(), %error, "download cannot be written or read again");
+        Failure::Disk
     }
 }

@@ -60,7 +60,7 @@ pub(super) async fn blob(
         return Ok(());
     }
     loop {
-        let seat = pull.join(repository, &need.digest)?;
+        let seat = pull.join(repository, &need.digest).await?.seat;
         let is_guest = seat.repository != *repository;
         match seat.landed().await {
             // Another repository's download may be refused what this one may have.

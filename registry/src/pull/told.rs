@@ -68,8 +68,8 @@ impl Pull {
                 if self.sources.peers().blob_size(repository, digest).await.is_none() {
                     return Taken::No;
                 }
-                let Ok(seat) = self.flights.join(repository, digest) else { return Taken::No };
-                seat
+                let Ok(joined) = self.join(repository, digest).await else { return Taken::No };
+                joined.seat
             }
         };
         match tokio::time::timeout(LANDS, seat.landed()).await {
