@@ -130,10 +130,10 @@ async fn whatever_names_an_image_has_the_cache_hold_it() -> Result<()> {
 
     let metrics = scene.operator.metrics().await?;
     for line in [
-        r#"breakwater_operator_images_in_use{mirror="hub"} 8"#,
-        r#"breakwater_operator_images_survivable{mirror="hub"} 8"#,
+        r#"breakwater_images_in_use{name="hub"} 8"#,
+        r#"breakwater_images_survivable{name="hub"} 8"#,
         // The operator's own, the agent's and the cache's image are one; elsewhere.test has the other.
-        r#"breakwater_operator_images_exposed{mirror="",reason="NotMirrored"}"#,
+        r#"breakwater_images_exposed{name="",reason="NotMirrored"}"#,
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }

@@ -1,4 +1,4 @@
-//! `breakwater_operator_images_*`, computed at each scrape from what is known: a deleted mirror leaves no series behind.
+//! `breakwater_images_*`, computed at each scrape from what is known: a deleted mirror leaves no series behind.
 
 use super::keeper::Surveys;
 use breakwater_crds::conditions::reason;
@@ -16,12 +16,12 @@ pub struct ImageMetrics(Arc<OnceLock<Surveys>>);
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MirrorLabel {
-    mirror: String,
+    name: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ExposedLabels {
-    mirror: String,
+    name: String,
     reason: &'static str,
 }
 
@@ -48,12 +48,12 @@ fn gauge<L: EncodeLabelSet>(
 impl Collector for ImageMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let survey = self.0.get().map(|surveys| surveys.borrow().clone()).unwrap_or_default();
-        let label = |mirror: &String| MirrorLabel { mirror: mirror.clone() };
+        let label = |mirror: &String| MirrorLabel { name: mirror.clone() };
         let in_use = survey.mirrors.iter().map(|(mirror, report)| (label(mirror), report.in_use));
-        gauge(&mut encoder, "breakwater_operator_images_in_use", "Images in use of each mirror's registry", in_use)?;
+        gauge(&mut encoder, "breakwater_images_in_use", "Images in use of each mirror's registry", in_use)?;
         let survivable = survey.mirrors.iter().map(|(mirror, report)| (label(mirror), report.survivable()));
         let help = "Images in use that would survive the loss of their registry";
-        gauge(&mut encoder, "breakwater_operator_images_survivable", help, survivable)?;
+        gauge(&mut encoder, "breakwater_images_survivable", help, survivable)?;
         let mut exposed = BTreeMap::new();
         for (mirror, report) in &survey.mirrors {
             for image in &report.exposed {
@@ -61,9 +61,9 @@ impl Collector for ImageMetrics {
             }
         }
         exposed.extend(survey.not_mirrored.map(|count| ((String::new(), reason::NOT_MIRRORED), count)));
-        let exposed = exposed.into_iter().map(|((mirror, reason), count)| (ExposedLabels { mirror, reason }, count));
+        let exposed = exposed.into_iter().map(|((name, reason), count)| (ExposedLabels { name, reason }, count));
         let help = "Images in use that would not, by the reason; those of no mirror are NotMirrored";
-        gauge(&mut encoder, "breakwater_operator_images_exposed", help, exposed)
+        gauge(&mut encoder, "breakwater_images_exposed", help, exposed)
     }
 }
 
@@ -88,10 +88,10 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
-            "breakwater_operator_images_in_use{mirror=\"hub\"} 5",
-            "breakwater_operator_images_survivable{mirror=\"hub\"} 3",
-            "breakwater_operator_images_exposed{mirror=\"hub\",reason=\"NotFound\"} 2",
-            "breakwater_operator_images_exposed{mirror=\"\",reason=\"NotMirrored\"} 3",
+            "breakwater_images_in_use{name=\"hub\"} 5",
+            "breakwater_images_survivable{name=\"hub\"} 3",
+            "breakwater_images_exposed{name=\"hub\",reason=\"NotFound\"} 2",
+            "breakwater_images_exposed{name=\"\",reason=\"NotMirrored\"} 3",
         ] {
             assert!(text.contains(line), "{text}");
         }
