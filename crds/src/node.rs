@@ -92,7 +92,7 @@ pub struct Observed {
 }
 
 /// A mirror that selects a node and is not active there.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]
 pub struct InactiveMirror {
     /// The mirror's registry.
@@ -109,7 +109,7 @@ pub struct InactiveMirror {
 }
 
 /// What a node does with a mirror that is not active.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MirrorState {
     /// The cache has not answered from this node yet; pulls go straight to the upstream.
     Pending,

@@ -1,11 +1,17 @@
 //! The nodes as the mirrors' status needs them: one plain picture of Nodes, their agents' Pods and MirrorNodes. Pure.
+//!
+//! Nodes are many and something changes on one of them all the time, so the picture shares what the watches keep, and says what of it is news.
 
-use breakwater_crds::{InactiveMirror, MirrorNode};
+mod watched;
+
+use breakwater_crds::InactiveMirror;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Resource;
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+pub use watched::{AgentFacts, Common, WatchedAgent, WatchedNode, WatchedReport};
 
 /// All nodes, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,9 +20,18 @@ pub struct Fleet {
     pub nodes: Vec<NodeView>,
 }
 
-/// One node.
+/// One node and what its agent says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeView {
+    /// The node.
+    pub facts: Arc<NodeFacts>,
+    /// What its agent says; absent while the agent's Pod is not Ready, because what it said before may be long gone.
+    pub report: Option<Arc<Report>>,
+}
+
+/// What is used of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
     /// Its name.
     pub name: String,
     /// Its labels.
@@ -27,62 +42,87 @@ pub struct NodeView {
     pub platform: Option<String>,
     /// Whether its kubelet says that it works.
     pub ready: bool,
-    /// What its agent says; absent while the agent's Pod is not Ready, because what it said before may be long gone.
-    pub report: Option<Report>,
 }
 
 /// What an agent says of its node.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Registries that the node pulls through their cache.
-    pub active: BTreeSet<String>,
+    pub active: Arc<BTreeSet<String>>,
     /// Mirrors that are not active there, and why.
-    pub inactive: Vec<InactiveMirror>,
+    pub inactive: Vec<Arc<InactiveMirror>>,
+}
+
+/// What is other than before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nodes, or whether their agents are there.
+    Nodes,
+    /// Only what agents say of these registries; it may be none.
+    Registries(BTreeSet<String>),
 }
 
 impl Fleet {
     /// Joins the three kinds of objects by the node's name.
-    pub fn of<N, M, P>(nodes: &[N], mirror_nodes: &[M], agents: &[P]) -> Self
+    pub fn of<N, M, P>(nodes: &[N], reports: &[M], agents: &[P]) -> Self
     where
-        N: Borrow<Node>,
-        M: Borrow<MirrorNode>,
-        P: Borrow<Pod>,
+        N: Borrow<WatchedNode>,
+        M: Borrow<WatchedReport>,
+        P: Borrow<WatchedAgent>,
     {
-        let live: BTreeSet<&str> = agents
-            .iter()
-            .map(Borrow::borrow)
-            .filter(|pod| pod_is_ready(pod))
-            .filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref())
-            .collect();
-        let reports: BTreeMap<String, &MirrorNode> =
-            mirror_nodes.iter().map(Borrow::borrow).map(|report| (report.name_any(), report)).collect();
-        let mut nodes: Vec<_> = nodes
-            .iter()
-            .map(Borrow::borrow)
-            .map(|node| {
-                let name = node.name_any();
-                let report = reports.get(&name).filter(|_| live.contains(name.as_str()));
-                NodeView {
-                    report: report.and_then(|report| report.status.as_ref()).map(|status| Report {
-                        active: status.active.iter().cloned().collect(),
-                        inactive: status.inactive.clone(),
-                    }),
-                    labels: node.labels().clone(),
-                    created: node.metadata.creation_timestamp.as_ref().map(|time| time.0),
-                    platform: node_platform(node),
-                    ready: node_is_ready(node),
-                    name,
-                }
-            })
-            .collect();
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let agents = agents.iter().map(|agent| &agent.borrow().facts).filter(|agent| agent.ready);
+        let live: HashSet<&str> = agents.filter_map(|agent| agent.node.as_deref()).collect();
+        let reports = reports.iter().map(Borrow::borrow);
+        let reports: HashMap<&str, &Arc<Report>> =
+            reports.filter_map(|report| Some((report.meta().name.as_deref()?, report.facts.as_ref()?))).collect();
+        let view = |node: &N| {
+            let facts = node.borrow().facts.clone();
+            let report = reports.get(&*facts.name).filter(|_| live.contains(&*facts.name));
+            NodeView { report: report.map(|report| Arc::clone(report)), facts }
+        };
+        let mut nodes: Vec<_> = nodes.iter().map(view).collect();
+        nodes.sort_by(|a, b| a.facts.name.cmp(&b.facts.name));
         Self { nodes }
     }
 
     /// The node with this name.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeView> {
-        self.nodes.binary_search_by(|node| node.name.as_str().cmp(name)).ok().map(|index| &self.nodes[index])
+        self.nodes.binary_search_by(|node| node.facts.name.as_str().cmp(name)).ok().map(|index| &self.nodes[index])
+    }
+
+    /// What is other than in `before`.
+    #[must_use]
+    pub fn news_since(&self, before: &Self) -> News {
+        let mut registries = BTreeSet::new();
+        if self.nodes.len() != before.nodes.len() {
+            return News::Nodes;
+        }
+        for (new, old) in self.nodes.iter().zip(&before.nodes) {
+            if !Arc::ptr_eq(&new.facts, &old.facts) && new.facts != old.facts {
+                return News::Nodes;
+            }
+            match (&new.report, &old.report) {
+                (Some(new), Some(old)) if Arc::ptr_eq(new, old) => {}
+                (Some(new), Some(old)) => registries.extend(new.others_than(old).map(str::to_owned)),
+                (None, None) => {}
+                _ => return News::Nodes,
+            }
+        }
+        News::Registries(registries)
+    }
+}
+
+impl Report {
+    /// The registries of which the two do not say the same.
+    fn others_than<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
+        let is_same = Arc::ptr_eq(&self.active, &other.active);
+        let active = (!is_same).then(|| self.active.symmetric_difference(&other.active));
+        let only_in = |ours: &'a [Arc<InactiveMirror>], theirs: &'a [Arc<InactiveMirror>]| {
+            ours.iter().filter(move |one| !theirs.contains(one)).map(|one| one.registry.as_str())
+        };
+        let inactive = only_in(&self.inactive, &other.inactive).chain(only_in(&other.inactive, &self.inactive));
+        active.into_iter().flatten().map(String::as_str).chain(inactive)
     }
 }
 
@@ -94,45 +134,71 @@ pub fn pod_is_ready(pod: &Pod) -> bool {
         && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn node_platform(node: &Node) -> Option<String> {
-    let info = node.status.as_ref()?.node_info.as_ref()?;
-    let is_told = !info.operating_system.is_empty() && !info.architecture.is_empty();
-    is_told.then(|| format!("{}/{}", info.operating_system, info.architecture))
-}
-
-fn node_is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::parse;
 
-    fn parse<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
-        serde_saphyr::from_str(yaml).unwrap()
+    const READY: &str = "status: {conditions: [{type: Ready, status: 'True'}]}";
+
+    fn report(yaml: &str) -> WatchedReport {
+        parse(&format!("{{metadata: {{name: n1}}, status: {{{yaml}}}}}"))
     }
 
     #[test]
     fn a_report_counts_only_while_the_agent_is_ready() {
-        let node: Node =
-            parse("{metadata: {name: n1, labels: {a: b}}, status: {conditions: [{type: Ready, status: 'True'}]}}");
-        let lost: Node = parse("{metadata: {name: n0}, status: {conditions: [{type: Ready, status: Unknown}]}}");
-        let report: MirrorNode = parse(
-            "{apiVersion: breakwater.dev/v1alpha1, kind: MirrorNode, metadata: {name: n1}, status: {active: [docker.io]}}",
-        );
-        let agent = |ready: &str| -> Pod {
-            parse(&format!(
-                "{{metadata: {{name: p}}, spec: {{nodeName: n1, containers: []}}, \
-                            status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
-            ))
+        let node: WatchedNode = parse(&format!("{{metadata: {{name: n1, labels: {{a: b}}}}, {READY}}}"));
+        let lost: WatchedNode = parse("{metadata: {name: n0}, status: {conditions: [{type: Ready, status: Unknown}]}}");
+        let report = report("active: [docker.io]");
+        let agent = |more: &str| -> WatchedAgent {
+            parse(&format!("{{metadata: {{name: p{more}}}, spec: {{nodeName: n1, containers: []}}, {READY}}}"))
         };
-        let fleet = Fleet::of(&[node.clone(), lost], std::slice::from_ref(&report), &[agent("True")]);
-        assert_eq!(
-            fleet.nodes.iter().map(|n| (n.name.as_str(), n.ready)).collect::<Vec<_>>(),
-            [("n0", false), ("n1", true)]
-        );
+        let fleet = Fleet::of(&[node.clone(), lost], std::slice::from_ref(&report), &[agent("")]);
+        let names: Vec<_> = fleet.nodes.iter().map(|node| (node.facts.name.as_str(), node.facts.ready)).collect();
+        assert_eq!(names, [("n0", false), ("n1", true)]);
+        assert_eq!(fleet.node("n1").unwrap().facts.labels["a"], "b");
         assert!(fleet.node("n1").unwrap().report.as_ref().unwrap().active.contains("docker.io"));
-        assert_eq!(Fleet::of(&[node], &[report], &[agent("False")]).node("n1").unwrap().report, None);
+        let leaving = agent(", deletionTimestamp: '2026-11-21T10:00:00Z'");
+        let without = Fleet::of(&[node], &[report], &[leaving]);
+        assert_eq!(without.node("n1").unwrap().report, None);
+        assert_eq!(without.news_since(&fleet), News::Nodes);
+    }
+
+    #[test]
+    fn news_names_the_registries_that_nodes_speak_of_otherwise() {
+        let fleet = |label: &str, yaml: &str| {
+            let node: WatchedNode = parse(&format!("{{metadata: {{name: n1, labels: {{a: {label}}}}}, {READY}}}"));
+            let agent: WatchedAgent = parse(&format!("{{metadata: {{name: p}}, spec: {{nodeName: n1}}, {READY}}}"));
+            Fleet::of(&[node], &[report(yaml)], &[agent])
+        };
+        let news = |before: &str, after: &str| match fleet("b", after).news_since(&fleet("b", before)) {
+            News::Nodes => panic!("the node is the same"),
+            News::Registries(registries) => registries.into_iter().collect::<Vec<_>>().join(" "),
+        };
+        let bypassed = |message: &str| {
+            format!(
+                "active: [a, b], inactive: [{{registry: c, state: Bypassed, reason: R, message: {message}, since: '2026-11-21T10:00:00Z'}}]"
+            )
+        };
+        assert_eq!(news("active: [a, b, c]", "active: [a, b, c]"), "");
+        assert_eq!(news("active: [a, b, c]", "active: [a, d]"), "b c d");
+        assert_eq!(news("active: [a, b, c]", &bypassed("x")), "c");
+        assert_eq!(news(&bypassed("x"), &bypassed("x")), "");
+        assert_eq!(news(&bypassed("x"), &bypassed("y")), "c");
+        assert_eq!(fleet("other", "").news_since(&fleet("b", "")), News::Nodes);
+    }
+
+    #[test]
+    fn reports_share_what_they_have_in_common() {
+        let mut common = Common::default();
+        let mut shared = |yaml: &str| {
+            let mut report = report(yaml);
+            common.share(&mut report);
+            report.facts.unwrap()
+        };
+        let inactive = "inactive: [{registry: c, state: Failed, reason: R, since: '2026-11-21T10:00:00Z'}]";
+        let (one, two) = (shared(&format!("active: [a], {inactive}")), shared(&format!("active: [a], {inactive}")));
+        assert!(Arc::ptr_eq(&one.active, &two.active) && Arc::ptr_eq(&one.inactive[0], &two.inactive[0]));
+        assert!(!Arc::ptr_eq(&one.active, &shared("active: [b]").active));
     }
 }

@@ -199,7 +199,7 @@ fn quantity(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::fixture::{mirror, now, observed, parse};
-    use crate::fleet::{Fleet, NodeView, Report};
+    use crate::fleet::{Fleet, NodeFacts, NodeView, Report};
     use crate::images::ImagesReport;
     use crate::upstream::UpstreamReport;
     use crate::validate::validate;
@@ -227,14 +227,8 @@ mod tests {
         seen.plain.pods = vec![Arc::new(parse(&format!(
             "{{metadata: {{name: cache-docker-io-0}}, status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
         )))];
-        let node = NodeView {
-            name: "n1".to_owned(),
-            labels: Default::default(),
-            created: Some(now()),
-            platform: None,
-            ready: true,
-            report: Some(report),
-        };
+        let facts = NodeFacts { name: "n1".to_owned(), created: Some(now()), ready: true, ..NodeFacts::default() };
+        let node = NodeView { facts: Arc::new(facts), report: Some(Arc::new(report)) };
         seen.fleet = Arc::new(Fleet { nodes: vec![node] });
         (valid, seen)
     }
@@ -257,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_mirror_becomes_ready_and_its_upstream_does_not_matter() {
-        let active = Report { active: ["docker.io".to_owned()].into(), inactive: vec![] };
+        let active = Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] };
         let old = RegistryMirrorStatus::default();
         let (valid, seen) = cluster("False", Report::default());
         let starting = of_children(&valid, &seen, Ok(&applied(1)), &old, now());
@@ -313,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_lost_authority_stalls_a_mirror_that_goes_on_serving() {
-        let active = Report { active: ["docker.io".to_owned()].into(), inactive: vec![] };
+        let active = Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] };
         let lost = Obstacle { reason: reason::NO_AUTHORITY, message: "damaged".to_owned() };
         let old = RegistryMirrorStatus::default();
         let (valid, seen) = cluster("True", active.clone());

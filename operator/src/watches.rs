@@ -5,14 +5,14 @@
 mod concerns;
 mod keep;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Common, Fleet, News, WatchedAgent, WatchedNode, WatchedReport};
+use breakwater_crds::RegistryMirror;
 use breakwater_crds::names::{CA_SECRET, CACHE, CACHE_PEER, LABEL_INSTANCE, LABEL_NAME};
-use breakwater_crds::{MirrorNode, RegistryMirror};
 use concerns::Concerns;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use keep::{Change, drop_all_but_readiness, drop_containers, drop_nothing, drop_template, keep};
+use keep::{Change, drop_containers, drop_nothing, drop_template, keep};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Config;
@@ -53,9 +53,9 @@ pub struct Stores {
 
 /// The watches that [`Fleet`] joins.
 struct FleetStores {
-    nodes: Store<Node>,
-    mirror_nodes: Store<DeserializeGuard<MirrorNode>>,
-    agents: Store<Pod>,
+    nodes: Store<WatchedNode>,
+    reports: Store<DeserializeGuard<WatchedReport>>,
+    agents: Store<WatchedAgent>,
 }
 
 /// Where to watch.
@@ -136,10 +136,16 @@ fn watch_fleet(
     let changed = changed.clone();
     let notify = move |_: Change<'_>| changed.notify_one();
     let agents = Config::default().labels(&format!("{LABEL_NAME}={AGENT}"));
+    let mut common = Common::default();
+    let share = move |report: &mut DeserializeGuard<WatchedReport>| {
+        if let Ok(report) = &mut report.0 {
+            common.share(report);
+        }
+    };
     FleetStores {
-        nodes: keep(Api::all(client.clone()), Config::default(), drop_all_but_readiness, notify.clone(), tasks),
-        mirror_nodes: keep(Api::all(client.clone()), Config::default(), drop_nothing, notify.clone(), tasks),
-        agents: keep(Api::namespaced(client.clone(), namespaces.nodes), agents, drop_containers, notify, tasks),
+        nodes: keep(Api::all(client.clone()), Config::default(), drop_nothing, notify.clone(), tasks),
+        reports: keep(Api::all(client.clone()), Config::default(), share, notify.clone(), tasks),
+        agents: keep(Api::namespaced(client.clone(), namespaces.nodes), agents, drop_nothing, notify, tasks),
     }
 }
 
@@ -150,36 +156,34 @@ where
     Api::namespaced(client.clone(), namespaces.system)
 }
 
-/// Publishes the fleet whenever it is another one, and asks for a pass over every mirror.
+/// Publishes the fleet whenever something happened on a node, and asks for passes over the mirrors that it concerns.
 async fn keep_fleet(stores: FleetStores, changed: Arc<Notify>, publish: watch::Sender<Arc<Fleet>>, concerns: Concerns) {
     loop {
         changed.notified().await;
         tokio::time::sleep(FLEET_PAUSE).await;
         let fleet = stores.join();
-        let is_news = publish.send_if_modified(|current| {
-            let is_news = **current != fleet;
-            if is_news {
-                *current = Arc::new(fleet);
-            }
-            is_news
-        });
-        if is_news {
-            concerns.all();
+        let news = fleet.news_since(&publish.borrow());
+        // Also without news: the former one would hold on to what the watches have replaced.
+        publish.send_replace(Arc::new(fleet));
+        match news {
+            News::Nodes => concerns.all(),
+            News::Registries(registries) => concerns.registries(&registries),
         }
     }
 }
 
 impl FleetStores {
     fn join(&self) -> Fleet {
-        let reports: Vec<_> =
-            self.mirror_nodes.state().iter().filter_map(|report| report.0.as_ref().ok().cloned()).collect();
-        Fleet::of(&self.nodes.state(), &reports, &self.agents.state())
+        let reports = self.reports.state();
+        // One that cannot be read, as from a newer agent, counts as none.
+        let readable: Vec<_> = reports.iter().filter_map(|report| report.0.as_ref().ok()).collect();
+        Fleet::of(&self.nodes.state(), &readable, &self.agents.state())
     }
 
     async fn filled(&self) -> Result<(), NotFilled> {
-        let Self { nodes, mirror_nodes, agents } = self;
+        let Self { nodes, reports, agents } = self;
         filled(nodes, "nodes").await?;
-        filled(mirror_nodes, "mirrornodes").await?;
+        filled(reports, "mirrornodes").await?;
         filled(agents, "the agents' pods").await
     }
 }

@@ -163,7 +163,8 @@ fn own_loopback_address() -> Ipv4Addr {
     Ipv4Addr::new(127, TAKEN.fetch_add(1, Ordering::Relaxed), high, low.clamp(1, 254))
 }
 
-fn write_kubeconfig(cluster: &Cluster, to: &Path) -> Result<()> {
+/// Writes a kubeconfig with the rights of the operator's service account.
+pub(crate) fn write_kubeconfig(cluster: &Cluster, to: &Path) -> Result<()> {
     let text = std::fs::read(cluster.kubeconfig()).context("read the kubeconfig")?;
     let mut config: serde_json::Value = serde_json::from_slice(&text).context("parse the kubeconfig")?;
     config["users"][0]["user"]["as"] = SERVICE_ACCOUNT.into();

@@ -7,7 +7,7 @@ mod content;
 mod load;
 mod nginx;
 mod peers;
-mod process;
+pub(crate) mod process;
 pub mod relay;
 mod report;
 mod rows;

@@ -20,5 +20,6 @@ pub mod operator;
 pub mod product;
 pub mod proxy;
 pub mod release;
+pub mod scale;
 pub mod toolchain;
 pub mod upstream;

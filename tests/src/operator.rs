@@ -30,10 +30,18 @@ impl Operator {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn start(name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
+        Self::of(&binary(OPERATOR), name, kubeconfig, folder)
+    }
+
+    /// The same of this build.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn of(program: &Path, name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
         let begins = usize::try_from(file.metadata().context("look at a log")?.size()).context("a log is too long")?;
-        let child = Command::new(binary(OPERATOR))
+        let child = Command::new(program)
             .args(["--image", "breakwater.test/breakwater:1", "--pod-name", name, "--listen", "127.0.0.1:0"])
             .args(["--log-format", "json"])
             .env("KUBECONFIG", kubeconfig)
@@ -63,12 +71,20 @@ impl Operator {
         self.kill9().await
     }
 
+    /// Its process.
+    ///
+    /// # Errors
+    /// Fails when it has ended.
+    pub fn id(&self) -> Result<u32> {
+        self.child.id().context("the operator has ended")
+    }
+
     /// Sends it a signal: `STOP`, `CONT`, `TERM`.
     ///
     /// # Errors
     /// Fails when it has ended.
     pub async fn signal(&self, signal: &str) -> Result<()> {
-        let id = self.child.id().context("the operator has ended")?;
+        let id = self.id()?;
         let sent = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status().await;
         ensure!(sent.context("run kill")?.success(), "kill -{signal} {id} failed");
         Ok(())

@@ -51,6 +51,14 @@ pub fn registry() -> Result<PathBuf> {
     Ok(build(&[REGISTRY], "building the cache", "about 4 minutes the first time")?.join(REGISTRY))
 }
 
+/// Builds the operator as users get it, and says where it is.
+///
+/// # Errors
+/// Fails when cargo does.
+pub fn operator() -> Result<PathBuf> {
+    Ok(build(&[OPERATOR], "building the operator", "about 4 minutes the first time")?.join(OPERATOR))
+}
+
 /// Builds in release mode, linked statically against the C library, and says where the binaries are.
 fn build(packages: &[&str], title: &str, estimate: &str) -> Result<PathBuf> {
     let triple = host_triple()?;

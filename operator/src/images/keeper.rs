@@ -211,13 +211,13 @@ impl State {
         if Arc::ptr_eq(&self.fleet, &fleet) {
             return;
         }
-        let platforms: BTreeSet<_> = fleet.nodes.iter().filter_map(|node| node.platform.clone()).collect();
-        self.fleet = fleet;
+        let platforms: BTreeSet<_> = fleet.nodes.iter().filter_map(|node| node.facts.platform.as_ref()).collect();
         // Nodes may all be gone for a moment; images are for those that come.
-        if !platforms.is_empty() && platforms != self.platforms {
-            self.platforms = platforms;
+        if !platforms.is_empty() && !platforms.iter().copied().eq(&self.platforms) {
+            self.platforms = platforms.into_iter().cloned().collect();
             self.epoch += 1;
         }
+        self.fleet = fleet;
     }
 
     /// What the cache of this mirror shall hold; says whether that is something else than before.

@@ -2,7 +2,7 @@
 //!
 //! Most Pods are copies of few templates, so each set of images is kept once, and only the coming and going of sets is news.
 
-use super::workload::Workload;
+use super::workload::{Named, Workload};
 use kube::Resource;
 use kube::runtime::watcher::Event;
 use std::collections::HashMap;
@@ -72,10 +72,11 @@ impl Table {
         Workload<K>: Resource,
     {
         let uid = object.meta().uid.as_deref().unwrap_or_default();
-        if object.images.is_empty() {
+        let Named { images, is_node_bootstrap } = &object.facts;
+        if images.is_empty() {
             return self.remove(uid);
         }
-        let uses = Uses { images: object.images.as_slice().into(), is_node_bootstrap: object.is_node_bootstrap };
+        let uses = Uses { images: images.as_slice().into(), is_node_bootstrap: *is_node_bootstrap };
         if self.objects.get(uid).is_some_and(|known| **known == uses) {
             return false;
         }

@@ -1,35 +1,32 @@
-//! A Pod or a workload as the watches keep it: the images it names, and little else. Everything else is skipped while it is parsed,
-//! so that a page of large Pods costs no more than its text. Pure.
+//! A Pod or a workload as the watches keep it: the images it names, and little else. Pure.
 
-use k8s_openapi::NamespaceResourceScope;
+use crate::slim::{Facts, Meta, Slim};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Resource;
-use kube::core::ObjectMeta;
 use serde::Deserialize;
-use std::borrow::Cow;
-use std::fmt;
-use std::marker::PhantomData;
 
 /// Pods of this namespace and this priority belong to the node itself, if they use its network.
 const NODE_CRITICAL: &str = "system-node-critical";
 const KUBE_SYSTEM: &str = "kube-system";
 
 /// An object of kind `K`: a Pod, or something that has a template for Pods.
-#[derive(Deserialize)]
-#[serde(from = "Raw", bound = "K: Resource<DynamicType = ()>")]
-pub(super) struct Workload<K> {
-    metadata: ObjectMeta,
+pub(super) type Workload<K> = Slim<K, Named>;
+
+/// The images that an object names.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
     /// What its containers and image volumes name, once each and sorted; nothing once it has finished.
     pub(super) images: Vec<Box<str>>,
     /// Whether a new node needs it before it can pull through Breakwater.
     pub(super) is_node_bootstrap: bool,
-    kind: PhantomData<K>,
 }
 
-impl<K: Resource<DynamicType = ()>> From<Raw> for Workload<K> {
-    fn from(raw: Raw) -> Self {
-        let Raw { metadata, spec, status } = raw;
-        let is_finished = status.is_finished();
+impl<K: Resource<DynamicType = ()>> Facts<K> for Named {
+    type Spec = Spec;
+    type Status = Status;
+
+    fn of(metadata: &mut Meta, spec: Option<Spec>, status: Option<Status>) -> Self {
+        let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
         let is_pod = K::kind(&()) == Pod::kind(&());
         let is_of_each_node = if is_pod {
             metadata.owner_references.iter().flatten().any(|owner| matches!(&*owner.kind, "DaemonSet" | "Node"))
@@ -40,47 +37,15 @@ impl<K: Resource<DynamicType = ()>> From<Raw> for Workload<K> {
         let is_critical = metadata.namespace.as_deref() == Some(KUBE_SYSTEM)
             || pod.priority_class_name.as_deref() == Some(NODE_CRITICAL);
         let is_node_bootstrap = is_of_each_node && is_critical && pod.host_network.unwrap_or_default();
-        let images = if is_finished { Vec::new() } else { spec.into_images() };
-        let metadata = ObjectMeta {
-            name: metadata.name,
-            namespace: metadata.namespace,
-            uid: metadata.uid,
-            resource_version: metadata.resource_version,
-            ..ObjectMeta::default()
-        };
-        Self { metadata, images, is_node_bootstrap, kind: PhantomData }
+        let images = if status.is_finished() { Vec::new() } else { spec.into_images() };
+        Self { images, is_node_bootstrap }
     }
-}
-
-/// What is read of each of these kinds. A field that is absent there is simply none.
-#[derive(Deserialize)]
-struct Raw {
-    metadata: RawMeta,
-    #[serde(default)]
-    spec: Spec,
-    #[serde(default)]
-    status: Status,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawMeta {
-    name: Option<String>,
-    namespace: Option<String>,
-    uid: Option<String>,
-    resource_version: Option<String>,
-    owner_references: Option<Vec<Owner>>,
-}
-
-#[derive(Deserialize)]
-struct Owner {
-    kind: Box<str>,
 }
 
 /// A Pod's spec, or that of what has a template for one.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
+pub(super) struct Spec {
     init_containers: Option<Vec<Container>>,
     containers: Option<Vec<Container>>,
     ephemeral_containers: Option<Vec<Container>>,
@@ -114,7 +79,7 @@ struct ImageVolume {
 
 /// A Pod's phase, or a Job's conditions.
 #[derive(Default, Deserialize)]
-struct Status {
+pub(super) struct Status {
     phase: Option<String>,
     conditions: Option<Vec<Condition>>,
 }
@@ -158,62 +123,16 @@ impl Status {
     }
 }
 
-impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>> Resource for Workload<K> {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        K::kind(&())
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        K::group(&())
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        K::version(&())
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        K::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
-// Not derived: that would ask the same of `K`.
-impl<K> Clone for Workload<K> {
-    fn clone(&self) -> Self {
-        Self {
-            metadata: self.metadata.clone(),
-            images: self.images.clone(),
-            is_node_bootstrap: self.is_node_bootstrap,
-            kind: PhantomData,
-        }
-    }
-}
-
-impl<K> fmt::Debug for Workload<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Workload").field("name", &self.metadata.name).field("images", &self.images).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::parse;
+    use k8s_openapi::NamespaceResourceScope;
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
     use k8s_openapi::api::batch::v1::{CronJob, Job};
 
     fn images<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(yaml: &str) -> String {
-        parse::<Workload<K>>(yaml).images.join(" ")
+        parse::<Workload<K>>(yaml).facts.images.join(" ")
     }
 
     #[test]
@@ -242,7 +161,7 @@ mod tests {
     fn what_a_node_needs_before_its_relay_is_told_by_network_and_priority() {
         let daemon_set = |namespace: &str, pod: &str| {
             let yaml = format!("{{metadata: {{namespace: {namespace}}}, spec: {{template: {{spec: {pod}}}}}}}");
-            parse::<Workload<DaemonSet>>(&yaml).is_node_bootstrap
+            parse::<Workload<DaemonSet>>(&yaml).facts.is_node_bootstrap
         };
         assert!(daemon_set("kube-system", "{hostNetwork: true}"));
         assert!(daemon_set("calico-system", "{hostNetwork: true, priorityClassName: system-node-critical}"));
@@ -252,7 +171,7 @@ mod tests {
             let yaml = format!(
                 "{{metadata: {{namespace: kube-system, ownerReferences: [{{kind: {owner}}}]}}, spec: {{hostNetwork: true}}}}"
             );
-            parse::<Workload<Pod>>(&yaml).is_node_bootstrap
+            parse::<Workload<Pod>>(&yaml).facts.is_node_bootstrap
         };
         assert!(pod("DaemonSet") && pod("Node") && !pod("ReplicaSet"));
     }

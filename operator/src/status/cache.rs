@@ -96,7 +96,7 @@ fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
 fn lost_node<'a>(fleet: &'a Fleet, pod: &'a Pod) -> Option<&'a str> {
     let node = pod.spec.as_ref()?.node_name.as_deref()?;
     match fleet.node(node) {
-        Some(view) if view.ready => None,
+        Some(view) if view.facts.ready => None,
         Some(_) => Some(node),
         // A node may be in the Pod's watch before it is in the nodes': only an unready Pod makes it a lost one.
         None => (!pod_is_ready(pod)).then_some(node),
@@ -171,6 +171,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::{WatchedAgent, WatchedNode, WatchedReport};
 
     fn parse<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
         serde_saphyr::from_str(yaml).unwrap()
@@ -187,11 +188,7 @@ mod tests {
             "{{metadata: {{name: cache-a-0, labels: {{controller-revision-hash: r2}}}}, \
               spec: {{nodeName: n1, containers: []}}, status: {status}}}"
         ));
-        let fleet = Fleet::of(
-            &[parse::<k8s_openapi::api::core::v1::Node>(node)],
-            &[] as &[breakwater_crds::MirrorNode],
-            &[] as &[Pod],
-        );
+        let fleet = Fleet::of(&[parse::<WatchedNode>(node)], &[] as &[WatchedReport], &[] as &[WatchedAgent]);
         let mut claim: Option<PersistentVolumeClaim> = claim.map(parse);
         if let Some(claim) = &mut claim {
             claim.metadata.name = Some("data-cache-a-0".to_owned());
@@ -291,9 +288,8 @@ mod tests {
                   spec: {{nodeName: {node}, containers: []}}, status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
             )))
         };
-        let nodes: [k8s_openapi::api::core::v1::Node; 2] =
-            [parse(LIVE_NODE), parse(&LOST_NODE.replace("name: n1", "name: n2"))];
-        let fleet = Fleet::of(&nodes, &[] as &[breakwater_crds::MirrorNode], &[] as &[Pod]);
+        let nodes: [WatchedNode; 2] = [parse(LIVE_NODE), parse(&LOST_NODE.replace("name: n1", "name: n2"))];
+        let fleet = Fleet::of(&nodes, &[] as &[WatchedReport], &[] as &[WatchedAgent]);
         let statefulset: StatefulSet = parse(CURRENT);
         let told = |pods: &[Arc<Pod>]| {
             let (statefulset, claims, obstacle) = (Some(&statefulset), Vec::new(), None);

@@ -8,7 +8,7 @@
 //! that is itself younger than 5 minutes. A young node that fails or bypasses the cache is never forgiven: it has had its say.
 
 use super::clock;
-use crate::fleet::{Fleet, NodeView};
+use crate::fleet::{Fleet, NodeFacts, NodeView};
 use breakwater_crds::conditions::{NODES_READY, Status, Verdict, reason};
 use breakwater_crds::{Fallback, InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpec, Selector};
 use jiff::{SignedDuration, Timestamp};
@@ -55,11 +55,12 @@ pub(super) fn verdict(facts: &Facts<'_>) -> (Verdict, NodeCounts) {
 fn sort<'a>(facts: &Facts<'a>) -> Sorted<'a> {
     let registry = &facts.spec.registry;
     let mut sorted = Sorted::default();
-    for node in facts.fleet.nodes.iter().filter(|node| node.ready && facts.nodes.matches(&node.labels)) {
+    let is_desired = |view: &&NodeView| view.facts.ready && facts.nodes.matches(&view.facts.labels);
+    for NodeView { facts: node, report } in facts.fleet.nodes.iter().filter(is_desired) {
         sorted.desired += 1;
         let forgiven = facts.settled && is_young(node, facts.now);
         let name = node.name.as_str();
-        let Some(report) = &node.report else {
+        let Some(report) = report else {
             if forgiven {
                 sorted.forgiven += 1;
             } else {
@@ -82,7 +83,7 @@ fn sort<'a>(facts: &Facts<'a>) -> Sorted<'a> {
     sorted
 }
 
-fn is_young(node: &NodeView, now: Timestamp) -> bool {
+fn is_young(node: &NodeFacts, now: Timestamp) -> bool {
     node.created.is_some_and(|created| now.duration_since(created) < YOUNG)
 }
 
@@ -144,23 +145,25 @@ fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
 mod tests {
     use super::*;
     use crate::fleet::Report;
+    use std::sync::Arc;
 
     const NOW: &str = "2026-11-21T10:00:00Z";
 
     fn node(name: &str, age_minutes: i64, report: Option<&str>) -> NodeView {
         let now: Timestamp = NOW.parse().unwrap();
         let report = report.map(|state| match state {
-            "active" => Report { active: ["docker.io".to_owned()].into(), inactive: vec![] },
+            "active" => Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] },
             "unheard" => Report::default(),
             state => Report {
                 active: Default::default(),
-                inactive: vec![serde_saphyr::from_str(&format!(
+                inactive: vec![Arc::new(serde_saphyr::from_str(&format!(
                     "{{registry: docker.io, state: {state}, reason: R, message: cache refused, since: '2026-11-21T09:41:00Z'}}"
-                )).unwrap()],
+                )).unwrap())],
             },
         });
         let created = Some(now - SignedDuration::from_mins(age_minutes));
-        NodeView { name: name.to_owned(), labels: Default::default(), created, platform: None, ready: true, report }
+        let facts = NodeFacts { name: name.to_owned(), created, ready: true, ..NodeFacts::default() };
+        NodeView { facts: Arc::new(facts), report: report.map(Arc::new) }
     }
 
     fn check(nodes: Vec<NodeView>, settled: bool, expected: &str) {
@@ -194,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_node_that_is_not_ready_is_not_desired() {
-        let lost = NodeView { ready: false, ..node("b", 9, None) };
+        let mut lost = node("b", 9, None);
+        Arc::make_mut(&mut lost.facts).ready = false;
         check(
             vec![node("a", 9, Some("active")), lost],
             false,

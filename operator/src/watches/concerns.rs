@@ -7,6 +7,7 @@ use breakwater_crds::names::{ANNOTATION_REGISTRY, CA_SECRET, LABEL_MIRROR};
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
+use std::collections::BTreeSet;
 
 /// Turns changes into passes.
 #[derive(Clone)]
@@ -49,6 +50,15 @@ impl Concerns {
     pub(super) fn all(&self) {
         for mirror in self.mirrors.state() {
             self.send(&mirror.name_any());
+        }
+    }
+
+    /// The mirrors of these registries.
+    pub(super) fn registries(&self, registries: &BTreeSet<String>) {
+        for mirror in self.mirrors.state() {
+            if mirror.0.as_ref().is_ok_and(|mirror| registries.contains(&mirror.spec.registry)) {
+                self.send(&mirror.name_any());
+            }
         }
     }
 
@@ -117,6 +127,10 @@ mod tests {
         concerns.config_map(Change::Touched(&metadata("{name: ca-c}")));
         assert_eq!(names(), "c");
         concerns.config_map(Change::Touched(&metadata("{name: kube-root-ca.crt}")));
+        assert_eq!(names(), "");
+        concerns.registries(&BTreeSet::from(["docker.io".to_owned(), "quay.io".to_owned()]));
+        assert_eq!(names(), "a b");
+        concerns.registries(&BTreeSet::new());
         assert_eq!(names(), "");
         concerns.child(Change::Relisted);
         assert_eq!(names(), "a b c");

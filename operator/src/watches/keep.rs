@@ -2,7 +2,7 @@
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::core::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{Store, store};
@@ -37,7 +37,7 @@ impl Change<'_> {
 pub(super) fn keep<K>(
     api: Api<K>,
     config: Config,
-    prune: fn(&mut K),
+    mut prune: impl FnMut(&mut K) + Send + 'static,
     changed: impl Fn(Change<'_>) + Send + 'static,
     tasks: &mut JoinSet<()>,
 ) -> Store<K>
@@ -83,21 +83,5 @@ pub(super) fn drop_template(statefulset: &mut StatefulSet) {
 pub(super) fn drop_containers(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         *spec = k8s_openapi::api::core::v1::PodSpec { node_name: spec.node_name.take(), ..Default::default() };
-    }
-}
-
-/// Nodes are many and big: names, labels, the platform and one condition are used.
-pub(super) fn drop_all_but_readiness(node: &mut Node) {
-    node.metadata.annotations = None;
-    node.spec = None;
-    if let Some(status) = &mut node.status {
-        let mut conditions = status.conditions.take().unwrap_or_default();
-        conditions.retain(|condition| condition.type_ == "Ready");
-        let node_info = status.node_info.take().map(|info| NodeSystemInfo {
-            operating_system: info.operating_system,
-            architecture: info.architecture,
-            ..NodeSystemInfo::default()
-        });
-        *status = NodeStatus { conditions: Some(conditions), node_info, ..NodeStatus::default() };
     }
 }

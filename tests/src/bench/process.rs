@@ -43,15 +43,19 @@ impl Process {
 
     /// Processor time used so far, in user and kernel mode, by it and its children.
     pub(super) fn cpu(&self) -> Duration {
-        let ticks: u64 = self.pids().into_iter().filter_map(ticks).sum();
-        let per_second = rustix::param::clock_ticks_per_second();
-        Duration::from_secs_f64(ticks as f64 / per_second as f64)
+        self.pids().into_iter().map(processor_time).sum()
     }
 
     /// Resident memory in bytes; a page shared by several of its processes counts once.
     pub(super) fn memory(&self) -> u64 {
         self.pids().into_iter().filter_map(proportional_set).sum()
     }
+}
+
+/// Processor time that a process has used so far, in user and kernel mode; none once it has ended.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let per_second = rustix::param::clock_ticks_per_second();
+    Duration::from_secs_f64(ticks(pid).unwrap_or_default() as f64 / per_second as f64)
 }
 
 /// `utime` and `stime` of /proc/PID/stat. The name before them may hold anything, so they are counted from its bracket.
