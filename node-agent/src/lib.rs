@@ -21,6 +21,7 @@ pub mod relay;
 pub mod reload;
 pub mod report;
 pub mod runtime;
+pub mod spread;
 pub mod status;
 pub mod touched;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! Keeps this node's `MirrorNode` saying what the agent found. Writes on change only; never stands in the way of the node's
 //! own work.
 
+use crate::spread::spread;
 use crate::status::{Findings, stamp};
 use breakwater_crds::{MirrorNode, MirrorNodeStatus};
 use jiff::Timestamp;
@@ -18,7 +19,8 @@ pub const FIELD_MANAGER: &str = "breakwater-node-agent";
 const GATHER: Duration = Duration::from_millis(200);
 const REQUEST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Somebody may have deleted the object; writing the same again changes nothing otherwise.
+/// Somebody may have deleted the object; writing the same again changes nothing otherwise. On each node another part of
+/// the half of this is added, as to every pause.
 const REASSERT: Duration = Duration::from_secs(600);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -48,6 +50,8 @@ enum Unwritten {
 pub async fn report_forever(client: Client, node_name: String, mut reports: Receiver<Option<Report>>) {
     let api: Api<MirrorNode> = Api::all(client);
     let mut written: Option<MirrorNodeStatus> = None;
+    // The owner of the object that is there.
+    let mut owner: Option<String> = None;
     let mut backoff = Duration::from_millis(500);
     let mut complained: Option<Instant> = None;
     loop {
@@ -59,7 +63,9 @@ pub async fn report_forever(client: Client, node_name: String, mut reports: Rece
                 None => written.insert(read(&api, &node_name).await?),
             };
             let status = stamp(&report.findings, written, &Time(Timestamp::now()));
-            write(&api, &node_name, &report.node_uid, &status).await?;
+            let is_there = owner.take().is_some_and(|owner| owner == report.node_uid);
+            write(&api, &node_name, &report.node_uid, &status, is_there).await?;
+            owner = Some(report.node_uid);
             *written = status;
             Ok(())
         };
@@ -77,9 +83,11 @@ pub async fn report_forever(client: Client, node_name: String, mut reports: Rece
                 backoff
             }
         };
+        let is_written = pause == REASSERT;
+        let pause = pause + spread(&node_name, pause / 2);
         // A failing API server is not asked more often because there is news.
         let news = async {
-            if pause != REASSERT {
+            if !is_written {
                 return sleep(pause).await;
             }
             if reports.changed().await.is_err() {
@@ -106,20 +114,28 @@ async fn read(api: &Api<MirrorNode>, node_name: &str) -> Result<MirrorNodeStatus
     Ok(found.and_then(|node| node.status).unwrap_or_default())
 }
 
+/// One request where the object is there already.
 async fn write(
     api: &Api<MirrorNode>,
     node_name: &str,
     node_uid: &str,
     status: &MirrorNodeStatus,
+    is_there: bool,
 ) -> Result<(), Unwritten> {
     let identity = |metadata: serde_json::Value| json!({"apiVersion": MirrorNode::api_version(&()), "kind": MirrorNode::kind(&()), "metadata": metadata});
     let owner =
         json!({"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid, "blockOwnerDeletion": false});
     let object = identity(json!({"name": node_name, "ownerReferences": [owner]}));
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let mut with_status = identity(json!({"name": node_name}));
+    with_status["status"] = json!(status);
+    let with_status = Patch::Apply(&with_status);
+    if is_there {
+        match api.patch_status(node_name, &parameters, &with_status).await {
+            Err(kube::Error::Api(answer)) if answer.is_not_found() => {}
+            answer => return answer.map(drop).map_err(Unwritten::ApplyStatus),
+        }
+    }
     api.patch(node_name, &parameters, &Patch::Apply(&object)).await.map_err(Unwritten::Apply)?;
-    let mut object = identity(json!({"name": node_name}));
-    object["status"] = json!(status);
-    api.patch_status(node_name, &parameters, &Patch::Apply(&object)).await.map_err(Unwritten::ApplyStatus)?;
-    Ok(())
+    api.patch_status(node_name, &parameters, &with_status).await.map(drop).map_err(Unwritten::ApplyStatus)
 }

@@ -1,6 +1,7 @@
 //! Keeps [`Known`] current from the API server. With the server away, everything stays as it was last known.
 
 use crate::known::{Endpoint, Known, Node, Slice, Trust, slim};
+use crate::spread::spread;
 use breakwater_crds::{RegistryMirror, RelayKey, names};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node as NodeObject, Secret};
@@ -20,6 +21,9 @@ use tokio::time::Instant;
 
 /// A kind that is not found for this long was removed; just after an API server starts it is merely not served yet.
 const KIND_GONE: Duration = Duration::from_secs(60);
+/// Watches are renewed after this time and some more: agents that lost the API server together would renew theirs together ever after.
+const RENEW: Duration = Duration::from_secs(220);
+const RENEW_SPREAD: Duration = Duration::from_secs(70);
 /// Failures of one watch are logged this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -38,14 +42,15 @@ pub struct Sources {
 pub fn start(client: &Client, sources: &Sources, known: &Sender<Known>) -> JoinSet<()> {
     let Sources { node_name, namespace, agent_namespace } = sources;
     let mut tasks = JoinSet::new();
-    let by_name = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let renew = RENEW + spread(node_name, RENEW_SPREAD);
+    let all = watcher::Config::default().timeout(u32::try_from(renew.as_secs()).unwrap_or(u32::MAX));
+    let by_name = |name: &str| all.clone().fields(&format!("metadata.name={name}"));
 
-    let mirrors =
-        watch_objects(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), watcher::Config::default());
+    let mirrors = watch_objects(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), all.clone());
     let to = known.clone();
     tasks.spawn(follow("RegistryMirrors", mirrors, move |change| note(&to, |known| take_mirror(known, change))));
 
-    let caches = watcher::Config::default().labels(&format!("{}={}", names::LABEL_NAME, names::CACHE));
+    let caches = all.clone().labels(&format!("{}={}", names::LABEL_NAME, names::CACHE));
     let slices = watch_objects(Api::<EndpointSlice>::namespaced(client.clone(), namespace), caches);
     let to = known.clone();
     tasks.spawn(follow("EndpointSlices", slices, move |change| note(&to, |known| take_slice(known, change))));
