@@ -31,8 +31,8 @@ pub struct Reported {
     pub from_version: Option<String>,
     /// The status.
     pub status: RegistryMirrorStatus,
-    /// When it was written.
-    pub at: Instant,
+    /// When it and those before it were written, the latest first.
+    pub writes: Vec<Instant>,
 }
 
 impl Memory {

@@ -15,10 +15,12 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Statuses of one mirror are at least so far apart, unless the spec changed.
+/// Statuses of one mirror are at least so far apart, unless the spec changed: each goes to the agents of all nodes.
 const PACE: Duration = Duration::from_secs(5);
 /// Where a condition turns, somebody may wait for it.
 const TURN_PACE: Duration = Duration::from_secs(1);
+/// So many of them are no more frequent than at [`PACE`]: conditions may turn all the time.
+const BURST: usize = 3;
 /// Figures that move with every pull do not need to be fresher.
 const FIGURES_PACE: Duration = Duration::from_secs(30);
 
@@ -63,8 +65,9 @@ impl Reporter {
         if *old == new {
             return Ok(None);
         }
-        let since_last = memory.reported(name).map(|reported| reported.at.elapsed());
-        if let Some(wait) = too_early(old, &new, since_last) {
+        let mut writes = memory.reported(name).map(|reported| reported.writes).unwrap_or_default();
+        let since: Vec<_> = writes.iter().map(Instant::elapsed).collect();
+        if let Some(wait) = too_early(old, &new, &since) {
             return Ok(Some(wait));
         }
         let body = json!({
@@ -84,7 +87,9 @@ impl Reporter {
         }
         let events = events::between(old, &new);
         let from_version = metadata.resource_version.clone();
-        memory.set_reported(name, Reported { from_version, status: new, at: Instant::now() });
+        writes.insert(0, Instant::now());
+        writes.truncate(BURST);
+        memory.set_reported(name, Reported { from_version, status: new, writes });
         self.publish(metadata, events).await;
         Ok(None)
     }
@@ -127,8 +132,8 @@ pub fn present(metadata: &ObjectMeta, watched: Option<RegistryMirrorStatus>, mem
     }
 }
 
-/// How long to wait before `new` may be written. A new generation is never kept waiting.
-fn too_early(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus, since_last: Option<Duration>) -> Option<Duration> {
+/// How long to wait before `new` may be written; `since` the former writes, the latest first. A new generation is never kept waiting.
+fn too_early(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus, since: &[Duration]) -> Option<Duration> {
     if old.observed_generation != new.observed_generation {
         return None;
     }
@@ -137,7 +142,8 @@ fn too_early(old: &RegistryMirrorStatus, new: &RegistryMirrorStatus, since_last:
         () if turning_conditions(old) == turning_conditions(new) => PACE,
         () => TURN_PACE,
     };
-    pace.checked_sub(since_last?).filter(|wait| !wait.is_zero())
+    let burst = since.get(BURST - 1).map_or(Duration::ZERO, |since| (BURST as u32 * PACE).saturating_sub(*since));
+    Some(pace.saturating_sub(*since.first()?).max(burst)).filter(|wait| !wait.is_zero())
 }
 
 /// ImagesSurvivable turns with every roll-out, and is not among them.
@@ -174,21 +180,26 @@ mod tests {
     #[test]
     fn statuses_keep_their_pace() {
         let check = |new: RegistryMirrorStatus, since_ms: Option<u64>, expected: Option<u64>| {
-            let wait = too_early(&status(1, 0, "1Gi"), &new, since_ms.map(Duration::from_millis));
+            let since = since_ms.map(Duration::from_millis);
+            let wait = too_early(&status(1, 0, "1Gi"), &new, since.as_slice());
             assert_eq!(wait, expected.map(Duration::from_millis));
         };
         check(status(1, 1, "1Gi"), None, None);
         check(status(1, 1, "1Gi"), Some(4400), Some(600));
         check(status(1, 1, "1Gi"), Some(5000), None);
-        let turning = |kind: &str, millis| {
+        let turning = |kind: &str, millis: &[u64]| {
             let condition = serde_json::json!({"type": kind, "status": "True", "reason": "R", "message": "",
                                                "lastTransitionTime": "2026-01-01T00:00:00Z"});
             let mut new = status(1, 0, "1Gi");
             new.conditions = vec![serde_json::from_value(condition).unwrap()];
-            too_early(&status(1, 0, "1Gi"), &new, Some(Duration::from_millis(millis))).map(|wait| wait.as_millis())
+            let since: Vec<_> = millis.iter().copied().map(Duration::from_millis).collect();
+            too_early(&status(1, 0, "1Gi"), &new, &since).map(|wait| wait.as_millis())
         };
-        assert_eq!((turning("Ready", 400), turning("Ready", 1000)), (Some(600), None));
-        assert_eq!(turning("ImagesSurvivable", 400), Some(4600));
+        assert_eq!((turning("Ready", &[400]), turning("Ready", &[1000])), (Some(600), None));
+        assert_eq!(turning("ImagesSurvivable", &[400]), Some(4600));
+        assert_eq!(turning("Ready", &[1000, 2000]), None, "a mirror that becomes ready turns a few times");
+        assert_eq!(turning("Ready", &[1000, 2000, 3000]), Some(12_000), "one that never rests waits");
+        assert_eq!(turning("Ready", &[1000, 2000, 15_000]), None);
         check(status(1, 0, "2Gi"), Some(1000), Some(29_000));
         check(status(2, 1, "1Gi"), Some(0), None);
     }
@@ -196,7 +207,7 @@ mod tests {
     #[test]
     fn our_last_write_counts_until_the_watch_shows_it() {
         let memory = Memory::default();
-        let reported = Reported { from_version: Some("7".to_owned()), status: status(2, 1, "1Gi"), at: Instant::now() };
+        let reported = Reported { from_version: Some("7".to_owned()), status: status(2, 1, "1Gi"), writes: Vec::new() };
         memory.set_reported("m", reported);
         let at = |version: &str| {
             let metadata =
