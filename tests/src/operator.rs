@@ -54,12 +54,21 @@ impl Operator {
         Ok(Self { child, log, begins })
     }
 
+    /// Fails, with its log, when it has ended by itself.
+    ///
+    /// # Errors
+    /// It has.
+    pub fn still_runs(&mut self) -> Result<()> {
+        ensure!(self.child.try_wait().context("look at the operator")?.is_none(), "the operator ended: {}", self.log());
+        Ok(())
+    }
+
     /// Kills it as nothing can be prepared for.
     ///
     /// # Errors
     /// Fails when it has ended by itself.
     pub async fn kill9(&mut self) -> Result<()> {
-        ensure!(self.child.try_wait().context("look at the operator")?.is_none(), "the operator ended: {}", self.log());
+        self.still_runs()?;
         self.child.kill().await.context("kill the operator")
     }
 

@@ -162,8 +162,9 @@ impl Scene {
 
     async fn all_mirrors(&mut self, what: &str, holds: impl Fn((usize, &RegistryMirrorStatus)) -> bool) -> Result<()> {
         let mirrors: Api<RegistryMirror> = Api::all(self.cluster.client());
-        let caches = &mut self.caches;
+        let Self { caches, operator, .. } = self;
         let reached = until(SETTLE_LIMIT, what, async || {
+            operator.still_runs()?;
             if let Some(ended) = caches.try_join_next() {
                 ended.context("the caches' task died")?.context("the caches ended")?;
             }
