@@ -1,7 +1,7 @@
 //! A page of a list of upstream's, and how it is written down: a line of JSON, then the page as it came. Pure.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 /// A page of a list, as upstream wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,16 @@ pub struct ListPage {
     pub filters: Option<String>,
     /// The page.
     pub body: Bytes,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    errors: Option<IgnoredAny>,
+}
+
+/// Whether it may be a list: no digest vouches for it, and under a 200 stands an error or a body that was cut at times.
+pub fn is_list(body: &[u8]) -> bool {
+    serde_json::from_slice::<Document>(body).is_ok_and(|document| document.errors.is_none())
 }
 
 /// What is known of a list.

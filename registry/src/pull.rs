@@ -150,9 +150,9 @@ impl Pull {
         }
         let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
         match tag {
-            // Upstream fails and what the tag last meant is not here, but maybe elsewhere.
+            // Upstream fails and what the tag last meant is not here, but maybe elsewhere; a small budget is for misses.
             Some(stale @ Resolved { freshness: Freshness::Stale(failure), .. }) => {
-                if !self.sources.has_others() {
+                if !self.sources.has_others() && failure != Failure::TooManyRequests {
                     return Err(failure);
                 }
                 let fetched = self.fetch_manifest(repository, digest, wish.deadline).await.map_err(|_| failure)?;

@@ -27,7 +27,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     Method,
-    header::{CONTENT_TYPE, ETAG, LINK},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, LINK},
 };
 use reqwest::Response;
 
@@ -51,7 +51,7 @@ use crate::{
     background::Background,
     digest::{Algorithm, Digest},
     failure::Failure,
-    list_page::ListPage,
+    list_page::{self, ListPage},
     manifest::{self, Manifest},
     metrics::{self, HostRole, Metrics, Phase},
     reference::{Reference, RepositoryName},
@@ -62,6 +62,8 @@ use crate::{
 
 /// For a whole manifest or list.
 const SMALL_BODY: Duration = Duration::from_secs(10);
+/// Without a byte of it: short enough for a second try while the client waits.
+const SMALL_IDLE: Duration = Duration::from_secs(3);
 /// RFC 6838 allows 127 on either side of the slash; parameters are short.
 const MOST_MEDIA_TYPE: usize = 512;
 /// The longest page of a list.
@@ -191,37 +193,60 @@ impl Upstream {
     ) -> Result<ManifestHead, Failure> {
         let ask = Ask::new(Method::HEAD, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
         let answer = self.ask(ask).await?;
-        let headers = answer.response.headers();
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let stated = text("docker-content-digest").and_then(|digest| digest.parse().ok());
         let digest = match reference {
             Reference::Digest(digest) => digest.clone(),
-            Reference::Tag(_) => stated.ok_or(Failure::InvalidResponse)?,
+            Reference::Tag(_) => stated_digest(&answer.response).ok_or(Failure::InvalidResponse)?,
         };
         let media_type = media_type(&answer.response).ok_or(Failure::InvalidResponse)?;
-        let size = text("content-length").and_then(|size| size.parse().ok()).ok_or(Failure::InvalidResponse)?;
+        let size = answer.response.headers().get(CONTENT_LENGTH).and_then(|size| size.to_str().ok()?.parse().ok());
+        let size = match size.unwrap_or_default() {
+            0 => return Err(Failure::InvalidResponse),
+            size if size > manifest::MOST_BYTES as u64 => return Err(Failure::TooLarge),
+            size => size,
+        };
         Ok(ManifestHead { digest, media_type, size, etag: etag(&answer.response) })
     }
 
-    /// Fetches a manifest. By digest, anything else than that content is an error.
+    /// Fetches a manifest. Anything else than the content of the digest that was asked for, or that upstream itself names,
+    /// is an error.
     pub async fn get_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, Failure> {
+        match self.get_manifest_once(repository, reference).await {
+            Err(Failure::BrokenBody) => self.get_manifest_once(repository, reference).await,
+            answer => answer,
+        }
+    }
+
+    async fn get_manifest_once(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, Failure> {
         let ask = Ask::new(Method::GET, repository, format!("manifests/{reference}")).accept(manifest::ACCEPT);
         let answer = self.ask(ask).await?;
-        let media_type = media_type(&answer.response).ok_or(Failure::InvalidResponse)?;
-        let etag = etag(&answer.response);
-        let bytes = self.read_small(answer.response, manifest::MOST_BYTES).await?;
-        let algorithm = match reference {
-            Reference::Digest(digest) => digest.algorithm(),
-            Reference::Tag(_) => Algorithm::Sha256,
+        let (stated_type, etag) = (media_type(&answer.response), etag(&answer.response));
+        if stated_type.is_none() && answer.response.headers().contains_key(CONTENT_TYPE) {
+            return Err(Failure::InvalidResponse);
+        }
+        let wanted = match reference {
+            Reference::Digest(digest) => Some(digest.clone()),
+            Reference::Tag(_) => stated_digest(&answer.response),
         };
-        let digest = Digest::of(algorithm, &bytes);
-        if matches!(reference, Reference::Digest(wanted) if *wanted != digest) {
+        let bytes = self.read_small(answer.response, manifest::MOST_BYTES).await?;
+        let digest = Digest::of(wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm), &bytes);
+        if wanted.as_ref().is_some_and(|wanted| *wanted != digest) {
             return Err(Failure::WrongDigest);
         }
+        let is_named = stated_type.as_deref().is_some_and(|stated| stated.starts_with("application/vnd."));
+        let shape = if is_named { None } else { manifest::recognise(&bytes) };
+        if wanted.is_none() && !is_named && shape.is_none() {
+            // An error under a 200, for example.
+            return Err(Failure::InvalidResponse);
+        }
+        let media_type = stated_type.or(shape).ok_or(Failure::InvalidResponse)?;
         let manifest = Manifest { digest, media_type, bytes };
         Ok(FetchedManifest { manifest, is_private: answer.is_private, etag })
     }
@@ -241,6 +266,9 @@ impl Upstream {
         let filters = text("oci-filters-applied");
         let media_type = media_type(&response).unwrap_or_else(|| "application/json".to_owned());
         let body = self.read_small(response, MOST_LIST_BYTES).await?;
+        if !list_page::is_list(&body) {
+            return Err(Failure::InvalidResponse);
+        }
         Ok(ListPage { media_type, link, filters, body })
     }
 
@@ -253,7 +281,8 @@ impl Upstream {
         }
         let mut body = BytesMut::new();
         loop {
-            match tokio::time::timeout_at(deadline, response.chunk()).await {
+            let idle = tokio::time::Instant::now() + SMALL_IDLE;
+            match tokio::time::timeout_at(deadline.min(idle), response.chunk()).await {
                 Ok(Ok(Some(piece))) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
                 Ok(Ok(Some(_))) => return Err(Failure::TooLarge),
                 Ok(Ok(None)) => break,
@@ -268,6 +297,10 @@ impl Upstream {
 fn media_type(response: &Response) -> Option<String> {
     let text = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
     (1..=MOST_MEDIA_TYPE).contains(&text.len()).then(|| text.to_owned())
+}
+
+fn stated_digest(response: &Response) -> Option<Digest> {
+    response.headers().get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
 fn etag(response: &Response) -> Option<String> {

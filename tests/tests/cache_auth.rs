@@ -189,6 +189,38 @@ async fn where_upstream_refuses_us_the_client_sees_404() {
 }
 
 #[tokio::test]
+async fn what_one_repository_asks_for_closes_no_other() {
+    for challenge in ["Basic realm=\"portal\"", "Bearer realm=\"http://127.0.0.1:1/token\",service=\"x\""] {
+        let (upstream, image) = upstream_with_image(Scheme::Open, &[]).await;
+        let cache = Cache::start(&upstream).await;
+        let refusal = format!("HTTP/1.1 401 X\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n");
+        upstream.fault(On::Path("/private/".to_owned()), Fault::Raw(refusal.into())).await;
+        let closed = cache.get("/v2/private/app/manifests/v1").await;
+        assert!([404, 503].contains(&closed.status), "{challenge}: {}", closed.status);
+        assert_pulls(&cache, REPOSITORY, &image).await;
+        let state = cache.upstream_state().await;
+        assert_eq!(state["reachable"], true, "{challenge}: {state}");
+    }
+}
+
+#[tokio::test]
+async fn without_its_token_service_what_strangers_are_told_is_not_believed() {
+    let (upstream, image) = upstream_with_image(Scheme::Bearer, &[]).await;
+    upstream.token_lifetime(Duration::from_secs(1));
+    let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+    assert_pulls(&cache, REPOSITORY, &image).await;
+    upstream.fault(On::Tokens, Fault::Status(500)).await;
+    let expired = async { while !cache.get(BY_TAG).await.cache_status().contains("token_service") {} };
+    tokio::time::timeout(PATIENCE, expired).await.expect("the token expires");
+    // As registries hide from strangers what is private.
+    upstream.fault(On::Manifests, Fault::Status(404)).await;
+    for _ in 0..3 {
+        let answer = cache.get(BY_TAG).await;
+        assert_eq!((answer.status, answer.body), (200, image.manifest.bytes.to_vec()));
+    }
+}
+
+#[tokio::test]
 async fn a_refused_login_is_not_tried_again_and_again() {
     let (upstream, image) = upstream_with_image(Scheme::Basic, &[everyone(PASSWORD)]).await;
     let (cache, _folder) = cache_with_credentials(&upstream, &[(upstream.host(), everyone("wrong"))]).await;

@@ -107,6 +107,20 @@ async fn misses_are_tried_in_spite_of_a_429_but_not_again_and_again() {
 }
 
 #[tokio::test]
+async fn a_tag_whose_manifest_a_429_kept_away_is_tried_again() {
+    let (upstream, cache, _image) = warm().await;
+    let unseen = Content::image(2, &[1000]);
+    upstream.push(REPOSITORY, "unseen", &unseen);
+    // As Docker Hub counts: HEAD is free.
+    let refused = On::Path(format!("manifests/{}", unseen.manifest.digest));
+    upstream.fault_times(1, refused, Fault::TooManyRequests(Some(3600))).await;
+    let path = "/v2/library/app/manifests/unseen";
+    assert_eq!(cache.get(path).await.status, 503);
+    let pulled = async { while cache.get(path).await.body != unseen.manifest.bytes {} };
+    tokio::time::timeout(PATIENCE, pulled).await.expect("what is not here is tried");
+}
+
+#[tokio::test]
 async fn after_a_short_retry_after_tags_are_asked_for_again() {
     let (upstream, cache, _image) = warm().await;
     upstream.fault_times(1, On::Manifests, Fault::TooManyRequests(Some(1))).await;

@@ -147,6 +147,73 @@ async fn a_manifest_is_kept_under_the_digest_of_its_bytes_alone() {
     refused("a media type of 10 kB", &cache.get(&real.manifest_path("library/third")).await, "invalid_response");
 }
 
+/// An answer to HEAD and GET alike, with this status line.
+fn answer(status: &str, media_type: &str, headers: &str, body: &str) -> Fault {
+    let length = body.len();
+    Fault::Raw(
+        format!("HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n{headers}\r\n{body}")
+            .into(),
+    )
+}
+
+#[tokio::test]
+async fn what_a_tag_names_is_taken_from_no_error_and_no_damaged_body() {
+    let (upstream, cache) = started().await;
+    assert_eq!(cache.get("/v2/library/app/tags/list").await.status, 200);
+    let real = Content::image(7, &[10]).manifest;
+    let text = String::from_utf8_lossy(&real.bytes).into_owned();
+    let stated = format!("Docker-Content-Digest: {}\r\n", real.digest);
+    let denied = r#"{"errors":[{"code":"DENIED"}]}"#;
+    let answers = [
+        ("an error under a 200", answer("200 OK", "application/json", "", denied), "invalid_response"),
+        ("a range that nobody asked for", answer("416 X", MANIFEST, "", &text), "invalid_response"),
+        ("a part that nobody asked for", answer("206 Partial Content", MANIFEST, &stated, &text), "invalid_response"),
+        ("other bytes than it says", answer("200 OK", MANIFEST, &stated, &format!("{text}\n")), "wrong_digest"),
+        ("no bytes", answer("200 OK", MANIFEST, &stated, ""), "wrong_digest"),
+    ];
+    for (number, (what, fault, detail)) in answers.into_iter().enumerate() {
+        upstream.fault(On::Manifests, fault).await;
+        let path = format!("/v2/library/r{number}/manifests/v1");
+        refused(what, &cache.get(&path).await, detail);
+        if !["other bytes than it says"].contains(&what) {
+            assert_ne!(cache.head(&path).await.status, 200, "{what}");
+        }
+        upstream.heal().await;
+    }
+    for body in [denied, "", "{\"name\": \"library/app\", \"ta"] {
+        upstream.fault(On::Path("tags/list".to_owned()), answer("200 OK", "application/json", "", body)).await;
+        refused(body, &cache.get("/v2/library/other/tags/list").await, "invalid_response");
+        upstream.heal().await;
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_stalls_or_breaks_off_is_asked_for_once_more_while_its_client_waits() {
+    let (upstream, cache) = started().await;
+    for (number, fault) in [Fault::StallAt(100), Fault::TruncateAt(100), Fault::ResetAt(0)].into_iter().enumerate() {
+        let image = Content::image(20 + number as u64, &[10]);
+        upstream.push(REPOSITORY, "other", &image);
+        let path = image.manifest.manifest_path(REPOSITORY);
+        upstream.fault_times(1, On::Path(image.manifest.digest.clone()), fault.clone()).await;
+        let answer = cache.get(&path).await;
+        assert_eq!((answer.status, &answer.body[..]), (200, &image.manifest.bytes[..]), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn content_that_is_not_to_be_had_leaves_nothing_in_the_data_folder() {
+    let (upstream, cache) = started().await;
+    let partials = || std::fs::read_dir(cache.data().join("partial")).expect("the folder of downloads").count();
+    for (seed, fault) in [(50, None), (51, Some(Fault::Status(502))), (52, Some(Fault::TruncateAt(0)))] {
+        if let Some(fault) = fault {
+            upstream.fault(On::Blobs, fault).await;
+        }
+        let answer = cache.get(&Content::blob(seed, 100_000).blob_path(REPOSITORY)).await;
+        assert!([404, 503].contains(&answer.status), "{}", answer.status);
+        assert_eq!(partials(), 0, "{}", answer.cache_status());
+    }
+}
+
 #[tokio::test]
 async fn a_manifest_that_names_forty_thousand_layers_is_served_and_costs_few_files() {
     let (upstream, cache) = started().await;

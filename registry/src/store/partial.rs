@@ -59,7 +59,8 @@ impl Partials {
             |found: &Metadata| doubtful_from.is_some_and(|from| found.modified().is_ok_and(|modified| modified > from));
         let mut left = 0;
         for (name, found) in list(&dir) {
-            if !(is_doubtful(&found) && fs::remove_file(dir.join(name)).is_ok()) {
+            let is_useless = found.len() == 0 || is_doubtful(&found);
+            if !(is_useless && fs::remove_file(dir.join(name)).is_ok()) {
                 left += found.len();
             }
         }
@@ -99,7 +100,8 @@ impl Partials {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let (length, is_public) = (found.len(), is_public(&found));
-        let share = Share { used: Arc::clone(&self.used), counted: length, stays: length, is_exempt: false };
+        let empty = (length == 0).then(|| path.to_owned());
+        let share = Share { used: Arc::clone(&self.used), counted: length, stays: length, empty, is_exempt: false };
         let (digest, path, hasher) = (digest.clone(), path.to_owned(), Hasher::new(digest.algorithm()));
         Ok(Partial { digest, path, file: Arc::new(file), hasher, hashed: 0, length, is_public, share })
     }
@@ -156,6 +158,8 @@ struct Share {
     counted: u64,
     /// What will be left in the folder when it ends now.
     stays: u64,
+    /// Its file while nothing is in it: what is not to be had leaves nothing behind.
+    empty: Option<PathBuf>,
     is_exempt: bool,
 }
 
@@ -179,6 +183,10 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.count(self.stays);
+        if let Some(path) = self.empty.take() {
+            // What stays is removed at the next start.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -229,6 +237,7 @@ impl Partial {
     /// Adds the next bytes. After an error the file is of no use.
     pub(super) fn append(&mut self, piece: &Bytes) -> io::Result<()> {
         self.file.write_all_at(piece, self.length)?;
+        self.share.empty = None;
         if self.hashed == self.length {
             self.hasher.update(piece);
             self.hashed += piece.len() as u64;
@@ -281,6 +290,7 @@ impl Partial {
     pub fn verify(mut self) -> io::Result<Option<Verified>> {
         let caught_up = self.catch_up(u64::MAX);
         let Self { digest, path, file, hasher, hashed: _, length, is_public: _, mut share } = self;
+        share.empty = None;
         if caught_up.is_ok() && hasher.finish() == digest {
             return Ok(Some(Verified { digest, path, file, length, share }));
         }
@@ -293,6 +303,7 @@ impl Partial {
 
     /// Removes it.
     pub fn discard(mut self) {
+        self.share.empty = None;
         // What stays is continued, or collected, later.
         if fs::remove_file(&self.path).is_ok() {
             self.share.stays = 0;

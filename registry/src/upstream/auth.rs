@@ -41,6 +41,13 @@ pub(super) struct Permit {
     pub(super) is_private: bool,
 }
 
+impl Permit {
+    /// For what upstream gives to anyone.
+    pub(super) fn none() -> Self {
+        Self { header: None, is_private: false }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Token {
     value: Secret,
@@ -112,6 +119,18 @@ impl Auth {
         self.challenge.store(Some(Arc::new(challenge)));
     }
 
+    /// Whether it names the service that was asked already.
+    pub(super) fn is_known(&self, challenge: &Challenge) -> bool {
+        self.challenge.load().as_deref().is_some_and(|known| known.is_of_same_service(challenge))
+    }
+
+    /// Upstream answers without a token: a realm that cannot be asked is no reason to ask upstream nothing.
+    pub(super) fn forget_realm(&self) {
+        if self.realm().is_some() {
+            self.challenge.store(None);
+        }
+    }
+
     /// A token that upstream rejects is not shown again.
     pub(super) fn reject(&self, repository: &RepositoryName) {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(repository);
@@ -132,7 +151,7 @@ impl Auth {
         let keyring = self.credentials.keyring();
         let login = keyring.login(repository);
         match challenge.as_deref() {
-            None => Ok(Permit { header: None, is_private: false }),
+            None => Ok(Permit::none()),
             Some(Challenge::Basic) => match login {
                 None => Err(Failure::Refused),
                 Some(login) => Ok(Permit { header: basic(login), is_private: true }),

@@ -18,6 +18,19 @@ pub enum Challenge {
     Basic,
 }
 
+impl Challenge {
+    /// Whether a right to ask comes from the same place, for whatever scope.
+    pub fn is_of_same_service(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Basic, Self::Basic) => true,
+            (Self::Bearer { realm, service, .. }, Self::Bearer { realm: others, service: theirs, .. }) => {
+                realm == others && service == theirs
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The best challenge of a 401 answer: Bearer before Basic. Nonsense gives `None`.
 pub fn parse(headers: &HeaderMap) -> Option<Challenge> {
     let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());

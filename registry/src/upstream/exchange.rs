@@ -73,7 +73,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// An answer of status 200, 206 or, if a range was asked for, 416.
+/// An answer of status 200 or, to a question for a blob, 206 or 416.
 pub(super) struct Answer {
     pub(super) response: Response,
     /// Whether a login was needed.
@@ -132,14 +132,25 @@ impl Upstream {
         for is_last in [false, true] {
             let permit =
                 tokio::time::timeout_at(deadline.into(), self.auth.permit(&self.transport, ask.repository)).await;
-            let permit = permit.unwrap_or(Err(Failure::TokenService))?;
+            let (permit, lacking) = match permit.map_err(|_| Failure::TokenService)? {
+                Ok(permit) => (permit, None),
+                // What upstream asked for may have been for another repository, or hold no more: it says so itself.
+                Err(failure) if !is_last => (Permit::none(), Some(failure)),
+                Err(failure) => return Err(failure),
+            };
             let (response, is_own) = self.follow(ask, &permit, deadline).await?;
             if !is_own || response.status() != StatusCode::UNAUTHORIZED {
+                match lacking {
+                    Some(_) if response.status().is_success() => self.auth.forget_realm(),
+                    // What strangers are told (often 404) says nothing.
+                    Some(failure) => return Err(failure),
+                    None => {}
+                }
                 if permit.is_private && is_own && response.status().is_success() {
                     self.auth.judged(true);
                 }
                 let is_private = permit.is_private;
-                return judge(response, is_own).map(|response| Answer { response, is_private, place });
+                return judge(response, is_own, ask.counted()).map(|response| Answer { response, is_private, place });
             }
             let challenge = challenge::parse(response.headers());
             self.auth.reject(ask.repository);
@@ -148,9 +159,10 @@ impl Upstream {
                 self.auth.judged(false);
                 return Err(Failure::Refused);
             }
-            match challenge {
-                Some(challenge) if !is_last => self.auth.learn(challenge),
-                _ => return Err(Failure::Refused),
+            match (challenge, lacking) {
+                (Some(challenge), Some(failure)) if self.auth.is_known(&challenge) => return Err(failure),
+                (Some(challenge), _) if !is_last => self.auth.learn(challenge),
+                (_, lacking) => return Err(lacking.unwrap_or(Failure::Refused)),
             }
         }
         Err(Failure::Refused)
@@ -172,6 +184,8 @@ impl Upstream {
                 self.account(ask, &response);
             }
             match redirect::next(response.status(), response.headers(), &url)? {
+                // It would only send us here again.
+                Some(next) if next == url => return Err(Failure::InvalidResponse),
                 Some(next) => url = next,
                 None => return Ok((response, is_own)),
             }
@@ -225,18 +239,19 @@ fn make_room(refused: &mut HashMap<RepositoryName, Instant>) {
 }
 
 /// What a final status means. A redirect's target that refuses (an expired URL, a purged object) says nothing of the
-/// repository.
-fn judge(response: Response, is_own: bool) -> Result<Response, Failure> {
+/// repository. Parts are only asked for of blobs.
+fn judge(response: Response, is_own: bool, counted: Counted) -> Result<Response, Failure> {
     let is_encoded = response
         .headers()
         .get(CONTENT_ENCODING)
         .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
     match response.status().as_u16() {
         200 | 206 if is_encoded || is_page(response.headers()) => Err(Failure::InvalidResponse),
-        200 | 206 | 416 => Ok(response),
+        200 => Ok(response),
+        206 | 416 if counted == Counted::Blobs => Ok(response),
         429 => Err(Failure::TooManyRequests),
         500.. => Err(Failure::ServerError),
-        404 if is_own => Err(Failure::NotFound),
+        404 | 410 if is_own => Err(Failure::NotFound),
         401 | 403 if is_own => Err(Failure::Refused),
         401 | 403 | 404 | 410 => Err(Failure::Redirect),
         _ => Err(Failure::InvalidResponse),

@@ -42,7 +42,8 @@ pub struct UpstreamState {
 impl Upstream {
     /// Runs for as long as the process does.
     pub async fn keep_informed(self: Arc<Self>) {
-        let mut logins = self.credentials.fingerprint();
+        // They may have changed since they were read at the start.
+        let mut logins = Vec::new();
         let mut logins_tried = false;
         let mut pinged: Option<Instant> = None;
         loop {
@@ -90,6 +91,10 @@ impl Upstream {
                 let is_good = status.is_success() || status == StatusCode::UNAUTHORIZED;
                 if is_good && !is_page(answer.headers()) {
                     self.contact.good();
+                    if status.is_success() && self.is_cut_off() {
+                        // It is its token service that is away, and may not be needed any more: the next answer tells.
+                        self.auth.forget_realm();
+                    }
                 }
                 if status == StatusCode::UNAUTHORIZED
                     && let Some(challenge) = challenge::parse(answer.headers())
