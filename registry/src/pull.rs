@@ -189,6 +189,11 @@ impl Pull {
         let (store, sources) = (Arc::clone(&self.store), Arc::clone(&self.sources));
         let (name, wanted) = (repository.clone(), digest.clone());
         let asked = self.manifests.ask((repository.clone(), digest.clone()), false, || async move {
+            // It may have come since it was missed.
+            let (look_in, of, at) = (Arc::clone(&store), name.clone(), wanted.clone());
+            if let Some(Some((manifest, _))) = blocking(move || holdings::manifest(&look_in, &of, &at)).await {
+                return Ok(manifest);
+            }
             let (source, fetched) = sources.manifest(&name, &wanted).await?;
             let manifest = fetched.manifest.clone();
             let kept_for = name.clone();

@@ -13,6 +13,7 @@ pub mod partial;
 pub mod pin_list;
 pub mod pinned;
 mod quarantine;
+mod read;
 mod recency;
 mod scrub;
 mod shelves;

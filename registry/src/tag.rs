@@ -127,6 +127,11 @@ impl TagResolver {
         let (store, upstream, peers) = (Arc::clone(&self.store), Arc::clone(&self.upstream), Arc::clone(&self.peers));
         let (name, tag_ttl) = ((repository.clone(), tag.clone()), self.limits.tag_ttl);
         async move {
+            // Someone else's question may have ended since the record was read.
+            let heard = store.tags.get_recent(&name.0, &name.1).filter(|heard| heard.is_within(tag_ttl));
+            if let Some(heard) = heard.filter(|heard| known.as_ref() != Some(heard)) {
+                return Ok(heard);
+            }
             let known = match newer(&store, &peers, &name, known.as_ref()).await {
                 Some(newer) if newer.is_within(tag_ttl) => return Ok(newer),
                 Some(newer) => Some(newer),

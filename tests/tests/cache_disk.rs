@@ -116,6 +116,29 @@ async fn whatever_stands_in_place_of_a_blob_is_set_aside() {
 }
 
 #[tokio::test]
+async fn whatever_stands_in_place_of_a_record_of_its_own_the_cache_starts() {
+    let (_upstream, mut cache, blob, _path) = warm(1000).await;
+    let own = |name: &str| {
+        let entries = fs::read_dir(cache.data()).expect("the data folder").flatten().map(|entry| entry.path());
+        let is_named = |path: &PathBuf| path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(name));
+        entries.into_iter().find(is_named).unwrap_or_else(|| cache.data().join(name))
+    };
+    for path in ["durable", "marks-", "pins.json"].map(own) {
+        for obstacle in ["pipe", "link"] {
+            cache.kill9().await;
+            // It may be absent.
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+            match obstacle {
+                "pipe" => run("mkfifo", &[path.as_os_str()]),
+                _ => std::os::unix::fs::symlink("/dev/zero", &path).expect("a link"),
+            }
+            cache.restart().await;
+            assert_whole(&cache, &blob).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn records_that_are_broken_are_asked_for_anew() {
     let upstream = Upstream::start().await;
     let image = Content::image(1, &[1000]);
@@ -125,6 +148,13 @@ async fn records_that_are_broken_are_asked_for_anew() {
     for spoil in [
         |path: &Path| fs::write(path, b"").expect("an empty record"),
         |path: &Path| fs::write(path, [0; 100]).expect("zeros"),
+        |path: &Path| {
+            fs::remove_file(path).expect("the record");
+            run("mkfifo", &[path.as_os_str()]);
+        },
+        |path: &Path| {
+            fs::remove_file(path).and_then(|()| std::os::unix::fs::symlink("/dev/zero", path)).expect("a link");
+        },
         |path: &Path| fs::remove_file(path).and_then(|()| fs::create_dir(path)).expect("a folder"),
     ] {
         assert_eq!(cache.get(tag).await.status, 200);
@@ -142,7 +172,8 @@ async fn records_that_are_broken_are_asked_for_anew() {
 }
 
 fn is_record(path: &Path) -> bool {
-    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"{"))
+    let is_plain = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    is_plain && fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"{"))
 }
 
 /// A small file system of its own, unmounted at the end whatever happens.

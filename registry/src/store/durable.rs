@@ -17,6 +17,8 @@ use rustix::fs::syncfs;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::read;
+
 /// The kernel stamps files by a clock that may lag behind by a tick.
 const CLOCK_LAG: Duration = Duration::from_secs(1);
 
@@ -65,8 +67,7 @@ pub(super) struct Durable {
 
 impl Durable {
     pub(super) fn open(dir: &Path, boot: Boot, is_dirty: Arc<AtomicBool>) -> Self {
-        let read = fs::read(dir.join("durable")).ok();
-        let record: Option<Record> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let record: Option<Record> = read::small(&dir.join("durable"));
         let doubtful_from = match &record {
             Some(record) if record.boot_id == boot.0 => None,
             Some(record) => Some(UNIX_EPOCH + Duration::from_millis(record.synced_until)),

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::write::Writer;
+use super::{read, write::Writer};
 use crate::{digest::Digest, recent::Changes, reference::RepositoryName};
 
 /// As what a repository has a digest. A manifest is none of its blobs, and the other way round.
@@ -48,7 +48,7 @@ impl Links {
 
     /// The link, if the repository has the digest.
     pub fn get(&self, repository: &RepositoryName, digest: &Digest) -> Option<Link> {
-        serde_json::from_slice(&std::fs::read(self.path(repository, digest)).ok()?).ok()
+        read::small(&self.path(repository, digest))
     }
 
     /// Adds or replaces a link.

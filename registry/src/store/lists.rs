@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::write::Writer;
+use super::{read, write::Writer};
 use crate::digest::{Algorithm, Digest};
 
 /// More than any cluster asks for; clients choose the queries, so there is an end to it.
@@ -39,7 +39,7 @@ impl Lists {
     pub fn get(&self, name: &str) -> Option<(Vec<u8>, Option<Duration>)> {
         let path = self.path(name);
         let written = fs::metadata(&path).ok()?.modified().ok()?;
-        Some((fs::read(path).ok()?, SystemTime::now().duration_since(written).ok()))
+        Some((read::record(&path, MOST_BYTES).ok()?, SystemTime::now().duration_since(written).ok()))
     }
 
     /// Puts a record in place. The oldest go when there are too many.

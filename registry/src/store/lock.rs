@@ -10,7 +10,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::{Unusable, contact::LastContact};
+use super::{Unusable, contact::LastContact, read};
 use crate::registry_host::RegistryHost;
 
 #[derive(Serialize, Deserialize)]
@@ -25,8 +25,9 @@ impl Lock {
     pub(super) fn take(dir: &Path, registry: &RegistryHost) -> Result<Self, Unusable> {
         let path = dir.join("LOCK");
         let failed = |source: io::Error| Unusable::Create { path: path.clone(), source };
+        let mut options = OpenOptions::new();
         let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+            read::plain(options.read(true).write(true).create(true).truncate(false), &path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Unusable::Held),

@@ -8,13 +8,15 @@ use std::{
     collections::HashSet,
     fs::{self, File, Metadata, OpenOptions},
     hash::{DefaultHasher, Hasher as _},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError, RwLock},
 };
 
 use tracing::debug;
+
+use super::read;
 
 const PREFIX: &str = "marks-";
 /// A log this long is read at once; a longer one meanwhile.
@@ -60,7 +62,11 @@ impl Marks {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path);
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            // Nothing of ours: the next line tells if it stays.
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        }
+        let file = read::plain(OpenOptions::new().create(true).append(true), &path);
         let file = file.inspect_err(|error| debug!(%error, "verification marks are not kept")).ok();
         let log = Mutex::new(Log { file, ..Log::default() });
         let marks = Self { path, known: RwLock::default(), log };
@@ -72,10 +78,7 @@ impl Marks {
 
     /// Reads the log. Until that is done, what it marks is hashed once more.
     pub(super) fn load(&self) {
-        let mut bytes = Vec::new();
-        if File::open(&self.path).and_then(|mut file| file.read_to_end(&mut bytes)).is_err() {
-            return;
-        }
+        let Ok(bytes) = read::record(&self.path, u64::MAX) else { return };
         let (marks, _) = bytes.as_chunks::<8>();
         self.lock().written = marks.len();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);

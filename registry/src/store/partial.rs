@@ -34,7 +34,6 @@ pub struct Partials {
 /// A growing download: every byte up to `length` is on its way to disk, every byte up to `hashed` in the hash.
 pub struct Partial {
     digest: Digest,
-    path: PathBuf,
     file: Arc<File>,
     hasher: Hasher,
     hashed: u64,
@@ -46,7 +45,6 @@ pub struct Partial {
 /// A download whose content is that of its digest.
 pub struct Verified {
     digest: Digest,
-    path: PathBuf,
     file: Arc<File>,
     length: u64,
     share: Share,
@@ -100,10 +98,10 @@ impl Partials {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let (length, is_public) = (found.len(), is_public(&found));
-        let empty = (length == 0).then(|| path.to_owned());
-        let share = Share { used: Arc::clone(&self.used), counted: length, stays: length, empty, is_exempt: false };
-        let (digest, path, hasher) = (digest.clone(), path.to_owned(), Hasher::new(digest.algorithm()));
-        Ok(Partial { digest, path, file: Arc::new(file), hasher, hashed: 0, length, is_public, share })
+        let (used, path, is_empty) = (Arc::clone(&self.used), path.to_owned(), length == 0);
+        let share = Share { used, path, counted: length, stays: length, is_empty, is_exempt: false };
+        let (digest, hasher) = (digest.clone(), Hasher::new(digest.algorithm()));
+        Ok(Partial { digest, file: Arc::new(file), hasher, hashed: 0, length, is_public, share })
     }
 
     fn remove(&self, path: &Path) -> u64 {
@@ -151,15 +149,16 @@ fn exhausted(error: &io::Error) -> bool {
     of_disk || [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error())).contains(&error.raw_os_error())
 }
 
-/// A download's share of the bytes in the folder.
+/// A download's file and its share of the bytes in the folder.
 struct Share {
     used: Arc<AtomicU64>,
+    path: PathBuf,
     /// What is counted for it: the bytes that will come, where that is known.
     counted: u64,
     /// What will be left in the folder when it ends now.
     stays: u64,
-    /// Its file while nothing is in it: what is not to be had leaves nothing behind.
-    empty: Option<PathBuf>,
+    /// Nothing is in the file, which then goes: what is not to be had leaves nothing behind.
+    is_empty: bool,
     is_exempt: bool,
 }
 
@@ -183,9 +182,9 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.count(self.stays);
-        if let Some(path) = self.empty.take() {
+        if self.is_empty {
             // What stays is removed at the next start.
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -237,7 +236,7 @@ impl Partial {
     /// Adds the next bytes. After an error the file is of no use.
     pub(super) fn append(&mut self, piece: &Bytes) -> io::Result<()> {
         self.file.write_all_at(piece, self.length)?;
-        self.share.empty = None;
+        self.share.is_empty = false;
         if self.hashed == self.length {
             self.hasher.update(piece);
             self.hashed += piece.len() as u64;
@@ -289,13 +288,13 @@ impl Partial {
     /// Compares hash and digest; what does not match is removed.
     pub fn verify(mut self) -> io::Result<Option<Verified>> {
         let caught_up = self.catch_up(u64::MAX);
-        let Self { digest, path, file, hasher, hashed: _, length, is_public: _, mut share } = self;
-        share.empty = None;
+        let Self { digest, file, hasher, hashed: _, length, is_public: _, mut share } = self;
+        share.is_empty = false;
         if caught_up.is_ok() && hasher.finish() == digest {
-            return Ok(Some(Verified { digest, path, file, length, share }));
+            return Ok(Some(Verified { digest, file, length, share }));
         }
         // If it stays, it is hashed and found wrong again the next time.
-        if fs::remove_file(path).is_ok() {
+        if fs::remove_file(&share.path).is_ok() {
             share.stays = 0;
         }
         caught_up.map(|()| None)
@@ -303,9 +302,9 @@ impl Partial {
 
     /// Removes it.
     pub fn discard(mut self) {
-        self.share.empty = None;
+        self.share.is_empty = false;
         // What stays is continued, or collected, later.
-        if fs::remove_file(&self.path).is_ok() {
+        if fs::remove_file(&self.share.path).is_ok() {
             self.share.stays = 0;
         }
     }
@@ -328,7 +327,7 @@ impl Verified {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        &self.share.path
     }
 
     /// Its file stands elsewhere now.
@@ -338,7 +337,7 @@ impl Verified {
 
     /// Removes it; whoever reads it may read on.
     pub(super) fn discard(mut self) {
-        if fs::remove_file(&self.path).is_ok() {
+        if fs::remove_file(&self.share.path).is_ok() {
             self.share.stays = 0;
         }
     }

@@ -6,7 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::write::{Writer, rename};
+use super::{
+    read,
+    write::{Writer, rename},
+};
+
+/// More than is ever accepted.
+const MOST_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The file.
 pub struct PinList {
@@ -21,7 +27,7 @@ impl PinList {
 
     /// What was last put; `None` if nothing ever was.
     pub fn get(&self) -> io::Result<Option<Vec<u8>>> {
-        match std::fs::read(&self.path) {
+        match read::record(&self.path, MOST_BYTES) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             read => read.map(Some),
         }

@@ -9,7 +9,7 @@ use std::{
 
 use tracing::{debug, info};
 
-use super::{Store, shelves::digest_named, tags::TagRecord};
+use super::{Store, read, shelves::digest_named, tags::TagRecord};
 
 /// A download that nobody continued for so long.
 const KEEP_PARTIAL: Duration = Duration::from_secs(24 * 3600);
@@ -60,13 +60,11 @@ impl Store {
                     let digest = entry.file_name().to_str().and_then(digest_named);
                     digest.is_none_or(|digest| !self.blobs.has(&digest, None))
                 }
-                Some("_tags") => {
-                    let record = fs::read(entry.path()).ok();
-                    let record = record.and_then(|bytes| serde_json::from_slice::<TagRecord>(&bytes).ok());
-                    record.is_none_or(|TagRecord { current, last_complete, .. }| {
+                Some("_tags") => read::small::<TagRecord>(&entry.path()).is_none_or(
+                    |TagRecord { current, last_complete, .. }| {
                         [Some(current), last_complete].into_iter().flatten().all(|at| !self.blobs.has(&at.digest, None))
-                    })
-                }
+                    },
+                ),
                 _ => false,
             }
     }

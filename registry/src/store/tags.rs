@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::write::Writer;
+use super::{read, write::Writer};
 use crate::{
     digest::Digest,
     recent::{Changes, Recent},
@@ -88,7 +88,7 @@ impl Tags {
     /// The record; a broken one is none.
     pub fn get(&self, repository: &RepositoryName, tag: &Tag) -> Option<TagRecord> {
         let seen = self.recent.begin();
-        let record: TagRecord = serde_json::from_slice(&std::fs::read(self.path(repository, tag)).ok()?).ok()?;
+        let record: TagRecord = read::small(&self.path(repository, tag))?;
         self.recent.put(seen, (repository.clone(), tag.clone()), record.clone(), 0);
         Some(record)
     }
