@@ -9,6 +9,7 @@ mod canary;
 mod conduct;
 mod connect;
 mod forward;
+mod gathered;
 mod health;
 mod listen;
 mod patience;

@@ -1,14 +1,55 @@
 //! Looks at the digest of blobs that pass by. The runtime refuses a wrong one anyway; this finds out who sent it, so that no other
-//! pull has to meet it. Not every blob is looked at: to hash one costs more than to pass it on.
+//! pull has to meet it. To hash a blob costs more than to pass it on, so large ones are looked at within a budget: all of what
+//! comes now and then, a sample of what comes without end.
 
 use super::ask::Digest;
 use aws_lc_rs::digest::Context;
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Blobs up to this size are always looked at, ...
 const ALWAYS: u64 = 4 * 1024 * 1024;
-/// ... of larger ones one in so many.
-const ONE_IN: u64 = 8;
+/// ... larger ones while they come to no more than this, ...
+const BUDGET: u64 = 64 * 1024 * 1024;
+/// ... which is there anew after this time, ...
+const RENEWAL: Duration = Duration::from_secs(8);
+/// ... and of those beyond it one in so many.
+const ONE_IN: u64 = 16;
+
+/// Which blobs of one registry are looked at.
+#[derive(Debug)]
+pub(super) struct Auditor {
+    left: u64,
+    since: Option<Instant>,
+}
+
+impl Default for Auditor {
+    fn default() -> Self {
+        Self { left: BUDGET, since: None }
+    }
+}
+
+impl Auditor {
+    /// For a blob that comes whole; None where it is not looked at.
+    pub(super) fn audit(&mut self, expected: &Digest, length: u64, now: Instant) -> Option<Audit> {
+        let is_due = length <= ALWAYS || self.affords(length, now) || drawn();
+        is_due.then(|| Audit { seen: expected.context(), expected: expected.clone() })
+    }
+
+    fn affords(&mut self, length: u64, now: Instant) -> bool {
+        if now.duration_since(*self.since.get_or_insert(now)) >= RENEWAL {
+            *self = Self { left: BUDGET, since: Some(now) };
+        }
+        let left = self.left.checked_sub(length);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+}
+
+fn drawn() -> bool {
+    RandomState::new().hash_one(()).is_multiple_of(ONE_IN)
+}
 
 /// A blob that is looked at.
 pub(super) struct Audit {
@@ -17,12 +58,6 @@ pub(super) struct Audit {
 }
 
 impl Audit {
-    /// For a blob that comes whole; None where it is not looked at.
-    pub(super) fn of(expected: &Digest, length: u64) -> Option<Self> {
-        let is_due = length <= ALWAYS || RandomState::new().hash_one(length).is_multiple_of(ONE_IN);
-        is_due.then(|| Self { seen: expected.context(), expected: expected.clone() })
-    }
-
     pub(super) fn see(&mut self, bytes: &[u8]) {
         self.seen.update(bytes);
     }
@@ -37,16 +72,30 @@ impl Audit {
 mod tests {
     use super::*;
 
+    fn digest() -> Digest {
+        Digest::parse("sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad").unwrap()
+    }
+
     #[test]
-    fn every_small_blob_is_looked_at_and_some_large_ones() {
-        let digest = Digest::parse("sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad").unwrap();
+    fn a_blob_passes_by_its_bytes() {
         for (bytes, is_right) in [("abc", true), ("abd", false)] {
-            let mut audit = Audit::of(&digest, 3).unwrap();
+            let mut audit = Auditor::default().audit(&digest(), 3, Instant::now()).unwrap();
             audit.see(&bytes.as_bytes()[..1]);
             audit.see(&bytes.as_bytes()[1..]);
             assert_eq!(audit.passes(), is_right);
         }
-        let looked_at = (0..4000).filter(|_| Audit::of(&digest, ALWAYS + 1).is_some()).count();
+    }
+
+    #[test]
+    fn an_image_is_looked_at_whole_and_a_flood_in_part() {
+        let (mut auditor, now) = (Auditor::default(), Instant::now());
+        let mut looks = |length, now| auditor.audit(&digest(), length, now).is_some();
+        assert!((0..4).all(|_| looks(BUDGET / 4, now)), "an image");
+        assert!((0..1000).all(|_| looks(ALWAYS, now)));
+        let looked_at = (0..8000).filter(|_| looks(BUDGET / 4, now)).count();
+        assert!((300..700).contains(&looked_at), "{looked_at}");
+        assert!(looks(BUDGET, now + RENEWAL), "the next image");
+        let looked_at = (0..8000).filter(|_| looks(BUDGET + 1, now + RENEWAL * 2)).count();
         assert!((300..700).contains(&looked_at), "{looked_at}");
     }
 }

@@ -30,8 +30,8 @@ pub(super) enum Cut {
     #[error("the cache sent nothing of a body for {0:?}")]
     Stalled(Duration),
     /// It sends too slowly, whether from its disk or from the upstream.
-    #[error("the cache sends a body too slowly")]
-    Slow,
+    #[error("the cache sends a body too slowly for {0:?}")]
+    Slow(Duration),
 }
 
 /// The body of one answer.
@@ -79,12 +79,12 @@ impl RelayBody {
         rest: Option<Rest>,
         origin: Origin,
     ) -> Self {
-        let length = source.body.size_hint().exact();
+        let length = source.size_hint().exact();
         let has_others = rest.is_some() && cache.has_others(&source.replica);
         let limits = limits(origin, length, &source, has_others, STALL);
         let (patience, look_again) = (Patience::new(limits), Box::pin(tokio::time::sleep(STALL)));
         let comes_whole = rest.as_ref().filter(|rest| rest.is_whole()).and(length);
-        let audit = blob.as_ref().zip(comes_whole).and_then(|(blob, length)| Audit::of(blob, length));
+        let audit = blob.as_ref().zip(comes_whole).and_then(|(blob, length)| cache.audit(blob, length));
         let flow = Flow::From(source);
         let mut streamed =
             Streamed { cache, flow, blob, rest, audit, origin, length, left: STALL, patience, look_again };
@@ -102,7 +102,7 @@ fn limits(origin: Origin, length: Option<u64>, source: &Source, has_others: bool
 impl Streamed {
     fn release_at_end(&mut self) {
         if let Flow::From(source) = &mut self.flow
-            && source.body.is_end_stream()
+            && source.is_end_stream()
             && let Some(connection) = source.connection.take()
         {
             source.replica.release(connection);
@@ -119,7 +119,7 @@ impl Streamed {
     /// What has come since the last look, or that nothing more will come from this Pod.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let Flow::From(source) = &mut self.flow else { return Poll::Ready(None) };
-        match Pin::new(&mut source.body).poll_frame(cx) {
+        match Pin::new(source).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.patience.came(bytes, Instant::now());
@@ -144,10 +144,12 @@ impl Streamed {
             let look_again = self.patience.wait(Instant::now());
             self.look_again.as_mut().reset(look_again);
             ready!(self.look_again.as_mut().poll(cx));
-            match self.patience.exhausted(Instant::now()) {
-                Some(Exhausted::Stalled) => return Poll::Ready(Cut::Stalled(self.patience.stall())),
-                Some(Exhausted::Slow) => return Poll::Ready(Cut::Slow),
-                None => {}
+            if let Some(exhausted) = self.patience.exhausted(Instant::now()) {
+                let waited = self.patience.lasts(exhausted);
+                return Poll::Ready(match exhausted {
+                    Exhausted::Stalled => Cut::Stalled(waited),
+                    Exhausted::Slow => Cut::Slow(waited),
+                });
             }
         }
     }
@@ -161,12 +163,12 @@ impl Streamed {
         source.replica.look_now.notify_one();
         // Who goes on is not to blame for what another began.
         self.audit = None;
-        if let Cut::Stalled(waited) = cut {
-            self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
-        }
         // What breaks is found out at once; what keeps us waiting is not asked again for a while.
-        if matches!(cut, Cut::Stalled(_) | Cut::Slow) {
+        if let Cut::Stalled(waited) | Cut::Slow(waited) = cut {
+            self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
             source.replica.offended(self.origin, &cut);
+        } else {
+            source.replica.broke_off();
         }
         let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
         let (cache, replica) = (self.cache.clone(), source.replica);
@@ -183,7 +185,10 @@ impl Streamed {
     /// The next Pod's answer, or that none goes on.
     fn resumed(&mut self, rest: Rest, source: Option<Source>) -> Result<(), Cut> {
         let Flow::Resuming(cut, _) = std::mem::replace(&mut self.flow, Flow::Over) else { return Ok(()) };
-        let Some(source) = source else { return Err(self.give_up(cut)) };
+        let Some(source) = source else {
+            self.cache.hold_breaks_against(&rest, self.origin, &cut);
+            return Err(self.give_up(cut));
+        };
         tracing::info!(registry = self.cache.registry(), pod = source.replica.pod, "answer goes on");
         let has_others = self.cache.has_others(&source.replica);
         let limits = limits(self.origin, self.length, &source, has_others, self.left);
@@ -229,7 +234,7 @@ impl Body for Streamed {
 
     fn is_end_stream(&self) -> bool {
         match &self.flow {
-            Flow::From(source) => source.body.is_end_stream(),
+            Flow::From(source) => source.is_end_stream(),
             Flow::Resuming(..) => false,
             Flow::Over => true,
         }
@@ -237,7 +242,7 @@ impl Body for Streamed {
 
     fn size_hint(&self) -> SizeHint {
         match &self.flow {
-            Flow::From(source) => source.body.size_hint(),
+            Flow::From(source) => source.size_hint(),
             Flow::Resuming(..) | Flow::Over => SizeHint::default(),
         }
     }

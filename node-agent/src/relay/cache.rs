@@ -1,12 +1,14 @@
 //! One registry's cache as this node finds it: its Pods, how they stand together, and which to ask for what.
 
 use super::ask::{Content, Digest, Kind};
+use super::audit::{Audit, Auditor};
 use super::body::Cut;
 use super::conduct::Origin;
 use super::connect::ConnectFault;
 use super::health::Standing;
 use super::probe;
 use super::replica::{News, NoAnswer, Replica};
+use super::resume::Rest;
 use super::route::Route;
 use super::suspended::Suspended;
 use super::traffic::Counters;
@@ -30,6 +32,7 @@ pub(super) struct Cache {
     pods: ArcSwap<Pods>,
     has_served: AtomicBool,
     suspended: Mutex<Suspended>,
+    auditor: Mutex<Auditor>,
     news: Arc<News>,
     pub(super) counters: Counters,
 }
@@ -103,6 +106,7 @@ impl Cache {
             pods: ArcSwap::default(),
             has_served: AtomicBool::new(false),
             suspended: Mutex::default(),
+            auditor: Mutex::default(),
             news,
             counters: Counters::default(),
         };
@@ -172,14 +176,21 @@ impl Cache {
         if candidates.is_empty() { Err(Unserved::Out) } else { Ok(candidates) }
     }
 
-    /// The Pods that serve, ranked for this repository; those last whose downloads stalled.
+    /// Of the Pods that broke off an answer, those that did so again and again are not asked for a while.
+    pub(super) fn hold_breaks_against(&self, rest: &Rest, origin: Origin, cut: &Cut) {
+        let pods = self.pods.load();
+        let broke = |probed: &&Arc<Probed>| rest.was_broken_again_by(probed.replica.address);
+        pods.probed.iter().filter(broke).for_each(|probed| probed.replica.offended(origin, cut));
+    }
+
+    /// The Pods that serve, ranked for this repository; those last whose bodies stalled or broke off.
     pub(super) fn standing_in(&self, repository: &str) -> Vec<Arc<Replica>> {
         let pods = self.pods.load();
         let Some(route) = &pods.route else { return Vec::new() };
         let replica = |endpoint: &_| pods.probed.iter().map(|probed| &probed.replica).find(|one| one.is(endpoint));
         let ranked = route.ranked(repository).into_iter().filter_map(replica);
         let mut serving: Vec<_> = ranked.filter(|replica| replica.serves()).cloned().collect();
-        serving.sort_by_key(|replica| replica.is_refused(Origin::Upstream));
+        serving.sort_by_key(|replica| replica.is_last_choice());
         serving
     }
 
@@ -192,6 +203,11 @@ impl Cache {
     /// A body broke off for good: its digest is asked elsewhere for a while, or the runtime would resume here again and again.
     pub(super) fn suspend(&self, blob: &Digest) {
         self.suspended.lock().unwrap_or_else(PoisonError::into_inner).suspend(blob.clone(), Instant::now());
+    }
+
+    /// For a blob that comes whole; None where it is not looked at.
+    pub(super) fn audit(&self, blob: &Digest, length: u64) -> Option<Audit> {
+        self.auditor.lock().unwrap_or_else(PoisonError::into_inner).audit(blob, length, Instant::now())
     }
 
     pub(super) fn registry(&self) -> &str {

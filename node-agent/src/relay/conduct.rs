@@ -1,5 +1,5 @@
-//! Whether the bodies that a Pod sends are worth waiting for: for a cache that answers every probe and then stalls, drips or sends
-//! something else. Pure; time is passed in.
+//! Whether the bodies that a Pod sends are worth waiting for: for a cache that answers every probe and then stalls, drips, breaks off
+//! or sends something else. Pure; time is passed in.
 //!
 //! What the cache has on its disk is its own affair. What it fetches meanwhile may be slow because the upstream is, which must
 //! not keep anybody from what it has.
@@ -26,6 +26,7 @@ pub(super) enum Origin {
 pub(super) struct Conduct {
     disk: Offences,
     upstream: Offences,
+    last_break: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -59,9 +60,15 @@ impl Conduct {
         }
     }
 
+    /// A body ended before its end. That may be a restart, and keeps nobody from asking.
+    pub(super) fn break_off(&mut self, now: Instant) {
+        self.last_break = Some(now);
+    }
+
     /// A body of some size arrived.
     pub(super) fn behave(&mut self, origin: Origin) {
         self.upstream = Offences::default();
+        self.last_break = None;
         if origin == Origin::Disk {
             self.disk = Offences::default();
         }
@@ -70,6 +77,11 @@ impl Conduct {
     /// Whether a body from there is to be asked elsewhere.
     pub(super) fn is_refused(&self, origin: Origin, now: Instant) -> bool {
         self.of(origin).is_refused(now)
+    }
+
+    /// Whether another is the better choice, if there is one.
+    pub(super) fn is_last_choice(&self, now: Instant) -> bool {
+        self.upstream.is_refused(now) || self.last_break.is_some_and(|broke| now < broke + FIRST)
     }
 
     /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
@@ -102,6 +114,16 @@ mod tests {
         assert!(conduct.is_on_probation(Disk, now) && !conduct.is_on_probation(Upstream, now));
         conduct.behave(Disk);
         assert!(!conduct.is_on_probation(Disk, now));
+    }
+
+    #[test]
+    fn who_broke_off_is_asked_after_the_others() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        conduct.break_off(now);
+        assert!(conduct.is_last_choice(now) && !conduct.is_refused(Upstream, now));
+        assert!(!conduct.is_last_choice(now + FIRST));
+        conduct.behave(Disk);
+        assert!(!conduct.is_last_choice(now));
     }
 
     #[test]

@@ -1,20 +1,29 @@
 //! Connections to a cache's Pods: TLS with Breakwater's CA alone, a small pool, every wait bounded.
+//!
+//! A connection has no task of its own: whoever waits for something of it drives it. Bytes so reach the runtime without a detour
+//! over another thread, and a body that nobody reads costs its buffers and no more.
 
+use super::gathered::Gathered;
 use super::route::Route;
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_rustls::client::TlsStream;
 
 const CONNECT: Duration = Duration::from_secs(1);
 /// A busy machine is slower at arithmetic than at connecting.
@@ -47,13 +56,16 @@ impl ConnectFault {
     }
 }
 
+type Driver = http1::Connection<TokioIo<Gathered<TlsStream<BufReader<TcpStream>>>>, Empty<Bytes>>;
+
 /// One connection; closed when dropped.
 #[derive(Debug)]
 pub(super) struct Connection {
     sender: SendRequest<Empty<Bytes>>,
+    /// None once it has ended.
+    driver: Option<Driver>,
     route: Arc<Route>,
     address: SocketAddr,
-    _driver: AbortOnDropHandle<()>,
 }
 
 impl Connection {
@@ -65,24 +77,56 @@ impl Connection {
             .unwrap_or_else(|_| Err(late()))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(|source| ConnectFault::Connect { address, source })?;
-        let tls = TlsConnector::from(route.tls.clone()).connect(route.server_name.clone(), stream);
+        let tls = TlsConnector::from(route.tls.clone())
+            .connect(route.server_name.clone(), BufReader::with_capacity(BUFFER, stream));
         let stream = timeout(HANDSHAKE, tls)
             .await
             .unwrap_or_else(|_| Err(late()))
             .map_err(|source| ConnectFault::Handshake { address, source })?;
-        let (sender, connection) = http1::Builder::new()
+        let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Gathered(stream)))
             .await
             .map_err(|source| ConnectFault::Http { address, source })?;
-        // How it ends is told to whoever reads from it.
-        let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { sender, route: route.clone(), address, _driver: AbortOnDropHandle::new(driver) })
+        Ok(Self { sender, driver: Some(driver), route: route.clone(), address })
     }
 
     /// Sends a request and waits for the headers; the caller bounds the wait.
     pub(super) async fn send(&mut self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, ConnectFault> {
-        self.sender.send_request(request).await.map_err(|source| ConnectFault::Http { address: self.address, source })
+        let address = self.address;
+        let mut answer = pin!(self.sender.send_request(request));
+        poll_fn(|cx| {
+            drive(&mut self.driver, cx);
+            answer.as_mut().poll(cx)
+        })
+        .await
+        .map_err(|source| ConnectFault::Http { address, source })
+    }
+
+    /// The next frame of the answer's body.
+    pub(super) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        drive(&mut self.driver, cx);
+        Pin::new(body).poll_frame(cx)
+    }
+
+    /// Whether it can take a request now.
+    fn is_ready(&mut self) -> bool {
+        drive(&mut self.driver, &mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+}
+
+/// Does on a connection what can be done now. How it ends is told to whoever waits for an answer.
+fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
+    if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+        *driver = None;
     }
 }
 
@@ -94,18 +138,26 @@ impl Pool {
     /// A connection of this route that can take a request now. Others are closed on the way.
     pub(super) fn take(&self, route: &Arc<Route>) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(connection, since)| {
-            !connection.sender.is_closed() && since.elapsed() < IDLE && Arc::ptr_eq(&connection.route, route)
-        });
-        let ready = idle.iter().rposition(|(connection, _)| connection.sender.is_ready())?;
-        Some(idle.remove(ready).0)
+        tidy(&mut idle, route);
+        idle.pop().map(|(connection, _)| connection)
+    }
+
+    /// Closes what is of no use any more.
+    pub(super) fn tidy(&self, route: &Arc<Route>) {
+        tidy(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), route);
     }
 
     /// Keeps a connection whose answer was read to its end.
     pub(super) fn put(&self, connection: Connection) {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_CONNECTIONS && !connection.sender.is_closed() {
+        if idle.len() < IDLE_CONNECTIONS {
             idle.push((connection, Instant::now()));
         }
     }
+}
+
+fn tidy(idle: &mut Vec<(Connection, Instant)>, route: &Arc<Route>) {
+    idle.retain_mut(|(connection, since)| {
+        since.elapsed() < IDLE && Arc::ptr_eq(&connection.route, route) && connection.is_ready()
+    });
 }

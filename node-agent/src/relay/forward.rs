@@ -141,7 +141,7 @@ fn manifest_digest(content: &Content, parts: &Parts) -> Result<Digest, Unserved>
 /// The configuration of an image, as a rule: each image has one, and so a cache that sends wrong blobs is found out before its
 /// runtime has taken one.
 fn is_small(source: &Source) -> bool {
-    source.body.size_hint().exact().is_some_and(|length| length <= SMALL)
+    source.size_hint().exact().is_some_and(|length| length <= SMALL)
 }
 
 /// Passes content on only if it is the right one.
@@ -167,17 +167,17 @@ async fn verified(
 async fn read_whole(
     cache: &Cache,
     mut parts: Parts,
-    source: Source,
+    mut source: Source,
     digest: &Digest,
 ) -> Result<Response<RelayBody>, Unserved> {
-    let Source { body, replica, connection } = source;
     let _permit = VERIFYING.acquire().await.map_err(|_| Unserved::Out)?;
-    let collected = Limited::new(body, MANIFEST_MAX).collect().await;
+    let collected = Limited::new(&mut source, MANIFEST_MAX).collect().await;
     let bytes = collected.map_err(|error| match error.downcast::<hyper::Error>() {
         Ok(error) => Unserved::Cut(Cut::Broken(*error)),
         Err(_) => Unserved::Unfit("a manifest of more than 4 MiB"),
     })?;
     let bytes: Bytes = bytes.to_bytes();
+    let Source { replica, connection, .. } = source;
     if let Some(connection) = connection {
         replica.release(connection);
     }

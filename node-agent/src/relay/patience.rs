@@ -20,8 +20,8 @@ const HIT_WINDOW: Duration = Duration::from_secs(5);
 const PROBATION_WINDOW: Duration = Duration::from_secs(2);
 /// What comes through it from the upstream drips at least like this: what is slower has as good as stalled ...
 const SLOWEST_MISS: u64 = 2 * 1024;
-/// ... over this much waiting.
-const MISS_WINDOW: Duration = STALL;
+/// ... over this share of the wait for a stall, so that a drip costs a pull no more than a stall, manifest included.
+const MISS_WINDOW: (u32, u32) = (2, 3);
 
 /// Why the wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Limits {
         let (window, slowest) = match origin {
             Origin::Disk if is_on_probation => (PROBATION_WINDOW, SLOWEST_HIT),
             Origin::Disk => (HIT_WINDOW, SLOWEST_HIT),
-            Origin::Upstream => (left.min(MISS_WINDOW), SLOWEST_MISS),
+            Origin::Upstream => (left * MISS_WINDOW.0 / MISS_WINDOW.1, SLOWEST_MISS),
         };
         Self { origin, stall, window, least: slowest * window.as_millis() as u64 / 1000 }
     }
@@ -71,9 +71,12 @@ impl Patience {
         Self { limits, waiting_since: None, waited: Duration::ZERO, came: 0 }
     }
 
-    /// How long it lasts while nothing comes.
-    pub(super) fn stall(&self) -> Duration {
-        self.limits.stall
+    /// How long it lasts while nothing comes, or too little.
+    pub(super) fn lasts(&self, exhausted: Exhausted) -> Duration {
+        match exhausted {
+            Exhausted::Stalled => self.limits.stall,
+            Exhausted::Slow => self.limits.window,
+        }
     }
 
     /// Nothing is here now. Says when to look again.
@@ -149,10 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_ends_after_fifteen_seconds_and_a_drip_is_one() {
+    fn a_stall_ends_after_fifteen_seconds_and_a_drip_after_ten() {
         check(limits(Upstream), 100.0, 1, Some((15.0, Exhausted::Stalled)));
-        check(limits(Upstream), 1.0, 1, Some((15.0, Exhausted::Slow)));
-        check(limits(Upstream), 0.5, 512, Some((15.0, Exhausted::Slow)));
+        check(limits(Upstream), 1.0, 1, Some((10.0, Exhausted::Slow)));
+        check(limits(Upstream), 0.5, 512, Some((10.0, Exhausted::Slow)));
         check(limits(Upstream), 14.0, 40 * 1024, None);
     }
 

@@ -19,6 +19,7 @@ pub(super) async fn probe_forever(replica: Arc<Replica>) {
         let sign = replica.probe(TIMEOUT).await;
         replica.witness(sign.as_ref().copied());
         replica.forgive();
+        replica.tidy();
         let pause = jittered(if replica.is_settled() { SETTLED } else { WATCHFUL });
         sleep(LEAST).await;
         tokio::select! {

@@ -108,6 +108,16 @@ impl Replica {
         self.conduct().is_on_probation(origin, Instant::now())
     }
 
+    /// Whether any other is asked first.
+    pub(super) fn is_last_choice(&self) -> bool {
+        self.conduct().is_last_choice(Instant::now())
+    }
+
+    /// A body ended before its end.
+    pub(super) fn broke_off(&self) {
+        self.conduct().break_off(Instant::now());
+    }
+
     /// A body was as it should be.
     pub(super) fn behaved(&self, origin: Origin) {
         self.conduct().behave(origin);
@@ -153,6 +163,11 @@ impl Replica {
 
     pub(super) fn release(&self, connection: Connection) {
         self.pool.put(connection);
+    }
+
+    /// Closes connections that are of no use any more.
+    pub(super) fn tidy(&self) {
+        self.pool.tidy(&self.route.load_full());
     }
 
     /// Takes a sign of life, or of none, into account.

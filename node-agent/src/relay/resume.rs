@@ -4,14 +4,20 @@ use super::ask::{Content, Kind};
 use super::cache::{Cache, HEADERS};
 use super::connect::Connection;
 use super::replica::Replica;
+use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use tokio::time::Instant;
 
-/// Bytes that came since the last break make up for it; without any, so many breaks in a row end it.
+/// So many bytes since the last break make up for it; ...
+const AMENDS: u64 = 1024 * 1024;
+/// ... without them, so many breaks in a row are gone over.
 const BREAKS: usize = 3;
 
 /// Where an answer comes from.
@@ -22,6 +28,27 @@ pub(super) struct Source {
     pub(super) connection: Option<Connection>,
 }
 
+impl Body for Source {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self { body, connection, .. } = &mut *self;
+        match connection {
+            Some(connection) => connection.poll_frame(body, cx),
+            None => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// What is still to come of a blob.
 #[derive(Clone, Debug)]
 pub(super) struct Rest {
@@ -30,6 +57,7 @@ pub(super) struct Rest {
     end: u64,
     is_all: bool,
     broke: Vec<SocketAddr>,
+    since_break: u64,
 }
 
 impl Rest {
@@ -51,6 +79,7 @@ impl Rest {
             end: next + length,
             is_all: parts.status == StatusCode::OK,
             broke: Vec::new(),
+            since_break: 0,
         })
     }
 
@@ -62,14 +91,21 @@ impl Rest {
     /// So many bytes more have come.
     pub(super) fn advance(&mut self, bytes: u64) {
         self.next += bytes;
-        if bytes > 0 {
+        self.since_break += bytes;
+        if self.since_break >= AMENDS {
             self.broke.clear();
         }
+    }
+
+    /// Whether this Pod broke off more than once: that is no restart.
+    pub(super) fn was_broken_again_by(&self, address: SocketAddr) -> bool {
+        self.broke.iter().filter(|broke| **broke == address).count() > 1
     }
 
     /// Asks the other Pods for the rest, and at last, with `again`, those that broke off.
     pub(super) async fn go_on(&mut self, cache: &Cache, broken: &Replica, again: bool) -> Option<Source> {
         self.broke.push(broken.address);
+        self.since_break = 0;
         if self.next >= self.end || self.broke.len() > BREAKS {
             return None;
         }
@@ -143,6 +179,17 @@ mod tests {
         assert!(!fits(200, "bytes 14-19/100", "6"));
         assert!(!fits(206, "bytes 13-19/100", "7"));
         assert!(!fits(206, "bytes 14-18/100", "5"));
+    }
+
+    #[test]
+    fn a_restart_is_no_break_again_and_is_made_up_for() {
+        let [one, other] = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let mut rest = rest(200, &[("content-length", "50000000")]).unwrap();
+        rest.broke = vec![one, other, one];
+        rest.advance(AMENDS - 1);
+        assert!(rest.was_broken_again_by(one) && !rest.was_broken_again_by(other));
+        rest.advance(1);
+        assert!(!rest.was_broken_again_by(one));
     }
 
     #[test]

@@ -7,10 +7,16 @@ use std::time::{Duration, Instant};
 
 const HIT: &str = "Cache-Status: breakwater; hit\r\n";
 
-/// Stalls or drips where the name says so, for bodies of this length; other content is at hand, or has to be fetched.
-async fn slow_cache(length: usize, step: Step) -> Cache {
+/// Stalls or drips where the name says so, for bodies of this length, after this much; other content is at hand, or has to be
+/// fetched.
+async fn slow_cache(length: usize, first: usize, step: Step) -> Cache {
     cache(move |head| match (head.contains(&blob("slow")), head.contains(&blob("fetched"))) {
-        (true, _) => Reply::steps(length, vec![Step::Send(b"half".to_vec()), step.clone()]),
+        (true, _) => Reply::steps(length, vec![Step::Send(vec![7; first]), step.clone()]),
+        _ if head.contains(&blob("drips")) => {
+            let mut reply = Reply::steps(length, vec![step.clone()]);
+            reply.head = reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1);
+            reply
+        }
         (_, fetched) => Reply::new(200, if fetched { "" } else { HIT }, b"well"),
     })
     .await
@@ -21,7 +27,7 @@ async fn check_slow(relay: &Running, seconds: u64) {
     let asked = Instant::now();
     let answer = relay.get(&blob("slow")).await;
     assert!((seconds..seconds + 3).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
-    let is_cut = answer.status == 200 && answer.end == End::Fin && answer.body.starts_with(b"half");
+    let is_cut = answer.status == 200 && answer.end == End::Fin && !answer.body.is_empty();
     assert!(is_cut || answer.status == 503, "{answer:?}");
     let asked = Instant::now();
     assert_eq!(relay.get(&blob("fetched")).await.status, 503, "the next may be as slow");
@@ -32,16 +38,59 @@ async fn check_slow(relay: &Running, seconds: u64) {
 
 #[tokio::test]
 async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_five() {
-    for (length, seconds) in [(1 << 20, 15), (8, 5)] {
-        let cache = slow_cache(length, Step::Stall).await;
+    for (length, first, seconds) in [(1 << 20, 100_000, 15), (8, 4, 5)] {
+        let cache = slow_cache(length, first, Step::Stall).await;
         check_slow(&Running::before(&cache).await, seconds).await;
     }
 }
 
 #[tokio::test]
-async fn a_body_that_drips_is_cut_as_one_that_stalls() {
-    let cache = slow_cache(1 << 20, Step::Drip).await;
-    check_slow(&Running::before(&cache).await, 15).await;
+async fn a_body_that_drips_is_cut_after_ten_seconds() {
+    let cache = slow_cache(1 << 20, 4, Step::Drip).await;
+    check_slow(&Running::before(&cache).await, 10).await;
+}
+
+#[tokio::test]
+async fn a_body_that_drips_from_every_pod_costs_no_more_than_a_stall() {
+    let one = slow_cache(1 << 20, 4, Step::Drip).await;
+    let other = one.replica().await;
+    let relay = Running::bare().await;
+    relay.route(&[one.address, other.address], &one.ca);
+    relay.until_all_in().await;
+    // What the caches have on their disks drips as well, so that neither is asked for anything else meanwhile.
+    let (fetched, hit) = (blob("slow"), blob("drips"));
+    let asked = Instant::now();
+    tokio::join!(relay.get(&fetched), relay.get(&hit));
+    assert!(asked.elapsed() < Duration::from_secs(14), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_cache_whose_bodies_end_too_early_is_found_out() {
+    for end in [Step::Close, Step::Reset] {
+        let body = vec![7; 1 << 20];
+        let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body));
+        let cache = cache(move |head| half(head, body.len(), end.clone())).await;
+        let relay = Running::before(&cache).await;
+        let answer = relay.get(&path).await;
+        assert_eq!((answer.status, answer.end), (200, End::Fin));
+        assert!(cache.requests().len() <= 5, "{}", cache.requests().len());
+        assert_eq!(relay.get(&blob("another")).await.status, 503);
+        relay.until(|view| view.standing == Standing::Out).await;
+    }
+}
+
+/// The first half of what is asked for.
+fn half(head: &str, length: usize, end: Step) -> Reply {
+    let head = head.to_ascii_lowercase();
+    let range = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
+    let start: usize = range.map_or(0, |(start, _)| start.parse().unwrap());
+    let mut reply = Reply::steps(length - start, vec![Step::Send(vec![7; (length - start) / 2]), end]);
+    reply.head = reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1);
+    if range.is_some() {
+        let stated = format!("\r\ncontent-range: bytes {start}-{}/{length}\r\n", length - 1);
+        reply.head = reply.head.replacen("200 OK\r\n", &format!("206 Partial Content{stated}"), 1);
+    }
+    reply
 }
 
 #[tokio::test]
