@@ -1,7 +1,7 @@
 # One line each; `make help` lists them. Programs that a target needs are built or installed on first use.
 FUZZ_SECONDS ?= 30
 
-.PHONY: help demo playground test chaos fallback bench scale fuzz images manifests lint
+.PHONY: help demo playground test chaos fallback bench bench-node scale fuzz images manifests lint
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ fallback: ## What each fault costs a pull on each containerd, written to docs/fa
 
 bench: ## Measure the cache beside nginx and distribution, write docs/benchmarks.md; ROWS="blob herd" for some only (root)
 	@cargo run -p breakwater-tests --bin bench -- $(ROWS)
+
+bench-node: ## Measure what the agent costs a node, write docs/node-footprint.md (root)
+	@cargo run --quiet -p breakwater-tests --bin bench-node
 
 scale: ## Measure the operator beside 50 mirrors, 5,000 nodes and 50,000 Pods, write docs/scale.md (root)
 	@cargo run --quiet -p breakwater-tests --bin scale

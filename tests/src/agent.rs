@@ -30,6 +30,7 @@ pub struct Stage {
     folder: TempDir,
     relay: Forward,
     admin: Forward,
+    program: Option<PathBuf>,
 }
 
 /// A running agent, killed when this is dropped.
@@ -55,7 +56,14 @@ impl Stage {
         write_kubeconfig(&cluster, &folder.path().join("kubeconfig"))?;
         let relay = cluster.forward(Ipv4Addr::LOCALHOST, names::RELAY_PORT).await?;
         let admin = cluster.forward(Ipv4Addr::LOCALHOST, names::NODE_ADMIN_PORT).await?;
-        Ok(Self { cluster, folder, relay, admin })
+        Ok(Self { cluster, folder, relay, admin, program: None })
+    }
+
+    /// Starts this program in place of the agent as tests build it.
+    #[must_use]
+    pub fn running(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
     }
 
     /// Applies mirrors of these registries.
@@ -92,7 +100,7 @@ impl Stage {
         let errors = output.try_clone().context("share a log")?;
         let child = self
             .shell(&format!("{mounts}\nexec \"$@\""))
-            .arg(binary(NODE_AGENT))
+            .arg(self.program.clone().unwrap_or_else(|| binary(NODE_AGENT)))
             .args(flags)
             .args(["--node-name", NODE])
             .args(without_socket)
@@ -273,10 +281,16 @@ impl Stage {
         let secret = serde_json::json!({
             "apiVersion": "v1", "kind": "Secret",
             "metadata": {"name": names::RELAY_SECRET, "namespace": names::NODES_NAMESPACE},
-            "stringData": {names::CA_CERTIFICATE_KEY: ca, names::RELAY_KEY: RELAY_KEY.repeat(32)},
+            "stringData": {names::CA_CERTIFICATE_KEY: ca, names::RELAY_KEY: relay_key()},
         });
         self.cluster.apply(&secret.to_string()).await.map(drop)
     }
+}
+
+/// The key that the agent is given.
+#[must_use]
+pub fn relay_key() -> String {
+    RELAY_KEY.repeat(32)
 }
 
 /// The token by which a cache of this Service knows the agent.
@@ -284,7 +298,7 @@ impl Stage {
 /// # Errors
 /// None in practice: the key is well formed.
 pub fn token(service: &str) -> Result<String> {
-    Ok(relay_token(&RelayKey::parse(&RELAY_KEY.repeat(32)).context("parse the relay's key")?, service))
+    Ok(relay_token(&RelayKey::parse(&relay_key()).context("parse the relay's key")?, service))
 }
 
 impl Agent {

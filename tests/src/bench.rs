@@ -6,6 +6,7 @@
 mod content;
 mod load;
 mod nginx;
+pub mod node;
 mod peers;
 pub(crate) mod process;
 pub mod relay;

@@ -43,6 +43,23 @@ pub fn image_archive() -> Result<PathBuf> {
     Ok(archive)
 }
 
+/// What a pull goes through, as users get it.
+pub struct NodePath {
+    /// The node agent.
+    pub agent: PathBuf,
+    /// The cache.
+    pub registry: PathBuf,
+}
+
+/// Builds the node agent and the cache as users get them, and says where they are.
+///
+/// # Errors
+/// Fails when cargo does.
+pub fn node_path() -> Result<NodePath> {
+    let folder = build(&[NODE_AGENT, REGISTRY], "building the agent and the cache", "about 6 minutes the first time")?;
+    Ok(NodePath { agent: folder.join(NODE_AGENT), registry: folder.join(REGISTRY) })
+}
+
 /// Builds the cache as users get it, and says where it is.
 ///
 /// # Errors

@@ -121,7 +121,7 @@ impl Peer {
 }
 
 /// A port that was free a moment ago.
-fn free_address() -> Result<SocketAddr> {
+pub(super) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
     listener.local_addr().context("find a free port")
 }
@@ -130,7 +130,7 @@ fn files(root: &Path, sendfile: bool, address: SocketAddr, folder: &Path) -> Res
     nginx::start(&Part::Files { root, sendfile, limit: None, counted: false }, address, folder)
 }
 
-fn breakwater(program: &Path, upstream: SocketAddr, address: SocketAddr, data: &Path) -> Command {
+pub(super) fn breakwater(program: &Path, upstream: SocketAddr, address: SocketAddr, data: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .env_remove("RUST_LOG")

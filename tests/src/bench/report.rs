@@ -50,7 +50,7 @@ pub(super) fn write(tables: &[Table]) -> Result<()> {
 }
 
 /// Processor, cores, memory, kernel and day.
-fn machine() -> Result<String> {
+pub(super) fn machine() -> Result<String> {
     let field = |path: &str, name: &str| {
         let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();

@@ -116,7 +116,8 @@ impl Identity {
         TlsAcceptor::from(Arc::new(config))
     }
 
-    pub(super) fn flags(&self, port: u16) -> Vec<String> {
+    /// For a cache that listens on this port.
+    pub(crate) fn flags(&self, port: u16) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
         vec![
             "--tls-listen".to_owned(),

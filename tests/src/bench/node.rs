@@ -1,0 +1,72 @@
+//! `make bench-node`: what the agent costs a node: processor time and memory of the relay, alone and under load, and how soon
+//! files are written. The agent is the release binary; the cache behind its relay is one too. START HERE.
+
+mod mirrors;
+mod relay;
+mod scene;
+
+use std::fmt::Write;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use super::report;
+use crate::binaries::workspace;
+use crate::toolchain::Toolchain;
+
+const PAGE: &str = "docs/node-footprint.md";
+/// The heading in the page that results stand below.
+const RESULTS: &str = "## Results";
+
+/// One measurement.
+struct Figure {
+    what: &'static str,
+    value: f64,
+    unit: &'static str,
+    /// The most that it may be, where there is a goal.
+    most: Option<f64>,
+}
+
+impl Figure {
+    fn new(what: &'static str, value: f64, unit: &'static str, most: impl Into<Option<f64>>) -> Self {
+        Self { what, value, unit, most: most.into() }
+    }
+
+    fn is_missed(&self) -> bool {
+        self.most.is_some_and(|most| self.value > most)
+    }
+
+    fn line(&self) -> String {
+        let Self { what, value, unit, most } = self;
+        let goal = most.map(|most| format!("at most {most} {unit}")).unwrap_or_default();
+        let missed = if self.is_missed() { " (missed)" } else { "" };
+        format!("| {what} | {goal} | {value:.2} {unit}{missed} |\n")
+    }
+}
+
+/// Measures, writes docs/node-footprint.md, and says whether every goal was reached.
+///
+/// # Errors
+/// Fails when a program cannot be built, started or measured.
+pub fn run() -> Result<bool> {
+    Toolchain::install_nginx()?;
+    let programs = crate::release::node_path()?;
+    let mut figures = relay::figures(&programs)?;
+    let runtime = tokio::runtime::Runtime::new().context("start the asynchronous runtime")?;
+    figures.extend(runtime.block_on(mirrors::figures(&programs))?);
+    let mut table = String::from("| | goal | measured |\n|---|---|---|\n");
+    figures.iter().for_each(|figure| table.push_str(&figure.line()));
+    println!("{table}");
+    write_page(&table)?;
+    Ok(!figures.iter().any(Figure::is_missed))
+}
+
+/// Replaces what stands below the page's last heading.
+fn write_page(table: &str) -> Result<()> {
+    let path = workspace().join(PAGE);
+    let page = fs::read_to_string(&path).with_context(|| format!("read {PAGE}"))?;
+    let (above, _) = page.split_once(RESULTS).with_context(|| format!("{PAGE} has no line {RESULTS:?}"))?;
+    let mut text = format!("{above}{RESULTS}\n\n");
+    let _ = write!(text, "{}\n\n{table}", report::machine()?);
+    fs::write(&path, text).with_context(|| format!("write {PAGE}"))
+}
