@@ -11,6 +11,9 @@ pub mod report;
 mod runtime;
 mod scene;
 
+pub use cri::Cri;
+pub use runtime::Containerd;
+
 use std::time::Duration;
 
 use anyhow::Result;

@@ -16,20 +16,33 @@ struct ImageSpec {
     image: String,
 }
 
-/// The request to pull one.
+/// The request to pull one, or to tell of it.
 #[derive(Clone, PartialEq, prost::Message)]
-struct PullImage {
+struct OfImage {
     #[prost(message, optional, tag = "1")]
     image: Option<ImageSpec>,
 }
 
-/// Other requests and all answers: what they hold is of no interest.
+/// What the runtime has under a name.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageStatus {
+    #[prost(message, optional, tag = "1")]
+    image: Option<Image>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Image {
+    #[prost(bool, tag = "8")]
+    pinned: bool,
+}
+
+/// Other requests and answers: what they hold is of no interest.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
 
 /// A connection to a runtime.
 #[derive(Debug, Clone)]
-pub(super) struct Cri(Grpc<Channel>);
+pub struct Cri(Grpc<Channel>);
 
 impl Cri {
     pub(super) async fn connect(socket: &Path) -> Result<Self> {
@@ -46,14 +59,31 @@ impl Cri {
             && grpc.unary::<_, Empty, _>(Request::new(Empty {}), path, ProstCodec::default()).await.is_ok()
     }
 
+    /// Whether the kubelet is told not to remove an image; None while there is no such image.
+    ///
+    /// # Errors
+    /// Fails with what the runtime says.
+    pub async fn is_pinned(&self, reference: &str) -> Result<Option<bool>> {
+        let mut grpc = self.0.clone();
+        let path = PathAndQuery::from_static("/runtime.v1.ImageService/ImageStatus");
+        grpc.ready().await.context("reach the runtime")?;
+        let asked = Request::new(OfImage { image: Some(ImageSpec { image: reference.to_owned() }) });
+        let answered = grpc.unary::<_, ImageStatus, _>(asked, path, ProstCodec::default()).await;
+        let status = answered.map_err(|status| anyhow!("{}", status.message()))?;
+        Ok(status.into_inner().image.map(|image| image.pinned))
+    }
+
     /// Pulls an image; the error is what the runtime says.
-    pub(super) async fn pull(&self, reference: &str, limit: Duration) -> Result<()> {
+    ///
+    /// # Errors
+    /// Fails with that, or when `limit` has passed.
+    pub async fn pull(&self, reference: &str, limit: Duration) -> Result<()> {
         let mut grpc = self.0.clone();
         let path = PathAndQuery::from_static("/runtime.v1.ImageService/PullImage");
         let image = Some(ImageSpec { image: reference.to_owned() });
         let pulling = async {
             grpc.ready().await.context("reach the runtime")?;
-            let asked = Request::new(PullImage { image });
+            let asked = Request::new(OfImage { image });
             let answered = grpc.unary::<_, Empty, _>(asked, path, ProstCodec::default()).await;
             answered.map(drop).map_err(|status| anyhow!("{}", status.message()))
         };

@@ -14,15 +14,19 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running containerd.
 #[derive(Debug)]
-pub(super) struct Containerd {
+pub struct Containerd {
     _part: Part,
     socket: PathBuf,
-    pub(super) cri: Cri,
+    /// How the kubelet speaks to it.
+    pub cri: Cri,
 }
 
 impl Containerd {
     /// Starts it in this machine and waits until it answers.
-    pub(super) async fn start(machine: &Machine, runtime: &Runtime, folder: &Path, certs_d: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Fails when it does not, with its log's end.
+    pub async fn start(machine: &Machine, runtime: &Runtime, folder: &Path, certs_d: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         let config = folder.join("config.toml");
         std::fs::write(&config, configuration(runtime, folder, certs_d)).context("write containerd's config.toml")?;
@@ -37,7 +41,9 @@ impl Containerd {
         Ok(Self { _part: part, socket, cri })
     }
 
-    pub(super) fn socket(&self) -> &Path {
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
         &self.socket
     }
 }

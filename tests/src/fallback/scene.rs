@@ -18,6 +18,7 @@ use super::network;
 use super::runtime::Containerd;
 use super::{Cell, Fault, Pull, Replicas};
 use crate::agent::{Stage, token};
+use crate::cache::replicas::ports;
 use crate::cache::{Cache, Identity};
 use crate::images::Layer;
 use crate::toolchain::Runtime;
@@ -66,8 +67,13 @@ impl Scene {
         ways.spawn(lead(stage.cluster.listen(UPSTREAM.0, UPSTREAM.1).await?, upstream.address()));
         let (identity, folder) = Identity::with_token(&token(SERVICE)?);
         let (mut caches, mut fronts) = (Vec::new(), Vec::new());
-        for address in CACHES {
-            let cache = Cache::of(&upstream).registry(REGISTRY).identity(identity.again()).start().await;
+        let ports = ports::<{ CACHES.len() }>();
+        for (address, port) in CACHES.into_iter().zip(ports) {
+            let mut cache = Cache::of(&upstream).registry(REGISTRY).identity(identity.again()).port(port);
+            for port in ports {
+                cache = cache.flag("--peer", &format!("127.0.0.1:{port}"));
+            }
+            let cache = cache.start().await;
             let listener = stage.cluster.listen(address, TLS_PORT).await?;
             fronts.push(Front::start(listener, cache.address(), identity.again()));
             caches.push(cache);
