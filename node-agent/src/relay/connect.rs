@@ -32,7 +32,7 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 16;
 /// Bounds the memory of one connection, whoever is slow.
-pub(super) const BUFFER: usize = 64 * 1024;
+pub(super) const BUFFER: usize = 32 * 1024;
 
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ impl ConnectFault {
     }
 }
 
-type Driver = http1::Connection<TokioIo<Gathered<TlsStream<BufReader<TcpStream>>>>, Empty<Bytes>>;
+type Driver = Box<http1::Connection<TokioIo<Gathered<TlsStream<BufReader<TcpStream>>>>, Empty<Bytes>>>;
 
 /// One connection; closed when dropped.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Connection {
             .handshake(TokioIo::new(Gathered(stream)))
             .await
             .map_err(|source| ConnectFault::Http { address, source })?;
-        Ok(Self { sender, driver: Some(driver), route: route.clone(), address })
+        Ok(Self { sender, driver: Some(Box::new(driver)), route: route.clone(), address })
     }
 
     /// Sends a request and waits for the headers; the caller bounds the wait.

@@ -8,14 +8,19 @@ use super::request;
 use super::route::Route;
 use crate::known::Endpoint;
 use arc_swap::ArcSwap;
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+/// Headers that take longer than this are waited for on account of the upstream, ...
+const DOUBT: Duration = Duration::from_millis(800);
+/// ... or the cache hangs: it tells within this time what it has. It may have to look at a blob's digest first.
+const OWN_ANSWER: Duration = Duration::from_secs(2);
 
 /// One Pod of a cache.
 #[derive(Debug)]
@@ -219,6 +224,10 @@ impl Replica {
         let answered = tokio::select! {
             answered = timeout_at(deadline, self.exchange(method, content, headers)) => answered,
             () = gone_out => return Err(NoAnswer::Out),
+            () = self.hangs_over(content) => {
+                self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
+                return Err(NoAnswer::Late);
+            }
         };
         match answered {
             Ok(Ok(answered)) => {
@@ -237,6 +246,21 @@ impl Replica {
                 Err(NoAnswer::Late)
             }
         }
+    }
+
+    /// Ends once it is plain that not the upstream is waited for: what the cache itself has it tells at once.
+    async fn hangs_over(&self, content: &Content) {
+        sleep(DOUBT).await;
+        let route = self.route.load_full();
+        let mut asked = request::build(&route, &Method::HEAD, content, &HeaderMap::new());
+        asked.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
+        // Whether anybody is there at all is for the prober to find out.
+        if let Ok(mut connection) = Connection::open(&route, self.address).await
+            && timeout(OWN_ANSWER, connection.send(asked)).await.is_err()
+        {
+            return;
+        }
+        std::future::pending::<()>().await;
     }
 
     /// Over a pooled connection if one lives, else over a fresh one.

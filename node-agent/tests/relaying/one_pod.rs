@@ -252,12 +252,29 @@ async fn a_runtime_that_takes_its_time_is_not_cut_and_holds_the_cache_back() {
 
 #[tokio::test]
 async fn headers_that_do_not_come_are_not_waited_for_long() {
-    let cache = cache(|_| Reply { head: String::new(), steps: vec![Step::Stall] }).await;
+    let cache = cache(|head| match head.contains("only-if-cached") {
+        true => Reply::new(504, "", b""),
+        false => Reply { head: String::new(), steps: vec![Step::Stall] },
+    })
+    .await;
     let relay = Running::before(&cache).await;
     let asked = Instant::now();
     assert_eq!(relay.get(&blob("x")).await.status, 503);
     assert!((4900..6000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
     assert_eq!(relay.view().standing, Standing::In, "one slow answer is no dead cache");
+}
+
+#[tokio::test]
+async fn a_cache_that_answers_probes_and_nothing_else_is_found_out() {
+    let cache = cache(|_| Reply { head: String::new(), steps: vec![Step::Stall] }).await;
+    let relay = Running::before(&cache).await;
+    let asked = Instant::now();
+    assert_eq!(relay.get(&manifest("latest")).await.status, 503);
+    assert!(asked.elapsed() < Duration::from_millis(3900), "{:?}", asked.elapsed());
+    relay.until(|view| view.standing == Standing::Out).await;
+    let asked = Instant::now();
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert!(asked.elapsed() < Duration::from_millis(200), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
