@@ -171,6 +171,20 @@ async fn an_old_answer_counts_no_longer_than_max_stale() {
 }
 
 #[tokio::test]
+async fn max_stale_counts_from_the_last_good_answer_over_a_restart_too() {
+    let (upstream, mut cache, image) = warm(&[("--max-stale", "8s")]).await;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(9) {
+        assert_eq!(cache.get(BY_TAG).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    upstream.fault(On::Registry, Fault::Refuse).await;
+    cache.restart().await;
+    let answer = cache.get(BY_TAG).await;
+    assert_eq!((answer.status, answer.body), (200, image.manifest.bytes.to_vec()));
+}
+
+#[tokio::test]
 async fn an_outage_answer_tells_its_age_and_that_it_is_stale() {
     let (upstream, cache, _image) = warm(&[]).await;
     upstream.fault(On::Registry, Fault::Refuse).await;

@@ -11,8 +11,8 @@ use std::{
 
 use tracing::debug;
 
-/// Written at most so often: staleness is measured in hours.
-const PERSIST_EVERY: u64 = 60;
+/// Written at most so often, in seconds: a restart makes staleness longer by no more than that.
+const PERSIST_EVERY: u64 = 1;
 
 /// The time of the last good answer, kept as the modification time of a file. Within a process the monotonic clock counts:
 /// a clock that is set in an outage makes no answer older.
@@ -55,7 +55,7 @@ impl LastContact {
         let is_due = now.abs_diff(persisted) >= PERSIST_EVERY;
         if is_due && self.persisted.compare_exchange(persisted, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let file = Arc::clone(file);
-            // One system call a minute; nothing waits for it.
+            // One system call a second; nothing waits for it.
             drop(tokio::task::spawn_blocking(move || {
                 if let Err(error) = file.set_modified(SystemTime::now()) {
                     debug!(%error, "time of last contact not kept");
