@@ -2,7 +2,7 @@
 
 mod sbom;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,8 @@ use crate::toolchain::Progress;
 pub const IMAGE: &str = "breakwater.dev/breakwater";
 /// Its tag.
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
+/// What the image holds.
+const PACKAGES: [&str; 3] = [REGISTRY, OPERATOR, NODE_AGENT];
 /// Nobody on any node.
 const USER: &str = "65532:65532";
 
@@ -23,18 +25,14 @@ const USER: &str = "65532:65532";
 /// # Errors
 /// Fails when cargo does, or the disk.
 pub fn image_archive() -> Result<PathBuf> {
-    let binaries = build(
-        &[REGISTRY, OPERATOR, NODE_AGENT],
-        "building Breakwater's image",
-        "about 6 minutes the first time, seconds when nothing changed",
-    )?;
+    let binaries = build("building Breakwater's image")?;
     let mut layer = Layer::new();
-    for package in [REGISTRY, OPERATOR, NODE_AGENT] {
+    for package in PACKAGES {
         let path = binaries.join(package);
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         layer.file(package, &bytes, 0o755)?;
     }
-    layer.file("sbom.cdx.json", &sbom::document(&[REGISTRY, OPERATOR, NODE_AGENT], &host_triple()?)?, 0o644)?;
+    layer.file("sbom.cdx.json", &sbom::document(&PACKAGES, &host_triple()?)?, 0o644)?;
     let image = Image::new(IMAGE, TAG, vec![layer], Run { user: USER.to_owned(), ..Run::default() })?;
     let folder = workspace().join("out");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -51,13 +49,20 @@ pub struct NodePath {
     pub registry: PathBuf,
 }
 
+impl NodePath {
+    /// Both, where a build has put them.
+    #[must_use]
+    pub fn within(folder: &Path) -> Self {
+        Self { agent: folder.join(NODE_AGENT), registry: folder.join(REGISTRY) }
+    }
+}
+
 /// Builds the node agent and the cache as users get them, and says where they are.
 ///
 /// # Errors
 /// Fails when cargo does.
 pub fn node_path() -> Result<NodePath> {
-    let folder = build(&[NODE_AGENT, REGISTRY], "building the agent and the cache", "about 6 minutes the first time")?;
-    Ok(NodePath { agent: folder.join(NODE_AGENT), registry: folder.join(REGISTRY) })
+    Ok(NodePath::within(&build("building the agent and the cache")?))
 }
 
 /// Builds the cache as users get it, and says where it is.
@@ -65,7 +70,7 @@ pub fn node_path() -> Result<NodePath> {
 /// # Errors
 /// Fails when cargo does.
 pub fn registry() -> Result<PathBuf> {
-    Ok(build(&[REGISTRY], "building the cache", "about 4 minutes the first time")?.join(REGISTRY))
+    Ok(build("building the cache")?.join(REGISTRY))
 }
 
 /// Builds the operator as users get it, and says where it is.
@@ -73,19 +78,20 @@ pub fn registry() -> Result<PathBuf> {
 /// # Errors
 /// Fails when cargo does.
 pub fn operator() -> Result<PathBuf> {
-    Ok(build(&[OPERATOR], "building the operator", "about 4 minutes the first time")?.join(OPERATOR))
+    Ok(build("building the operator")?.join(OPERATOR))
 }
 
-/// Builds in release mode, linked statically against the C library, and says where the binaries are.
-fn build(packages: &[&str], title: &str, estimate: &str) -> Result<PathBuf> {
+/// Builds everything in release mode, linked statically against the C library, and says where the binaries are. Always
+/// everything: built one by one, they would share fewer of their dependencies, and be others than in the image.
+fn build(title: &str) -> Result<PathBuf> {
     let triple = host_triple()?;
-    let progress = Progress::start(title, estimate);
+    let progress = Progress::start(title, "about 6 minutes the first time, seconds when nothing changed");
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(workspace())
         .args(["build", "--quiet", "--locked", "--release", "--target", &triple])
-        .args(packages.iter().flat_map(|package| ["--package", package]))
+        .args(PACKAGES.iter().flat_map(|package| ["--package", package]))
         .arg("--bins")
         .arg("--target-dir")
         .arg(&target)

@@ -7,11 +7,13 @@ mod scene;
 
 use std::fmt::Write;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::report;
 use crate::binaries::workspace;
+use crate::release::{self, NodePath};
 use crate::toolchain::Toolchain;
 
 const PAGE: &str = "docs/node-footprint.md";
@@ -44,20 +46,24 @@ impl Figure {
     }
 }
 
-/// Measures, writes docs/node-footprint.md, and says whether every goal was reached.
+/// Measures a build of this checkout and writes docs/node-footprint.md, or the programs in a folder and writes nothing; says whether
+/// every goal was reached.
 ///
 /// # Errors
 /// Fails when a program cannot be built, started or measured.
-pub fn run() -> Result<bool> {
+pub fn run(programs: Option<&Path>) -> Result<bool> {
     Toolchain::install_nginx()?;
-    let programs = crate::release::node_path()?;
+    let is_whole = programs.is_none();
+    let programs = programs.map_or_else(release::node_path, |folder| Ok(NodePath::within(folder)))?;
     let mut figures = relay::figures(&programs)?;
     let runtime = tokio::runtime::Runtime::new().context("start the asynchronous runtime")?;
     figures.extend(runtime.block_on(mirrors::figures(&programs))?);
     let mut table = String::from("| | goal | measured |\n|---|---|---|\n");
     figures.iter().for_each(|figure| table.push_str(&figure.line()));
     println!("{table}");
-    write_page(&table)?;
+    if is_whole {
+        write_page(&table)?;
+    }
     Ok(!figures.iter().any(Figure::is_missed))
 }
 

@@ -1,5 +1,6 @@
 //! `make bench-node`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use breakwater_tests::bench::node;
@@ -7,11 +8,15 @@ use clap::Parser;
 
 /// Measures what the node agent costs a node, and writes docs/node-footprint.md
 #[derive(Parser)]
-struct Args {}
+struct Args {
+    /// Folder of both programs, in place of a release build of this checkout; then nothing is written down
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
+}
 
 fn main() -> ExitCode {
-    let Args {} = Args::parse();
-    match node::run() {
+    let Args { programs } = Args::parse();
+    match node::run(programs.as_deref()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::super::load::{self, Load};
 use super::Figure;
-use super::scene::{Scene, relayed};
+use super::scene::Scene;
 use crate::release::NodePath;
 
 const GIBIBYTE: f64 = 1073741824.0;
@@ -30,12 +30,13 @@ pub(super) fn figures(programs: &NodePath) -> Result<Vec<Figure>> {
     let path = scene.warm_blob(1, BLOB)?;
     let mut figures = idle(&scene);
     figures.extend(throughput(&scene, &path)?);
-    let fast = most_memory(&scene, || load::run(scene.relay, STREAMS, load::repeat(&relayed(&path), TURN)).map(drop))?;
+    let fast =
+        most_memory(&scene, || load::run(scene.relay, STREAMS, load::repeat(&scene.relayed(&path), TURN)).map(drop))?;
     figures.push(Figure::new("relay: memory with 64 streams, as fast as they come", fast, "MiB", 24.0));
     for (what, per_tick) in
         [("relay: memory with 64 streams at 1 MiB/s", SLOWLY), ("relay: memory with 64 streams whose readers pause", 0)]
     {
-        let most = most_memory(&scene, || read_slowly(&scene, &relayed(&path), per_tick))?;
+        let most = most_memory(&scene, || read_slowly(&scene, &scene.relayed(&path), per_tick))?;
         figures.push(Figure::new(what, most, "MiB", 24.0));
     }
     Ok(figures)
@@ -57,7 +58,7 @@ fn throughput(scene: &Scene, path: &str) -> Result<Vec<Figure>> {
     for _ in 0..TURNS {
         direct = direct.max(speed(&load::run(scene.cache, CONNECTIONS, load::repeat(path, TURN))?));
         let before = scene.agent.cpu();
-        let load = load::run(scene.relay, CONNECTIONS, load::repeat(&relayed(path), TURN))?;
+        let load = load::run(scene.relay, CONNECTIONS, load::repeat(&scene.relayed(path), TURN))?;
         cpu += scene.agent.cpu() - before;
         bytes += load.bytes;
         relay = relay.max(speed(&load));

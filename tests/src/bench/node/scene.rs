@@ -19,7 +19,6 @@ use crate::agent;
 use crate::cache::Identity;
 use crate::release::NodePath;
 
-const REGISTRY: &str = "bench.test";
 const SERVICE: &str = "cache-test";
 const START_LIMIT: Duration = Duration::from_secs(15);
 
@@ -30,6 +29,8 @@ pub(super) struct Scene {
     /// The cache without TLS.
     pub(super) cache: SocketAddr,
     pub(super) content: Content,
+    /// What the cache stands in for, by the name that it knows.
+    registry: String,
     _cache: Process,
     _upstream: Peer,
     _folders: [TempDir; 2],
@@ -46,13 +47,15 @@ impl Scene {
         let mut command = peers::breakwater(&programs.registry, upstream.address, cache, &folder.path().join("data"));
         command.args(identity.flags(tls.port()));
         let cache_process = Process::start(&mut command, &folder.path().join("cache.log"))?;
-        write_known(folder.path(), tls, &identity.authority())?;
+        let registry = upstream.address.to_string();
+        write_known(folder.path(), &registry, tls, &identity.authority())?;
         let agent = start_agent(&programs.agent, relay, folder.path())?;
         let mut scene = Self {
             agent,
             relay,
             cache,
             content,
+            registry,
             _cache: cache_process,
             _upstream: upstream,
             _folders: [folder, identity_folder],
@@ -68,9 +71,14 @@ impl Scene {
         Ok(path)
     }
 
+    /// As a runtime asks the relay for it.
+    pub(super) fn relayed(&self, path: &str) -> String {
+        format!("{path}?ns={}", self.registry)
+    }
+
     fn await_answer(&mut self, probe: &str) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
-        while !load::is_served(self.relay, &relayed(probe)) {
+        while !load::is_served(self.relay, &self.relayed(probe)) {
             self.agent.still_runs()?;
             ensure!(Instant::now() < deadline, "the relay does not serve");
             std::thread::sleep(Duration::from_millis(50));
@@ -79,16 +87,11 @@ impl Scene {
     }
 }
 
-/// As a runtime asks the relay for it.
-pub(super) fn relayed(path: &str) -> String {
-    format!("{path}?ns={REGISTRY}")
-}
-
-fn write_known(folder: &Path, cache: SocketAddr, authority: &str) -> Result<()> {
+fn write_known(folder: &Path, registry: &str, cache: SocketAddr, authority: &str) -> Result<()> {
     let known = json!({
         "mirrors": {"bench": {
             "apiVersion": "breakwater.dev/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": "bench"},
-            "spec": {"registry": REGISTRY},
+            "spec": {"registry": registry},
         }},
         "slices": {SERVICE: {"mirror": "bench", "service": SERVICE, "endpoints": [
             {"terminating": false, "pod": names::pod_name(SERVICE, 0), "address": cache},
