@@ -221,7 +221,7 @@ impl Pull {
 
     /// From disk if the repository may have it, else from a flight.
     async fn blob(&self, repository: &RepositoryName, digest: &Digest, wish: Wish) -> Answer {
-        let (holding, joined) = self.held_or_coming(repository, digest, wish.is_head).await?;
+        let (holding, joined) = self.held_or_coming(repository, digest, wish).await?;
         let (here, is_linked) = match holding {
             Holding::Hit(blob) => (Some(blob), true),
             Holding::IsManifest => return Err(Failure::NotFound),
@@ -249,14 +249,14 @@ impl Pull {
         }
         let joined = match joined {
             Some(joined) => joined?,
-            None => self.join(repository, digest).await?,
+            None => in_time(wish, self.join(repository, digest)).await??,
         };
         let flight = joined.seat.clone();
         let traveller = (repository, is_linked);
         match self.fly(joined, digest, traveller, wish).await {
             // Another repository's flight may be refused what this one may have.
             Err(failure) if flight.repository != *repository && failure.is_absence() && flight.has_failed() => {
-                self.fly(self.join(repository, digest).await?, digest, traveller, wish).await
+                self.fly(in_time(wish, self.join(repository, digest)).await??, digest, traveller, wish).await
             }
             answer => answer,
         }
@@ -267,17 +267,17 @@ impl Pull {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        is_head: bool,
+        wish: Wish,
     ) -> Result<(Holding, Option<Result<Joined, Failure>>), Failure> {
         let (store, flights) = (Arc::clone(&self.store), Arc::clone(&self.flights));
         let (name, wanted) = (repository.clone(), digest.clone());
         let looked = blocking(move || {
             let holding = holdings::blob(&store, &name, &wanted);
-            let is_wanted = !is_head && matches!(holding, Holding::Absent { .. });
+            let is_wanted = !wish.is_head && matches!(holding, Holding::Absent { .. });
             let joined = is_wanted.then(|| flights.join(&name, &wanted));
             (holding, joined)
         });
-        looked.await.ok_or(Failure::Stopping)
+        in_time(wish, looked).await?.ok_or(Failure::Stopping)
     }
 
     /// Private content that came by way of another repository: has upstream it in this one too?
@@ -341,4 +341,9 @@ impl Pull {
     fn body(&self, source: Source, start: u64, end: Option<u64>) -> Body {
         body::part(source, start, end, Arc::clone(&self.metrics))
     }
+}
+
+/// What a request waits for no longer than its client does: a disk may hang.
+async fn in_time<T>(wish: Wish, work: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::time::timeout_at(wish.deadline.into(), work).await.map_err(|_| Failure::NotYet)
 }
