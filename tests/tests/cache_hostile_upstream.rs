@@ -151,7 +151,7 @@ async fn a_manifest_is_kept_under_the_digest_of_its_bytes_alone() {
 fn answer(status: &str, media_type: &str, headers: &str, body: &str) -> Fault {
     let length = body.len();
     Fault::Raw(
-        format!("HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n{headers}\r\n{body}")
+        format!("HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n{body}")
             .into(),
     )
 }

@@ -42,8 +42,17 @@ pub(super) struct Evictor(Mutex<Oldest>);
 #[derive(Default)]
 struct Oldest {
     queue: VecDeque<Candidate>,
-    /// When the folders were last surveyed, and for how long.
-    surveyed: Option<(Instant, Duration)>,
+    surveyed: Option<Survey>,
+}
+
+/// What the last survey was.
+struct Survey {
+    at: Instant,
+    took: Duration,
+    /// How much was here then.
+    used: u64,
+    /// Whether anything that it found could go.
+    was_useful: bool,
 }
 
 /// How much may be done for room.
@@ -110,7 +119,7 @@ impl Store {
         let mut surveyed = false;
         while missing(freed) > 0 {
             let Some(candidate) = oldest.queue.pop_front() else {
-                if surveyed || !oldest.may_survey(effort) {
+                if surveyed || !oldest.may_survey(effort, self.used()) {
                     break;
                 }
                 surveyed = true;
@@ -123,6 +132,9 @@ impl Store {
             }
             let bytes = self.evict_one(&candidate);
             (freed, count) = (freed + bytes, count + u64::from(bytes > 0));
+            if let Some(survey) = &mut oldest.surveyed {
+                survey.was_useful |= bytes > 0;
+            }
         }
         if count > 0 {
             self.tally.evicted.fetch_add(count, Ordering::Relaxed);
@@ -178,7 +190,8 @@ impl Store {
             }
         }
         oldest.queue = heap.into_sorted_vec().into();
-        oldest.surveyed = Some((Instant::now(), began.elapsed()));
+        let (at, took) = (Instant::now(), began.elapsed());
+        oldest.surveyed = Some(Survey { at, took, used: self.used(), was_useful: false });
     }
 }
 
@@ -199,12 +212,35 @@ impl Evictor {
 }
 
 impl Oldest {
-    /// A long survey that found too little is not repeated at once: all may be pinned or open.
-    fn may_survey(&self, effort: Effort) -> bool {
-        match self.surveyed {
+    /// A long survey of which nothing could go is not repeated at once: all may be pinned or open. Unless much has come
+    /// since: it may have been made while the cache was empty.
+    fn may_survey(&self, effort: Effort, used: u64) -> bool {
+        match &self.surveyed {
             None => effort == Effort::Thorough,
-            Some((_, took)) if took < QUICK => true,
-            Some((at, took)) => effort == Effort::Thorough && at.elapsed() > 10 * took,
+            Some(survey) if survey.took < QUICK => true,
+            Some(Survey { at, took, used: before, was_useful }) => {
+                let has_grown = used > before.saturating_add(before / 8);
+                effort == Effort::Thorough && (*was_useful || has_grown || at.elapsed() > 10 * *took)
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_survey_is_repeated_where_it_promises_something() {
+        let after = |took, used, was_useful| {
+            let survey = Survey { at: Instant::now(), took, used, was_useful };
+            Oldest { surveyed: Some(survey), ..Oldest::default() }
+        };
+        let (quick, long) = (Duration::from_millis(1), Duration::from_secs(10));
+        assert!(after(quick, 80, false).may_survey(Effort::Quick, 80));
+        assert!(!after(long, 80, true).may_survey(Effort::Quick, 800), "no client waits for it");
+        assert!(!after(long, 80, false).may_survey(Effort::Thorough, 90), "all may be pinned");
+        assert!(after(long, 80, true).may_survey(Effort::Thorough, 80), "the next batch");
+        assert!(after(long, 0, false).may_survey(Effort::Thorough, 1), "it was empty then");
     }
 }
