@@ -192,7 +192,7 @@ impl Scene {
                 values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
             };
             let passes = sum("breakwater_reconcile_runs_total");
-            let knows = sum("breakwater_operator_images_survivable") == images as f64;
+            let knows = sum("breakwater_images_survivable") == images as f64;
             Ok((knows && passes >= self.plan.size.mirrors as f64).then_some(()))
         })
         .await?;
