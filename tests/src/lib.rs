@@ -17,6 +17,8 @@ pub mod fallback;
 pub mod gitops;
 pub mod images;
 pub mod operator;
+pub mod outcome;
+pub mod page;
 pub mod product;
 pub mod proxy;
 pub mod release;

@@ -107,12 +107,24 @@ pub(super) fn is_served(address: SocketAddr, path: &str) -> bool {
 }
 
 /// A connection whose request has been sent; reading is the caller's business.
-pub(super) fn open(address: SocketAddr, path: &str) -> Result<TcpStream> {
+fn open(address: SocketAddr, path: &str) -> Result<TcpStream> {
     let mut client = Client::connect(address)?;
     // A thousand paused readers with buffers that grow would fill what the kernel allows all sockets together.
     rustix::net::sockopt::set_socket_recv_buffer_size(&client.stream, 64 * 1024)?;
     client.ask(Some(path.to_owned()))?;
     Ok(client.stream)
+}
+
+/// Readers that have asked and read their first bytes.
+pub(super) fn open_readers(address: SocketAddr, path: &str, count: usize) -> Result<Vec<TcpStream>> {
+    let open_one = |_| {
+        let stream = open(address, path)?;
+        stream.set_nonblocking(false)?;
+        (&stream).read_exact(&mut [0; 1024]).context("read the first bytes")?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    (0..count).map(open_one).collect()
 }
 
 struct Client {

@@ -5,20 +5,17 @@ mod mirrors;
 mod relay;
 mod scene;
 
-use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::report;
 use crate::binaries::workspace;
+use crate::page;
 use crate::release::{self, NodePath};
 use crate::toolchain::Toolchain;
 
 const PAGE: &str = "docs/node-footprint.md";
-/// The heading in the page that results stand below.
-const RESULTS: &str = "## Results";
 
 /// One measurement.
 struct Figure {
@@ -62,17 +59,7 @@ pub fn run(programs: Option<&Path>) -> Result<bool> {
     figures.iter().for_each(|figure| table.push_str(&figure.line()));
     println!("{table}");
     if is_whole {
-        write_page(&table)?;
+        page::write_results(&workspace().join(PAGE), &format!("{}\n\n{table}", report::machine()?))?;
     }
     Ok(!figures.iter().any(Figure::is_missed))
-}
-
-/// Replaces what stands below the page's last heading.
-fn write_page(table: &str) -> Result<()> {
-    let path = workspace().join(PAGE);
-    let page = fs::read_to_string(&path).with_context(|| format!("read {PAGE}"))?;
-    let (above, _) = page.split_once(RESULTS).with_context(|| format!("{PAGE} has no line {RESULTS:?}"))?;
-    let mut text = format!("{above}{RESULTS}\n\n");
-    let _ = write!(text, "{}\n\n{table}", report::machine()?);
-    fs::write(&path, text).with_context(|| format!("write {PAGE}"))
 }

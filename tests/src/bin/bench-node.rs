@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use breakwater_tests::bench::node;
+use breakwater_tests::outcome;
 use clap::Parser;
 
 /// Measures what the node agent costs a node, and writes docs/node-footprint.md
@@ -16,12 +17,5 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { programs } = Args::parse();
-    match node::run(programs.as_deref()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome::code(node::run(programs.as_deref()))
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use breakwater_tests::bench;
+use breakwater_tests::{bench, outcome};
 use clap::Parser;
 
 /// Measures this cache beside nginx and distribution, and writes docs/benchmarks.md
@@ -27,13 +27,7 @@ fn main() -> ExitCode {
         Some([upstream, listen, folder]) => be_relay(upstream, listen, folder),
         _ => bench::run(&rows, program),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome::code(outcome.map(|()| true))
 }
 
 fn be_relay(upstream: &str, listen: &str, folder: &str) -> anyhow::Result<()> {

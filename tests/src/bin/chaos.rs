@@ -4,22 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use breakwater_tests::chaos::{self, MirrorSpec, matrix, report};
+use breakwater_tests::{outcome, page};
 
 /// Rows beside one another; most of their time is waiting.
 const AT_ONCE: usize = 6;
-/// The heading in the page that results stand below.
-const RESULTS: &str = "## Results";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome::code(run().await)
 }
 
 /// Whether every cell of every mirror passed.
@@ -37,18 +29,10 @@ async fn run() -> Result<bool> {
         tables.push(table);
     }
     if let Ok(path) = std::env::var("PAGE") {
-        write_page(&path, &report::markdown(&tables))?;
+        let results = format!("Run on {}.\n\n{}", jiff::Zoned::now().date(), report::markdown(&tables));
+        page::write_results(path.as_ref(), &results)?;
     }
     Ok(tables.iter().all(|table| table.failures().is_empty()))
-}
-
-/// Replaces what stands below the page's last heading.
-fn write_page(path: &str, results: &str) -> Result<()> {
-    let page = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    let (above, _) = page.split_once(RESULTS).with_context(|| format!("{path} has no line {RESULTS:?}"))?;
-    let date = jiff::Zoned::now().date();
-    std::fs::write(path, format!("{above}{RESULTS}\n\nRun on {date}.\n\n{results}"))
-        .with_context(|| format!("write {path}"))
 }
 
 fn specs() -> Result<Vec<MirrorSpec>> {

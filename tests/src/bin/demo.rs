@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use breakwater_tests::demo;
+use breakwater_tests::{demo, outcome};
 use clap::Parser;
 
 /// Shows on a real cluster that Pods start while their registries are down.
@@ -17,16 +17,5 @@ struct Args {
 async fn main() -> ExitCode {
     let Args { playground } = Args::parse();
     let run = async { if playground { demo::playground().await } else { demo::show().await } };
-    // Dropping what runs removes the cluster, so Ctrl-C leaves nothing behind.
-    let outcome = tokio::select! {
-        outcome = run => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("stopped by Ctrl-C; the cluster is removed")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome::code(outcome::until_ctrl_c(run).await.map(|()| true))
 }

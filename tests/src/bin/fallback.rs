@@ -7,11 +7,10 @@ use anyhow::{Context, Result};
 use breakwater_tests::binaries::workspace;
 use breakwater_tests::fallback::{self, Cell, report};
 use breakwater_tests::toolchain::{Runtime, SERIES, Toolchain};
+use breakwater_tests::{outcome, page};
 use clap::Parser;
 
 const PAGE: &str = "docs/fallback.md";
-/// The heading in the page that results stand below.
-const RESULTS: &str = "## Results";
 /// What a busy machine may add to a pull.
 const NOISE: Duration = Duration::from_millis(300);
 
@@ -31,14 +30,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Args::parse()).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome::code(run(Args::parse()).await)
 }
 
 /// Whether every cell is as promised.
@@ -58,19 +50,8 @@ async fn run(args: Args) -> Result<bool> {
     });
     let columns: Vec<(Runtime, Vec<Cell>)> = runtimes.iter().cloned().zip(all.await?).collect();
     if is_whole {
-        write_page(&report::markdown(&columns))?;
+        let results = format!("{}\n\n{}", page::run_on(), report::markdown(&columns));
+        page::write_results(&workspace().join(PAGE), &results)?;
     }
     Ok(columns.iter().flat_map(|(_, cells)| cells).all(|cell| cell.complaint(NOISE).is_none()))
-}
-
-/// Replaces what stands below the page's last heading.
-fn write_page(table: &str) -> Result<()> {
-    let path = workspace().join(PAGE);
-    let page = std::fs::read_to_string(&path).with_context(|| format!("read {PAGE}"))?;
-    let (above, _) = page.split_once(RESULTS).with_context(|| format!("{PAGE} has no line {RESULTS:?}"))?;
-    let date = jiff::Zoned::now().date();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let machine = format!("Run on {date}, {processors} processors, Linux {}.", kernel.trim());
-    std::fs::write(&path, format!("{above}{RESULTS}\n\n{machine}\n\n{table}")).with_context(|| format!("write {PAGE}"))
 }

@@ -2,18 +2,14 @@
 
 use std::process::ExitCode;
 
+use breakwater_tests::{outcome, release};
+
 fn main() -> ExitCode {
-    match breakwater_tests::release::image_archive() {
-        Ok(archive) => {
-            let archive = archive.display();
-            eprintln!("load it on each node: ctr -n k8s.io images import {archive}");
-            eprintln!("or push it: skopeo copy oci-archive:{archive} docker://...");
-            println!("{archive}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome::code(release::image_archive().map(|archive| {
+        let archive = archive.display();
+        eprintln!("load it on each node: ctr -n k8s.io images import {archive}");
+        eprintln!("or push it: skopeo copy oci-archive:{archive} docker://...");
+        println!("{archive}");
+        true
+    }))
 }

@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use breakwater_tests::binaries::workspace;
-use breakwater_tests::release;
 use breakwater_tests::scale::{self, Plan, Size, report};
+use breakwater_tests::{outcome, page, release};
 use clap::Parser;
 
 const PAGE: &str = "docs/scale.md";
-/// The heading in the page that results stand below.
-const RESULTS: &str = "## Results";
 
 /// Measures the operator beside a large simulated cluster; at full size it writes docs/scale.md
 #[derive(Parser)]
@@ -39,18 +37,8 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Dropping what runs removes the cluster, so Ctrl-C leaves nothing behind.
-    let outcome = tokio::select! {
-        outcome = run(Args::parse()) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("stopped by Ctrl-C; the cluster is removed")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let outcome = outcome::until_ctrl_c(run(Args::parse())).await;
+    outcome::code(outcome.map(|()| true))
 }
 
 async fn run(args: Args) -> Result<()> {
@@ -65,17 +53,8 @@ async fn run(args: Args) -> Result<()> {
     let figures = scale::run(plan, &program, |news| println!("{news}")).await?;
     let results = report::markdown(&figures);
     println!("\n{results}");
-    if is_whole { write_page(&results) } else { Ok(()) }
-}
-
-/// Replaces what stands below the page's last heading.
-fn write_page(results: &str) -> Result<()> {
-    let path = workspace().join(PAGE);
-    let page = std::fs::read_to_string(&path).with_context(|| format!("read {PAGE}"))?;
-    let (above, _) = page.split_once(RESULTS).with_context(|| format!("{PAGE} has no line {RESULTS:?}"))?;
-    let date = jiff::Zoned::now().date();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let machine = format!("Run on {date}, {processors} processors for everything, Linux {}.", kernel.trim());
-    std::fs::write(&path, format!("{above}{RESULTS}\n\n{machine} {results}")).with_context(|| format!("write {PAGE}"))
+    if is_whole {
+        page::write_results(&workspace().join(PAGE), &format!("{} {results}", page::run_on()))?;
+    }
+    Ok(())
 }

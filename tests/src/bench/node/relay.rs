@@ -1,7 +1,6 @@
 //! What the relay costs: idle, under load, and with readers that take their time.
 
 use std::io::Read;
-use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,14 +87,7 @@ fn most_memory(scene: &Scene, work: impl FnOnce() -> Result<()> + Send) -> Resul
 
 /// Readers that take so much at a time, for a while.
 fn read_slowly(scene: &Scene, path: &str, per_tick: usize) -> Result<()> {
-    let open = |_| {
-        let stream = load::open(scene.relay, path)?;
-        stream.set_nonblocking(false)?;
-        (&stream).read_exact(&mut [0; 1024]).context("read the first bytes")?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
-    };
-    let readers: Vec<TcpStream> = (0..STREAMS).map(open).collect::<Result<_>>()?;
+    let readers = load::open_readers(scene.relay, path, STREAMS)?;
     let (began, mut buffer) = (Instant::now(), vec![0; per_tick]);
     while began.elapsed() < TURN {
         for mut reader in &readers {

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::super::Bench;
 use super::super::load;
@@ -18,7 +18,7 @@ pub(in super::super) fn slow(bench: &Bench) -> Result<Table> {
     let path = bench.content.blob(1, 256 << 20)?;
     let mut lines = Vec::new();
     for peer in warm(bench, &path)? {
-        let readers: Vec<TcpStream> = open(&peer, &path, 256)?;
+        let readers: Vec<TcpStream> = load::open_readers(peer.address, &path, 256)?;
         let (mut most, cpu) = (0, peer.process.cpu());
         let began = Instant::now();
         let mut buffer = vec![0; (1 << 20) / 20];
@@ -48,7 +48,7 @@ pub(in super::super) fn paused(bench: &Bench) -> Result<Table> {
     let mut lines = Vec::new();
     for peer in warm(bench, &path)? {
         load::get(peer.address, &small)?;
-        let readers = open(&peer, &path, 1000)?;
+        let readers = load::open_readers(peer.address, &path, 1000)?;
         std::thread::sleep(Duration::from_secs(3));
         let memory = peer.process.memory();
         let hits = load::run(peer.address, 1, std::iter::repeat_n(small.clone(), 500))?;
@@ -74,16 +74,4 @@ fn warm(bench: &Bench, path: &str) -> Result<Vec<Peer>> {
     let peers = KINDS.into_iter().map(start).collect();
     std::thread::sleep(Duration::from_secs(1));
     peers
-}
-
-/// Readers that have asked and read their first bytes.
-fn open(peer: &Peer, path: &str, count: usize) -> Result<Vec<TcpStream>> {
-    let open = |_| {
-        let stream = load::open(peer.address, path)?;
-        stream.set_nonblocking(false)?;
-        (&stream).read_exact(&mut [0; 1024]).context("read the first bytes")?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
-    };
-    (0..count).map(open).collect()
 }
