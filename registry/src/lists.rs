@@ -37,9 +37,9 @@ impl ListKeeper {
     pub fn new(
         (store, upstream, peers): (Arc<Store>, Arc<Upstream>, Arc<Peers>),
         limits: Limits,
-        background: Background,
+        background: &Background,
     ) -> Self {
-        let questions = Questions::new(Arc::clone(&upstream), background, Duration::ZERO);
+        let questions = Questions::of_names(&upstream, background, false);
         Self { store, upstream, peers, limits, questions }
     }
 

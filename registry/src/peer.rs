@@ -22,6 +22,7 @@ use http::{
     header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_TYPE, LINK, RANGE},
 };
 use reqwest::{Response, Url};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use self::{
     replica::{Question, Reason, Replica},
@@ -296,11 +297,12 @@ fn tag_record(response: &Response) -> Option<TagRecord> {
     Some(TagRecord { current, previous: None, last_complete: None, validated_at, etag: None, is_gone: false })
 }
 
-/// Differs between replicas and between runs: process ids do not, in containers.
+/// Differs between replicas and between runs: process ids do not, in containers. The kernel gives it at once, where the
+/// first random byte of a library for TLS takes tens of milliseconds of a start.
 fn fresh_id() -> String {
     let mut bytes = [0; 16];
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => hex::encode(bytes),
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(_) => hex::encode(bytes),
         Err(_) => format!("{:x}-{:x}", std::process::id(), TagRecord::now()),
     }
 }

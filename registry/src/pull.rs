@@ -29,14 +29,14 @@ use crate::{
     manifest::Manifest,
     metrics::Metrics,
     peer::News,
-    question::{self, Questions},
+    question::Questions,
     reference::{Reference, RepositoryName, Tag},
     registry_host::RegistryHost,
     respond::{self, Described, Origin, Provenance, Sought},
     route::{self, Refused, Route},
     serve::{self, BLOB_TYPE, Wish},
     source::Sources,
-    store::{Store, blocking, tags::Target},
+    store::{Store, blocking},
     tag::{Freshness, Limits, Resolved, TagResolver},
     upstream::Upstream,
     verify::{Verdict, Verifier},
@@ -53,6 +53,8 @@ pub struct Pull {
     tags: TagResolver,
     lists: ListKeeper,
     manifests: Questions<(RepositoryName, Digest), Manifest>,
+    sizes: Questions<(RepositoryName, Digest), Option<u64>>,
+    proofs: Questions<(RepositoryName, Digest), Option<u64>>,
     sources: Arc<Sources>,
     flights: Arc<Flights>,
     verifier: Verifier,
@@ -72,12 +74,13 @@ impl Pull {
         let flights = Flights::new(Arc::clone(&store), Arc::clone(&sources), Arc::clone(&metrics), background.clone());
         let peers = Arc::clone(sources.peers());
         let of = (Arc::clone(&store), Arc::clone(&upstream), Arc::clone(&peers));
-        let lists = ListKeeper::new(of, limits, background.clone());
-        let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), peers, limits, background.clone());
-        let manifests = Questions::new(Arc::clone(&upstream), background.clone(), question::REMEMBER);
-        let manifests = manifests.with_other_sources(sources.has_others());
+        let lists = ListKeeper::new(of, limits, background);
+        let tags = TagResolver::new(Arc::clone(&store), Arc::clone(&upstream), peers, limits, background);
+        let manifests = Questions::of_content(&upstream, background, sources.has_others());
+        let sizes = Questions::of_content(&upstream, background, sources.has_others());
+        let proofs = Questions::of_content(&upstream, background, false);
         let verifier = Verifier::new(Arc::clone(&store), background.clone());
-        Self { registry, store, upstream, metrics, tags, lists, manifests, sources, flights, verifier }
+        Self { registry, store, upstream, metrics, tags, lists, manifests, sizes, proofs, sources, flights, verifier }
     }
 
     /// Answers one request.
@@ -161,12 +164,6 @@ impl Pull {
             Some(Resolved { target, .. }) if wish.is_head => return Ok(serve::head(&target, provenance)),
             _ => {}
         }
-        if wish.is_head && !self.sources.has_others() {
-            let reference = Reference::Digest(digest.clone());
-            let head = access::for_upstream(self.upstream.head_manifest(repository, &reference)).await?;
-            let target = Target { digest: head.digest, media_type: head.media_type, size: head.size };
-            return Ok(serve::head(&target, provenance));
-        }
         Ok(serve::manifest(self.fetch_manifest(repository, digest, wish.deadline).await?, provenance, wish))
     }
 
@@ -205,7 +202,7 @@ impl Pull {
             }
             Ok(manifest)
         });
-        tokio::time::timeout_at(deadline.into(), asked).await.unwrap_or(Err(Failure::NotYet))
+        in_time(deadline, asked).await?
     }
 
     /// What a tag means now.
@@ -241,22 +238,21 @@ impl Pull {
             }
         }
         if wish.is_head {
-            let size = access::for_upstream(self.sources.blob_size(repository, digest));
-            let size = tokio::time::timeout_at(wish.deadline.into(), size).await.unwrap_or(Err(Failure::NotYet))?;
+            let size = in_time(wish.deadline, self.size(repository, digest)).await??;
             let provenance = Provenance { origin: Origin::Miss, age: Duration::ZERO };
             let described = Described { digest, media_type: BLOB_TYPE, size, span: None, provenance };
             return Ok(respond::content(&described, body::whole(Bytes::new())));
         }
         let joined = match joined {
             Some(joined) => joined?,
-            None => in_time(wish, self.join(repository, digest)).await??,
+            None => in_time(wish.deadline, self.join(repository, digest)).await??,
         };
         let flight = joined.seat.clone();
         let traveller = (repository, is_linked);
         match self.fly(joined, digest, traveller, wish).await {
             // Another repository's flight may be refused what this one may have.
             Err(failure) if flight.repository != *repository && failure.is_absence() && flight.has_failed() => {
-                self.fly(in_time(wish, self.join(repository, digest)).await??, digest, traveller, wish).await
+                self.fly(in_time(wish.deadline, self.join(repository, digest)).await??, digest, traveller, wish).await
             }
             answer => answer,
         }
@@ -277,12 +273,21 @@ impl Pull {
             let joined = is_wanted.then(|| flights.join(&name, &wanted));
             (holding, joined)
         });
-        in_time(wish, looked).await?.ok_or(Failure::Stopping)
+        in_time(wish.deadline, looked).await?.ok_or(Failure::Stopping)
+    }
+
+    /// How large a blob that is not here is: asked once for all who ask meanwhile; `None` if nobody says.
+    async fn size(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Failure> {
+        let (sources, name, wanted) = (Arc::clone(&self.sources), repository.clone(), digest.clone());
+        let work = || async move { sources.blob_size(&name, &wanted).await };
+        self.sizes.ask((repository.clone(), digest.clone()), false, work).await
     }
 
     /// Private content that came by way of another repository: has upstream it in this one too?
     async fn prove(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), Failure> {
-        let size = access::for_upstream(self.upstream.head_blob(repository, digest)).await?;
+        let (upstream, name, wanted) = (Arc::clone(&self.upstream), repository.clone(), digest.clone());
+        let work = || async move { upstream.head_blob(&name, &wanted).await };
+        let size = self.proofs.ask((repository.clone(), digest.clone()), false, work).await?;
         let (store, name, digest) = (Arc::clone(&self.store), repository.clone(), digest.clone());
         // A link that cannot be written is asked for again.
         let _ = blocking(move || holdings::link_blob(&store, &name, &digest, size)).await;
@@ -297,8 +302,7 @@ impl Pull {
         (repository, is_linked): (&RepositoryName, bool),
         wish: Wish,
     ) -> Answer {
-        let begun = access::for_upstream(tokio::time::timeout_at(wish.deadline.into(), seat.begin(wish.range)));
-        let begun = begun.await.map_err(|_| Failure::NotYet)?;
+        let begun = in_time(wish.deadline, access::for_upstream(seat.begin(wish.range))).await?;
         if let Progress::Failed(failure) = begun {
             return Err(failure);
         }
@@ -344,6 +348,6 @@ impl Pull {
 }
 
 /// What a request waits for no longer than its client does: a disk may hang.
-async fn in_time<T>(wish: Wish, work: impl Future<Output = T>) -> Result<T, Failure> {
-    tokio::time::timeout_at(wish.deadline.into(), work).await.map_err(|_| Failure::NotYet)
+async fn in_time<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Failure::NotYet)
 }

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(4500);
 const PAUSE: Duration = Duration::from_secs(1);
 /// A failing upstream answers for this long to who asks for a digest, so that a client that comes back at once goes on to
 /// upstream.
-pub const REMEMBER: Duration = Duration::from_secs(5);
+const REMEMBER: Duration = Duration::from_secs(5);
 /// A failure of this age still says how the next question will fare.
 const RECENT: Duration = Duration::from_secs(30);
 const MOST_FAILURES: usize = 10_000;
@@ -44,14 +44,16 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Questions go on in the `background`. While no answer is at hand, failures are repeated for `memory` without asking.
-    pub fn new(upstream: Arc<Upstream>, background: Background, memory: Duration) -> Self {
-        Self { upstream, asking: Coalesce::new(background), failures: Arc::default(), memory, has_other_sources: false }
+    /// What names mean now. Questions go on in the `background`. With other sources an answer may come although
+    /// upstream is away.
+    pub fn of_names(upstream: &Arc<Upstream>, background: &Background, has_other_sources: bool) -> Self {
+        let (upstream, asking) = (Arc::clone(upstream), Coalesce::new(background.clone()));
+        Self { upstream, asking, failures: Arc::default(), memory: Duration::ZERO, has_other_sources }
     }
 
-    /// The same, where an answer may come although upstream is away.
-    pub fn with_other_sources(self, has_other_sources: bool) -> Self {
-        Self { has_other_sources, ..self }
+    /// The same for content, which never changes: a failure is repeated for some seconds without asking.
+    pub fn of_content(upstream: &Arc<Upstream>, background: &Background, has_other_sources: bool) -> Self {
+        Self { memory: REMEMBER, ..Self::of_names(upstream, background, has_other_sources) }
     }
 
     /// Waits for the question of `key`, if it is being asked.

@@ -86,10 +86,9 @@ impl TagResolver {
         upstream: Arc<Upstream>,
         peers: Arc<Peers>,
         limits: Limits,
-        background: Background,
+        background: &Background,
     ) -> Self {
-        let questions = Questions::new(Arc::clone(&upstream), background, Duration::ZERO);
-        let questions = questions.with_other_sources(!peers.is_empty());
+        let questions = Questions::of_names(&upstream, background, !peers.is_empty());
         Self { store, upstream, peers, limits, questions }
     }
 

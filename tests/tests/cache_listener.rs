@@ -145,6 +145,25 @@ async fn asked_to_stop_it_finishes_what_it_sends_and_exits_with_0() {
 }
 
 #[tokio::test]
+async fn asked_to_stop_in_mid_download_it_finishes_for_who_reads_it() {
+    let (upstream, mut cache) = started().await;
+    let blob = Content::blob(8, 8 << 20);
+    upstream.put_blob(REPOSITORY, &blob);
+    upstream.fault(On::Blobs, Fault::StallAt(1 << 20)).await;
+    let mut reading = cache.request("GET", &blob.blob_path(REPOSITORY)).send().await;
+    reading.read(1).await;
+    let address = cache.address();
+    let stopped_listening = async {
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        upstream.heal().await;
+        reading.rest_equals(&blob.bytes).await
+    };
+    assert_eq!(tokio::join!(cache.terminate(), stopped_listening), (Some(0), End::Complete));
+}
+
+#[tokio::test]
 async fn a_second_process_on_the_same_folder_is_refused_in_one_sentence() {
     let (upstream, cache) = started().await;
     let (code, last) = Cache::of(&upstream).data(cache.data()).start_refused().await;

@@ -4,7 +4,7 @@
 use breakwater_tests::cache::client::exchange_raw;
 use breakwater_tests::cache::cold;
 use breakwater_tests::cache::{Cache, End};
-use breakwater_tests::upstream::{Blob, Content, Image, Recorded, Upstream};
+use breakwater_tests::upstream::{Blob, Content, Fault, Image, On, Recorded, Upstream};
 
 const REPOSITORY: &str = "library/app";
 const BY_TAG: &str = "/v2/library/app/manifests/v1";
@@ -109,6 +109,18 @@ async fn head_of_what_is_not_here_is_answered_as_get_would_be() {
     assert_eq!(blob.header("content-length"), Some("300000"));
     let nothing = Content::blob(99, 10);
     assert_eq!(cache.head(&nothing.blob_path(REPOSITORY)).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_failure_is_remembered_for_head_as_for_get() {
+    let (upstream, cache, image) = cold().await;
+    upstream.fault(On::Everything, Fault::Status(500)).await;
+    for path in [image.manifest.manifest_path(REPOSITORY), image.layers[0].blob_path(REPOSITORY)] {
+        assert_eq!(cache.head(&path).await.status, 503, "{path}");
+        let mark = upstream.mark();
+        assert_eq!(cache.head(&path).await.status, 503, "{path}");
+        assert_eq!(upstream.content_requests_since(mark).len(), 0, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! known by its mark, and otherwise found out by hashing it.
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, File, Metadata, OpenOptions},
     io,
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Advice, Mode, OFlags, fadvise},
+    fs::{Advice, fadvise},
     io::Errno,
 };
 use tracing::warn;
@@ -20,6 +20,7 @@ use super::{
     marks::{Mark, Marks},
     partial::Verified,
     quarantine::Quarantine,
+    read,
     recency::{Due, Recency},
     shelves::Shelves,
     write::Writer,
@@ -250,12 +251,9 @@ pub(super) fn is_public(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & OTHERS_MAY_READ != 0
 }
 
-/// Opens a file, and nothing else that may stand there in its place and never answer.
 fn open_file(path: &Path) -> io::Result<(Arc<File>, Metadata)> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let found = file.metadata()?;
-    if found.is_file() { Ok((Arc::new(file), found)) } else { Err(io::ErrorKind::InvalidData.into()) }
+    let (file, found) = read::plain(OpenOptions::new().read(true), path)?;
+    Ok((Arc::new(file), found))
 }
 
 /// Whether an error says something of the file, and not of the process or of there being none.

@@ -26,8 +26,8 @@ impl Lock {
         let path = dir.join("LOCK");
         let failed = |source: io::Error| Unusable::Create { path: path.clone(), source };
         let mut options = OpenOptions::new();
-        let mut file =
-            read::plain(options.read(true).write(true).create(true).truncate(false), &path).map_err(failed)?;
+        options.read(true).write(true).create(true).truncate(false);
+        let (mut file, _) = read::plain(&mut options, &path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(Unusable::Held),

@@ -67,7 +67,8 @@ impl Marks {
             let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
         }
         let file = read::plain(OpenOptions::new().create(true).append(true), &path);
-        let file = file.inspect_err(|error| debug!(%error, "verification marks are not kept")).ok();
+        let file =
+            file.inspect_err(|error| debug!(%error, "verification marks are not kept")).ok().map(|(file, _)| file);
         let log = Mutex::new(Log { file, ..Log::default() });
         let marks = Self { path, known: RwLock::default(), log };
         if fs::metadata(&marks.path).is_ok_and(|file| file.len() <= READ_AT_START) {

@@ -15,11 +15,14 @@ use std::{
 
 use bytes::Bytes;
 use rustix::{
-    fs::{FallocateFlags, OFlags, fallocate},
+    fs::{FallocateFlags, fallocate},
     io::Errno,
 };
 
-use super::blobs::{PRIVATE, PUBLIC, is_public};
+use super::{
+    blobs::{PRIVATE, PUBLIC, is_public},
+    read,
+};
 use crate::digest::{Algorithm, Digest, Hasher};
 
 const READ: usize = 256 * 1024;
@@ -89,14 +92,9 @@ impl Partials {
     }
 
     fn continued(&self, digest: &Digest, path: &Path) -> io::Result<Partial> {
-        let flags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(PRIVATE).custom_flags(flags);
-        let file = file.open(path)?;
-        let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
+        options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
+        let (file, found) = read::plain(&mut options, path)?;
         let (length, is_public) = (found.len(), is_public(&found));
         let (used, path, is_empty) = (Arc::clone(&self.used), path.to_owned(), length == 0);
         let share = Share { used, path, counted: length, stays: length, is_empty, is_exempt: false };

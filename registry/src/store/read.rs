@@ -2,7 +2,7 @@
 //! nor reads a device without end.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -21,8 +21,8 @@ pub(super) fn small<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 /// The content of a plain file of at most so many bytes.
 pub(super) fn record(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut file = plain(OpenOptions::new().read(true), path)?;
-    let length = file.metadata()?.len();
+    let (mut file, found) = plain(OpenOptions::new().read(true), path)?;
+    let length = found.len();
     if length > most {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -32,10 +32,11 @@ pub(super) fn record(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Opens a plain file; anything else is an error.
-pub(super) fn plain(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+pub(super) fn plain(options: &mut OpenOptions, path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
     let file = options.custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
+    let found = file.metadata()?;
+    if found.is_file() { Ok((file, found)) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 #[cfg(test)]
