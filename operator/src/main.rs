@@ -5,10 +5,14 @@ use breakwater_operator::args::{Args, Cli, Command};
 use breakwater_operator::telemetry::LogLevel;
 use breakwater_operator::{check, error_chain, run, telemetry};
 use clap::Parser;
-use kube::Client;
+use kube::{Client, Config};
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// A connection on which the API server says nothing for so long is dead: a watch gets a bookmark every minute.
+const SILENCE: Duration = Duration::from_secs(125);
 
 fn main() -> ExitCode {
     // Fails only if a provider is already there, which serves as well.
@@ -29,8 +33,11 @@ async fn start(command: Option<Command>, args: Args, log_level: LogLevel) -> any
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let client =
-        Client::try_default().await.context("cannot find a cluster: neither a service account nor a kubeconfig")?;
+    let mut config =
+        Config::infer().await.context("cannot find a cluster: neither a service account nor a kubeconfig")?;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    let client = Client::try_from(config).context("cannot make a client for the cluster")?;
     if let Some(Command::Check(args)) = command {
         return Ok(if check::check(args, client).await { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }

@@ -16,8 +16,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::fmt;
-use std::sync::OnceLock;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// What reconciling counts.
 #[derive(Debug)]
@@ -124,6 +124,12 @@ impl Metrics {
         self.leader.set(1);
     }
 
+    /// From now on it stands by.
+    pub fn stands_by(&self) {
+        self.leader.set(0);
+        self.authority_ends.set(0);
+    }
+
     /// Says when the certificate authority ends.
     pub fn authority_ends(&self, end: jiff::Timestamp) {
         self.authority_ends.set(end.as_second());
@@ -153,7 +159,7 @@ impl Drop for Pass {
 
 /// `breakwater_mirror_condition` and `breakwater_mirror_nodes`, computed at each scrape from the mirrors themselves: a deleted mirror leaves no series behind.
 #[derive(Clone, Default)]
-pub struct MirrorConditions(std::sync::Arc<OnceLock<Store<DeserializeGuard<RegistryMirror>>>>);
+pub struct MirrorConditions(watch::Sender<Option<Store<DeserializeGuard<RegistryMirror>>>>);
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ConditionLabels {
@@ -170,12 +176,12 @@ struct NodeLabels {
 
 impl MirrorConditions {
     fn all(&self) -> Vec<std::sync::Arc<DeserializeGuard<RegistryMirror>>> {
-        self.0.get().map(Store::state).unwrap_or_default()
+        self.0.borrow().as_ref().map(Store::state).unwrap_or_default()
     }
 
     /// Says where the mirrors are, once they are watched; a standby has none.
-    pub fn watch(&self, mirrors: Store<DeserializeGuard<RegistryMirror>>) {
-        let _ = self.0.set(mirrors);
+    pub fn watch(&self, mirrors: impl Into<Option<Store<DeserializeGuard<RegistryMirror>>>>) {
+        self.0.send_replace(mirrors.into());
     }
 }
 

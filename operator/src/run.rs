@@ -1,6 +1,7 @@
 //! The life of the process: listen, find the API, become the leader, watch and reconcile, stop. Holds no rule about mirrors.
 //!
-//! Fail-stop on purpose: a lost lease or an essential task that ends is the end of the process, and its Pod starts it anew.
+//! Fail-stop on purpose: a lease that somebody else took or an essential task that ends is the end of the process, and its Pod starts it
+//! anew. Where only the API server is away, all that the leader did is dropped, and the process stands by until it is back.
 
 use crate::args::Args;
 use crate::build::Settings;
@@ -85,28 +86,44 @@ pub async fn run(args: Args, client: Client, log_level: LogLevel, stop: Cancella
     let listener = health::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %address, %image, %namespace, "starting");
-    let mut tasks = JoinSet::new();
+    let mut listening = JoinSet::new();
     let admin = Admin { readiness: readiness.clone(), metrics: metrics.clone(), log_level };
-    tasks.spawn(health::serve(listener, admin));
+    listening.spawn(health::serve(listener, admin));
 
-    let mut candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         established = definitions_established(&client) => established.map_err(Stopped::NotReady)?,
     }
     readiness.set();
-    tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        () = candidate.acquire() => tracing::info!(identity = %pod_name, "leading"),
-    }
-    metrics.leads();
+    let candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
     let leader = Leader { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images };
-    let led = tokio::select! {
-        led = leader.lead(stop, tasks) => led,
-        lost = candidate.hold() => return Err(Stopped::Lost(lost)),
-    };
-    candidate.release().await;
-    led
+    tokio::select! {
+        ended = take_part(&leader, candidate, stop) => ended,
+        _ = listening.join_next() => Err(Stopped::TaskEnded),
+    }
+}
+
+/// Stands by and leads, in turn, until `stop` is cancelled. An API server that was away finds the operator again where it left it: what
+/// it would do is begun anew from what is there, and no restart with its growing pauses lies between.
+async fn take_part(leader: &Leader, mut candidate: Candidate, stop: CancellationToken) -> Result<(), Stopped> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = candidate.acquire() => tracing::info!(identity = %leader.pod_name, "leading"),
+        }
+        leader.metrics.leads();
+        tokio::select! {
+            led = leader.lead(stop.clone()) => {
+                candidate.release().await;
+                return led;
+            }
+            lost = candidate.hold() => match lost {
+                Lost::NotRenewed => tracing::warn!(error = %lost, "no longer the leader, standing by"),
+                Lost::Taken(_) => return Err(Stopped::Lost(lost)),
+            },
+        }
+        leader.steps_down();
+    }
 }
 
 /// What the leader works with.
@@ -122,43 +139,45 @@ struct Leader {
 }
 
 impl Leader {
+    /// Says nothing more of mirrors, which others may have changed.
+    fn steps_down(&self) {
+        self.metrics.stands_by();
+        self.conditions.watch(None);
+        self.images.watch(None);
+    }
+
     /// Reconciles until `stop` is cancelled and what is under way has ended.
-    async fn lead(self, stop: CancellationToken, mut tasks: JoinSet<()>) -> Result<(), Stopped> {
+    async fn lead(&self, stop: CancellationToken) -> Result<(), Stopped> {
         let Self { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images } = self;
+        let mut tasks = JoinSet::new();
         let controller =
             Controller::new(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), watcher::Config::default());
         let mirrors = controller.store();
         conditions.watch(mirrors.clone());
         let (trigger, triggered) = mpsc::unbounded_channel();
         let authority_changed = Arc::new(Notify::new());
-        let namespaces = Namespaces { system: &namespace, nodes: &nodes_namespace };
-        let filling = watches::start(
-            &client,
-            namespaces,
-            mirrors.clone(),
-            trigger.clone(),
-            authority_changed.clone(),
-            &mut tasks,
-        );
+        let namespaces = Namespaces { system: namespace, nodes: nodes_namespace };
+        let filling =
+            watches::start(client, namespaces, mirrors.clone(), trigger.clone(), authority_changed.clone(), &mut tasks);
         let stores = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             stores = filling => stores.map_err(Stopped::NotFilled)?,
         };
-        let (keeper, trust) = Keeper::new(&client, &namespace, &nodes_namespace);
+        let (keeper, trust) = Keeper::new(client, namespace, nodes_namespace);
         tasks.spawn(keeper.run(authority_changed));
         // A first pass without the authority would report its absence; if it takes longer, that is the truth.
         let _ = tokio::time::timeout(FIRST_LOOK, trust.clone().changed()).await;
         tasks.spawn(trigger_all(trust.clone(), mirrors.clone(), trigger.clone(), metrics.clone()));
         let (publish, upstreams) = watch::channel(Arc::new(HashMap::new()));
         tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger.clone())));
-        let secrets = Arc::new(SecretReader::new(client.clone(), &namespace));
-        let surveys = keep_images(&client, &stores, secrets.clone(), trust.clone(), trigger, &mut tasks);
+        let secrets = Arc::new(SecretReader::new(client.clone(), namespace));
+        let surveys = keep_images(client, &stores, secrets.clone(), trust.clone(), trigger, &mut tasks);
         images.watch(surveys.clone());
 
-        let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(pod_name) };
+        let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(pod_name.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
         let context = Arc::new(Context {
-            settings: Settings { namespace: namespace.clone(), image },
+            settings: Settings { namespace: namespace.clone(), image: image.clone() },
             stores,
             secrets,
             trust,
@@ -166,8 +185,8 @@ impl Leader {
             images: surveys,
             reporter: Reporter::new(client.clone(), recorder),
             memory: Memory::default(),
-            metrics,
-            client,
+            metrics: metrics.clone(),
+            client: client.clone(),
         });
         drive(controller, triggered, context, stop, tasks).await
     }

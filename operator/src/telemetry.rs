@@ -8,8 +8,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-/// Without the client's warnings, which print whole answers and hence Secrets.
-const LIBRARIES: &str = "kube_runtime=warn,kube_client=error";
+/// Without the client's lines: its warnings print whole answers and hence Secrets, and its errors are ours as well, which say what failed.
+const LIBRARIES: &str = "kube_runtime=warn,kube_client=off";
 const DEFAULT: &str = "info";
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 

@@ -4,7 +4,6 @@
 //! Whoever comes by it acts as one user, by impersonation, so that the API server holds it to that user's roles.
 #![allow(clippy::expect_used, reason = "a harness fails its test by panicking")]
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +28,8 @@ pub struct Asked {
     pub method: Method,
     /// Its path without the query.
     pub path: String,
+    /// Whether it watches.
+    pub watches: bool,
 }
 
 impl Asked {
@@ -67,6 +68,7 @@ struct Shared {
     rule: Mutex<Rule>,
     asked: Mutex<Vec<Asked>>,
     held: watch::Sender<usize>,
+    cuts: watch::Sender<usize>,
 }
 
 impl ApiProxy {
@@ -85,7 +87,14 @@ impl ApiProxy {
             identity.append("impersonate-group", group.parse().context("name a group")?);
         }
         let rule: Mutex<Rule> = Mutex::new(Box::new(|_| Act::Pass));
-        let shared = Arc::new(Shared { client, identity, rule, asked: Mutex::default(), held: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            client,
+            identity,
+            rule,
+            asked: Mutex::default(),
+            held: watch::Sender::new(0),
+            cuts: watch::Sender::new(0),
+        });
         let mut task = JoinSet::new();
         let known = Arc::clone(&shared);
         task.spawn(async move {
@@ -94,15 +103,17 @@ impl ApiProxy {
                 let shared = Arc::clone(&known);
                 let service = service_fn(move |request| {
                     let shared = Arc::clone(&shared);
-                    async move { Ok::<_, Infallible>(shared.answer(request).await) }
+                    async move { shared.answer(request).await }
                 });
+                let mut cuts = known.cuts.subscribe();
                 // Errors mean that one side went away, which is its right.
                 connections.spawn(async move {
-                    drop(
-                        hyper::server::conn::http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await,
-                    );
+                    let serving =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        _ = serving => {}
+                        _ = cuts.changed() => {}
+                    }
                 });
             }
         });
@@ -120,6 +131,11 @@ impl ApiProxy {
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
         lock(&self.shared.asked).clone()
+    }
+
+    /// Closes every connection, in the middle of whatever is under way on it.
+    pub fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// Waits until a request is held.
@@ -148,13 +164,16 @@ impl ApiProxy {
 }
 
 impl Shared {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let asked = Asked { method: request.method().clone(), path: request.uri().path().to_owned() };
+    /// An error closes the connection, as when nobody listens there.
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, kube::Error> {
+        let watches =
+            request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("watch=")));
+        let asked = Asked { method: request.method().clone(), path: request.uri().path().to_owned(), watches };
         let act = (lock(&self.rule))(&asked);
         lock(&self.asked).push(asked);
         match act {
             Act::Pass => self.forward(request).await,
-            Act::Refuse(code, reason, message) => refusal(code, reason, message),
+            Act::Refuse(code, reason, message) => Ok(refusal(code, reason, message)),
             Act::HoldBefore => self.hold().await,
             Act::HoldAfter => {
                 drop(self.forward(request).await);
@@ -163,22 +182,19 @@ impl Shared {
         }
     }
 
-    async fn hold(&self) -> Response<Body> {
+    async fn hold(&self) -> Result<Response<Body>, kube::Error> {
         self.held.send_modify(|held| *held += 1);
         std::future::pending().await
     }
 
-    async fn forward(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Body>, kube::Error> {
         let (mut parts, body) = request.into_parts();
         for name in [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
             parts.headers.remove(name);
         }
         parts.headers.extend(self.identity.clone());
-        let Ok(body) = body.collect().await else { return refusal(400, "BadRequest", "broken off") };
-        match self.client.send(Request::from_parts(parts, Body::from(body.to_bytes().to_vec()))).await {
-            Ok(answer) => answer,
-            Err(error) => refusal(502, "InternalError", &error.to_string()),
-        }
+        let Ok(body) = body.collect().await else { return Ok(refusal(400, "BadRequest", "broken off")) };
+        self.client.send(Request::from_parts(parts, Body::from(body.to_bytes().to_vec()))).await
     }
 }
 

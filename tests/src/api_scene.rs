@@ -100,6 +100,16 @@ impl Scene {
         reached.with_context(|| format!("it has {last:?}"))
     }
 
+    /// Whether a cache is to be started with this argument.
+    ///
+    /// # Errors
+    /// Fails when it has no StatefulSet.
+    pub async fn has_argument(&self, cache: &str, argument: &str) -> Result<bool> {
+        let set = self.system::<StatefulSet>().get(cache).await.context("get the cache's StatefulSet")?;
+        let pod = set.spec.template.spec.context("a template")?;
+        Ok(pod.containers.iter().flat_map(|container| container.args.iter().flatten()).any(|given| given == argument))
+    }
+
     /// Removes every mirror and all that was made for one, the authority too.
     ///
     /// # Errors

@@ -202,6 +202,28 @@ impl Cluster {
         self.plane.client.clone()
     }
 
+    /// Where everything is stored, to be frozen and thawed.
+    #[must_use]
+    pub fn etcd(&self) -> &Part {
+        self.plane.etcd()
+    }
+
+    /// Ends the API server as a crash would.
+    ///
+    /// # Errors
+    /// Fails when its end does not come.
+    pub async fn stop_api_server(&mut self) -> Result<()> {
+        self.plane.stop_api_server().await
+    }
+
+    /// Starts it again, at the same address, and waits until it serves.
+    ///
+    /// # Errors
+    /// Fails when it does not come up, with the end of its log.
+    pub async fn restart_api_server(&mut self) -> Result<()> {
+        self.plane.restart_api_server(&self.sandbox).await
+    }
+
     /// An administrator's kubeconfig, which works anywhere on this machine while the cluster lives.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {

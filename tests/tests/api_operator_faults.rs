@@ -131,13 +131,6 @@ async fn holder(scene: &Scene) -> Result<Option<String>> {
     Ok(lease.and_then(|lease| lease.spec?.holder_identity))
 }
 
-/// Whether the cache is to be started with this argument.
-async fn has_argument(scene: &Scene, argument: &str) -> Result<bool> {
-    let set = scene.system::<StatefulSet>().get(CACHE).await.context("get the cache's StatefulSet")?;
-    let pod = set.spec.template.spec.context("a template")?;
-    Ok(pod.containers.iter().flat_map(|container| container.args.iter().flatten()).any(|given| given == argument))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_one_leads_and_one_that_hung_ends_when_it_wakes() -> Result<()> {
     let scene = Scene::start().await?;
@@ -155,12 +148,12 @@ async fn of_two_one_leads_and_one_that_hung_ends_when_it_wakes() -> Result<()> {
     })
     .await?;
     scene.mirror("docker-io", "{registry: docker.io, freshness: {tagTTL: 7m}}").await?;
-    until(SETTLE, "the second to apply the change", async || Ok(has_argument(&scene, "7m").await?.then_some(())))
+    until(SETTLE, "the second to apply the change", async || Ok(scene.has_argument(CACHE, "7m").await?.then_some(())))
         .await?;
     first.signal("CONT").await?;
     let ended = first.ended().await?;
     ensure!(ended.code() == Some(1) && first.log().contains("lease"), "{ended}: {}", first.log());
-    ensure!(has_argument(&scene, "7m").await?, "what woke up wrote over its successor");
+    ensure!(scene.has_argument(CACHE, "7m").await?, "what woke up wrote over its successor");
 
     // One that stops in good order leaves its lease behind for the next.
     let third = scene.operator("third")?;

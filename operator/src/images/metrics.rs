@@ -8,11 +8,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use tokio::sync::watch;
 
 /// Figures about the images in use.
 #[derive(Clone, Debug, Default)]
-pub struct ImageMetrics(Arc<OnceLock<Surveys>>);
+pub struct ImageMetrics(watch::Sender<Option<Surveys>>);
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MirrorLabel {
@@ -27,8 +27,8 @@ struct ExposedLabels {
 
 impl ImageMetrics {
     /// Says where the figures are, once there are any; a standby has none.
-    pub fn watch(&self, surveys: Surveys) {
-        let _ = self.0.set(surveys);
+    pub fn watch(&self, surveys: impl Into<Option<Surveys>>) {
+        self.0.send_replace(surveys.into());
     }
 }
 
@@ -47,7 +47,7 @@ fn gauge<L: EncodeLabelSet>(
 
 impl Collector for ImageMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let survey = self.0.get().map(|surveys| surveys.borrow().clone()).unwrap_or_default();
+        let survey = self.0.borrow().as_ref().map(|surveys| surveys.borrow().clone()).unwrap_or_default();
         let label = |mirror: &String| MirrorLabel { name: mirror.clone() };
         let in_use = survey.mirrors.iter().map(|(mirror, report)| (label(mirror), report.in_use));
         gauge(&mut encoder, "breakwater_images_in_use", "Images in use of each mirror's registry", in_use)?;
@@ -72,6 +72,7 @@ mod tests {
     use super::*;
     use crate::images::{Exposed, ImageName, ImagesReport, Survey};
     use prometheus_client::registry::Registry;
+    use std::sync::Arc;
     use tokio::sync::watch;
 
     #[test]

@@ -30,7 +30,11 @@ pub(super) fn api_url() -> String {
 
 /// The running control plane, or its part that serves the API.
 pub(super) struct ControlPlane {
-    parts: Vec<Part>,
+    etcd: Part,
+    api_server: Part,
+    controllers: Vec<Part>,
+    /// As the API server was started.
+    flags: Vec<String>,
     /// What the client goes through; it closes when dropped.
     _forward: Forward,
     pub(super) client: Client,
@@ -44,21 +48,23 @@ impl ControlPlane {
         let tokens = sandbox.state().join("tokens.csv");
         let lines: String = users.iter().chain([admin]).map(User::token_line).collect();
         fs::write(&tokens, lines).context("write the users' tokens")?;
-        let api_server = start_api_server(sandbox, pki, &tokens).await?;
+        let flags = api_server_flags(sandbox, pki, &tokens)?;
+        let api_server = start_api_server(sandbox, &flags).await?;
         let forward = Forward::start(namespace, SocketAddrV4::new(GATEWAY, API_PORT)).await?;
         let kubeconfig = sandbox.state().join("kubeconfig");
         admin.write_kubeconfig(&kubeconfig, &format!("https://{}", forward.address()), &pki.ca_file())?;
         let client = client(&kubeconfig).await?;
-        let mut plane = Self { parts: vec![etcd, api_server], _forward: forward, client };
+        let controllers = Vec::new();
+        let mut plane = Self { etcd, api_server, controllers, flags, _forward: forward, client };
         plane.wait_until_serving().await?;
         Ok(plane)
     }
 
     async fn wait_until_serving(&mut self) -> Result<()> {
-        let client = self.client.clone();
-        let parts = &mut self.parts;
+        let Self { etcd, api_server, client, .. } = self;
         let served = until(READY_LIMIT, "the API server", async || {
-            parts.iter_mut().try_for_each(Part::check)?;
+            etcd.check()?;
+            api_server.check()?;
             let request = http::Request::get("/readyz").body(Vec::new()).context("make a request")?;
             Ok(client.request_text(request).await.ok())
         })
@@ -88,18 +94,39 @@ impl ControlPlane {
             "--use-service-account-credentials=true",
             "--bind-address=127.0.0.1",
         ];
-        self.parts.push(spawn(sandbox, &arguments).await?);
+        self.controllers.push(spawn(sandbox, &arguments).await?);
 
         let config = scheduler.write_kubeconfig(&state.join("scheduler"), &api_url(), &pki.ca_file())?;
         let kubeconfig = format!("--kubeconfig={}", config.display());
         let arguments = ["kube-scheduler", &kubeconfig, "--leader-elect=false", "--bind-address=127.0.0.1"];
-        self.parts.push(spawn(sandbox, &arguments).await?);
+        self.controllers.push(spawn(sandbox, &arguments).await?);
         Ok(())
+    }
+
+    /// Where what is stored is frozen and thawed.
+    pub(super) fn etcd(&self) -> &Part {
+        &self.etcd
+    }
+
+    /// Ends the API server as a crash would.
+    pub(super) async fn stop_api_server(&mut self) -> Result<()> {
+        self.api_server.kill().await
+    }
+
+    /// Starts it again as it was, at the same address, and waits until it serves.
+    pub(super) async fn restart_api_server(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.api_server = start_api_server(sandbox, &self.flags).await?;
+        self.wait_until_serving().await
     }
 
     /// The ends of all its logs.
     pub(super) fn tails(&self) -> String {
-        self.parts.iter().map(Part::tail).collect::<Vec<_>>().join("\n")
+        [&self.etcd, &self.api_server]
+            .into_iter()
+            .chain(&self.controllers)
+            .map(Part::tail)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
@@ -120,7 +147,12 @@ async fn start_etcd(sandbox: &Sandbox) -> Result<Part> {
     spawn(sandbox, &arguments).await
 }
 
-async fn start_api_server(sandbox: &Sandbox, pki: &Pki, tokens: &Path) -> Result<Part> {
+async fn start_api_server(sandbox: &Sandbox, flags: &[String]) -> Result<Part> {
+    let arguments: Vec<&str> = std::iter::once("kube-apiserver").chain(flags.iter().map(String::as_str)).collect();
+    spawn(sandbox, &arguments).await
+}
+
+fn api_server_flags(sandbox: &Sandbox, pki: &Pki, tokens: &Path) -> Result<Vec<String>> {
     let names = pki::names(
         &["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"],
         &[IpAddr::V4(GATEWAY), IpAddr::V4(API_SERVICE), IpAddr::V4(Ipv4Addr::LOCALHOST)],
@@ -147,9 +179,7 @@ async fn start_api_server(sandbox: &Sandbox, pki: &Pki, tokens: &Path) -> Result
         ("service-account-signing-key-file", key.display().to_string()),
         ("allow-privileged", "true".to_owned()),
     ];
-    let flags = flags.map(|(name, value)| format!("--{name}={value}"));
-    let arguments: Vec<&str> = std::iter::once("kube-apiserver").chain(flags.iter().map(String::as_str)).collect();
-    spawn(sandbox, &arguments).await
+    Ok(flags.map(|(name, value)| format!("--{name}={value}")).into())
 }
 
 fn service_account_key(state: &Path) -> std::path::PathBuf {

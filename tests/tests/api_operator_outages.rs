@@ -1,0 +1,165 @@
+//! The real operator while its API server is away, while etcd hangs, and after its watches have missed what happened.
+#![cfg(feature = "cluster")]
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakwater_tests::api_proxy::{Act, Asked};
+use breakwater_tests::api_scene::{SETTLE, Scene};
+use breakwater_tests::cluster::until;
+use breakwater_tests::operator::Operator;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+const CACHE: &str = "cache-docker-io";
+/// Longer than a leader goes on without having renewed its lease.
+const OUTAGE: Duration = Duration::from_secs(13);
+/// What an operator may ask for in a second while nobody answers: its lease, and its dozen watches with growing pauses.
+const REQUESTS_PER_SECOND: usize = 10;
+
+/// What must be the same after any outage: the authority, the certificates and the tokens.
+async fn secrets(scene: &Scene) -> Result<Vec<(Option<String>, Option<String>)>> {
+    let secrets = scene.system::<Secret>().list(&ListParams::default()).await.context("list the Secrets")?;
+    Ok(secrets.items.into_iter().map(|secret| (secret.metadata.name, secret.metadata.resource_version)).collect())
+}
+
+async fn leads(operator: &Operator) -> Result<bool> {
+    Ok(operator.metrics().await?.lines().any(|line| line == "breakwater_leader 1"))
+}
+
+async fn is_ready(operator: &Operator) -> Result<bool> {
+    let url = format!("http://{}/readyz", operator.admin().await?);
+    Ok(reqwest::get(url).await.context("ask whether it is ready")?.status().is_success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_was_away_finds_the_operator_again() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    scene.mirror("docker-io", "{registry: docker.io}").await?;
+    let mut operator = scene.operator("one")?;
+    scene.condition("docker-io", "Ready", "False", "CacheStarting").await?;
+    let (expected, secrets_before) = (scene.state().await?, secrets(&scene).await?);
+
+    scene.door.treat(|_| Act::Pass);
+    scene.cluster.stop_api_server().await?;
+    tokio::time::sleep(OUTAGE).await;
+    let asked = scene.door.asked().len();
+    ensure!(asked > 0, "the operator asked for nothing in an outage");
+    ensure!(asked < REQUESTS_PER_SECOND * 13, "{asked} requests in {OUTAGE:?}");
+    until(SETTLE, "the operator to say that it leads no more", async || Ok((!leads(&operator).await?).then_some(())))
+        .await?;
+    let silent = operator.metrics().await?;
+    ensure!(!silent.contains("breakwater_mirror_condition{"), "it tells of mirrors that it cannot see:\n{silent}");
+    scene.cluster.restart_api_server().await?;
+
+    until(SETTLE, "the operator to lead again", async || Ok(leads(&operator).await?.then_some(()))).await?;
+    ensure!(is_ready(&operator).await?);
+    until(SETTLE, "the same state", async || Ok((scene.state().await? == expected).then_some(()))).await?;
+    scene.mirror("docker-io", "{registry: docker.io, freshness: {tagTTL: 7m}}").await?;
+    until(SETTLE, "a change to take effect", async || Ok(scene.has_argument(CACHE, "7m").await?.then_some(()))).await?;
+    ensure!(secrets(&scene).await? == secrets_before, "Secrets were written: {:?}", secrets(&scene).await?);
+    operator.still_runs()?;
+    operator.kill().await?;
+    scene.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_etcd_hangs_nothing_is_lost_and_one_leads_afterwards() -> Result<()> {
+    let scene = Scene::start().await?;
+    scene.mirror("docker-io", "{registry: docker.io, cache: {replicas: 2}}").await?;
+    let mut operators = [scene.operator("first")?, scene.operator("second")?];
+    scene.condition("docker-io", "Ready", "False", "CacheStarting").await?;
+    let (expected, secrets_before) = (scene.state().await?, secrets(&scene).await?);
+
+    scene.door.treat(|_| Act::Pass);
+    scene.cluster.etcd().freeze()?;
+    tokio::time::sleep(OUTAGE + Duration::from_secs(5)).await;
+    let asked = scene.door.asked().len();
+    scene.cluster.etcd().thaw()?;
+    ensure!(asked < 2 * REQUESTS_PER_SECOND * 18, "{asked} requests while etcd hung");
+
+    until(SETTLE, "one to lead", async || {
+        let leading = [leads(&operators[0]).await?, leads(&operators[1]).await?];
+        Ok((leading[0] != leading[1]).then_some(()))
+    })
+    .await?;
+    let settled = async || Ok((scene.state().await? == expected).then_some(()));
+    until(SETTLE, "the same end state", settled).await?;
+    ensure!(secrets(&scene).await? == secrets_before, "Secrets were written: {:?}", secrets(&scene).await?);
+    scene.mirror("docker-io", "{registry: docker.io, cache: {replicas: 2}, freshness: {tagTTL: 7m}}").await?;
+    until(SETTLE, "a change to take effect", async || Ok(scene.has_argument(CACHE, "7m").await?.then_some(()))).await?;
+    for operator in &mut operators {
+        operator.still_runs()?;
+    }
+    scene.cluster.remove().await
+}
+
+/// Lets etcd forget every revision but the present one, so that a watch cannot go on from an earlier one.
+async fn compact(scene: &Scene) -> Result<()> {
+    let etcd = scene.cluster.forward(Ipv4Addr::LOCALHOST, 2379).await?;
+    let ask = async |path: &str, body: serde_json::Value| -> Result<serde_json::Value> {
+        let url = format!("http://{}/v3/kv/{path}", etcd.address());
+        let request = reqwest::Client::new().post(url).body(body.to_string());
+        let answer = request.send().await.context("ask etcd")?.error_for_status().context("etcd refuses")?;
+        let text = answer.text().await.context("read etcd's answer")?;
+        serde_json::from_str(&text).with_context(|| format!("parse {text}"))
+    };
+    let range = ask("range", json!({"key": "AA==", "count_only": true})).await?;
+    ask("compaction", json!({"revision": range["header"]["revision"], "physical": true})).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_watches_missed_is_listed_again() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "corp-ca", "namespace": "breakwater-system"},
+                     "data": {"ca.crt": scene.cluster.ca_pem()}});
+    scene.cluster.apply(&map.to_string()).await?;
+    scene.mirror("docker-io", "{registry: docker.io, caBundle: {configMapRef: {name: corp-ca}}}").await?;
+    scene.mirror("ghcr", "{registry: ghcr.io}").await?;
+    scene.mirror("elder", "{registry: quay.io}").await?;
+    scene.mirror("younger", "{registry: quay.io}").await?;
+    let mut operator = scene.operator("one")?;
+    scene.condition("docker-io", "Ready", "False", "CacheStarting").await?;
+    scene.condition("ghcr", "Ready", "False", "CacheStarting").await?;
+    scene.condition("younger", "Ready", "False", "RegistryConflict").await?;
+
+    // Every watch ends and cannot begin again; the lease is renewed all the while.
+    let no_watches = |asked: &Asked| match asked.watches {
+        true => Act::Refuse(500, "InternalError", "as the test wants it"),
+        false => Act::Pass,
+    };
+    scene.door.treat(no_watches);
+    scene.door.cut();
+    scene.system::<ConfigMap>().delete("corp-ca", &DeleteParams::default()).await.context("delete a ConfigMap")?;
+    scene.system::<Service>().delete("cache-ghcr-io", &DeleteParams::default()).await.context("delete a Service")?;
+    let drift = Patch::Merge(json!({"spec": {"replicas": 0}}));
+    scene.system::<StatefulSet>().patch("cache-ghcr-io", &PatchParams::default(), &drift).await.context("edit")?;
+    // What belongs to a deleted mirror nobody collects here.
+    scene.mirrors().delete("elder", &DeleteParams::default()).await.context("delete a mirror")?;
+    scene.system::<StatefulSet>().delete("cache-quay-io", &DeleteParams::default()).await.context("delete")?;
+    // An API server that has just started remembers no earlier change, and etcd none at all.
+    compact(&scene).await?;
+    scene.cluster.stop_api_server().await?;
+    scene.cluster.restart_api_server().await?;
+    scene.door.treat(|_| Act::Pass);
+
+    scene.condition("docker-io", "Stalled", "True", "InvalidReference").await?;
+    scene.condition("younger", "Ready", "False", "CacheStarting").await?;
+    until(SETTLE, "the Service and the replicas to come back", async || {
+        let service = scene.system::<Service>().get_opt("cache-ghcr-io").await.context("get the Service")?;
+        let set = scene.system::<StatefulSet>().get("cache-ghcr-io").await.context("get the StatefulSet")?;
+        Ok((service.is_some() && set.spec.replicas == Some(1)).then_some(()))
+    })
+    .await?;
+    let metrics = operator.metrics().await?;
+    ensure!(!metrics.contains(r#"name="elder""#), "a deleted mirror is still told of:\n{metrics}");
+    // Either the watches were told that they are too old, or the leader had begun anew.
+    let log = operator.log();
+    ensure!(log.contains("too old resource version") || log.contains("standing by"), "{log}");
+    operator.still_runs()?;
+    operator.kill().await?;
+    scene.cluster.remove().await
+}
