@@ -11,6 +11,7 @@ pub mod coalesce;
 pub mod digest;
 mod download;
 pub mod duration;
+pub mod fading;
 pub mod failure;
 pub mod flight;
 pub mod holdings;

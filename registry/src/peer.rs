@@ -25,7 +25,7 @@ use reqwest::{Response, Url};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use self::{
-    replica::{Question, Reason, Replica},
+    replica::{Heard, Question, Reason, Replica},
     replicate::Backlog,
 };
 pub use self::{
@@ -35,6 +35,7 @@ pub use self::{
 use crate::{
     background::Background,
     digest::{Algorithm, Digest},
+    fading::Fading,
     list_page::ListPage,
     manifest::{self, Manifest},
     metrics::Metrics,
@@ -52,7 +53,6 @@ use crate::{
 pub const PEER: HeaderName = HeaderName::from_static("breakwater-peer");
 /// Says whether anyone may have the content.
 pub const ACCESS: HeaderName = HeaderName::from_static("breakwater-access");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The value of `ACCESS` for content that anyone may have.
 pub const PUBLIC: HeaderValue = HeaderValue::from_static("public");
 
@@ -62,6 +62,9 @@ const HEADER: Duration = Duration::from_secs(1);
 const TAG: Duration = Duration::from_millis(300);
 /// For the whole of a manifest or a list.
 const MANIFEST: Duration = Duration::from_secs(2);
+
+/// Who has been told that something is not here goes on to upstream: on the busiest machine this long after.
+const SENT_ON: Duration = Duration::from_millis(500);
 
 /// Where another replica is: `cache-1.cache:5000`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +96,8 @@ pub struct Peers {
     replicas: Vec<Arc<Replica>>,
     /// What each has not been told yet.
     backlogs: Vec<Arc<Backlog>>,
+    /// What another has just been told is not here.
+    sent_on: Fading<Digest, ()>,
     id: String,
 }
 
@@ -110,7 +115,7 @@ impl Peers {
         let replicas: Vec<_> = addresses.into_iter().map(replica).collect();
         let backlog = |replica| Backlog::keep(Arc::clone(replica), Arc::clone(store), Arc::clone(metrics), background);
         let backlogs = replicas.iter().map(backlog).collect();
-        Arc::new(Self { replicas, backlogs, id })
+        Arc::new(Self { replicas, backlogs, sent_on: Fading::new(SENT_ON), id })
     }
 
     /// Whether this is the only replica.
@@ -140,6 +145,12 @@ impl Peers {
         rank(&self.id).hex() > rank(other).hex()
     }
 
+    /// A replica that asked is told that `digest` is neither here nor coming. Who asks here a moment later must not take
+    /// it for one that lets others go first.
+    pub fn send_on(&self, digest: &Digest) {
+        self.sent_on.put(digest.clone(), ());
+    }
+
     /// Begins to fetch a blob from one of the replicas `among` all that has it, or that is fetching it from upstream.
     pub async fn blob(
         &self,
@@ -151,13 +162,13 @@ impl Peers {
         if self.is_empty() {
             return None;
         }
-        let mut question = self.question(Method::GET, format!("/v2/{repository}/blobs/{digest}"));
+        let mut question = self.question_of(digest, Method::GET, format!("/v2/{repository}/blobs/{digest}"));
         if offset > 0 {
             question.headers.insert(RANGE, HeaderValue::try_from(format!("bytes={offset}-")).ok()?);
         }
         let (index, response) = self.first(&question, among).await?;
         let is_private = is_private(&response);
-        let waits = text(&response, &CACHE_STATUS).is_some_and(|status| status.ends_with("; collapsed"));
+        let waits = text(&response, &respond::CACHE_STATUS).is_some_and(|status| status.ends_with("; collapsed"));
         let mut stream = BlobStream::of(response, offset, is_private).ok().flatten()?;
         stream.is_passed_on = waits;
         let replica = Arc::clone(&self.replicas[index]);
@@ -197,7 +208,7 @@ impl Peers {
 
     /// Fetches a manifest; anything else than that content is none.
     pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<(usize, FetchedManifest)> {
-        let question = self.question(Method::GET, format!("/v2/{repository}/manifests/{digest}"));
+        let question = self.question_of(digest, Method::GET, format!("/v2/{repository}/manifests/{digest}"));
         let (index, response) = self.first(&question, |_| true).await?;
         let is_private = is_private(&response);
         let media_type = text(&response, &CONTENT_TYPE)?;
@@ -219,7 +230,10 @@ impl Peers {
         let mut question = Question { patience: TAG, ..self.question(Method::HEAD, path) };
         question.headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached, max-stale"));
         let answers: Vec<_> = self.ask(&question, |_| true).collect().await;
-        let records = answers.iter().flatten().filter_map(|(_, response)| tag_record(response));
+        let records = answers.iter().filter_map(|(_, heard)| match heard {
+            Heard::Content(response) => tag_record(response),
+            Heard::Elsewhere | Heard::Nothing => None,
+        });
         records.max_by_key(|record| record.validated_at)
     }
 
@@ -240,15 +254,28 @@ impl Peers {
     }
 
     fn question(&self, method: Method, path: String) -> Question {
-        Question { method, path, headers: headers(&self.id), patience: HEADER }
+        Question { method, path, headers: headers(&self.id), patience: HEADER, others_are_ahead: false }
     }
 
-    /// The first answer with content.
+    fn question_of(&self, digest: &Digest, method: Method, path: String) -> Question {
+        Question { others_are_ahead: self.sent_on.get(digest).is_some(), ..self.question(method, path) }
+    }
+
+    /// The first answer with content. Where one gets it from another in turn, that one may have begun after it was asked:
+    /// so all are asked once more.
     async fn first(&self, question: &Question, among: impl Fn(usize) -> bool) -> Option<(usize, Response)> {
-        let mut asking = self.ask(question, among);
-        while let Some(answer) = asking.next().await {
-            if answer.is_some() {
-                return answer;
+        for _ in 0..2 {
+            let mut is_elsewhere = false;
+            let mut asking = self.ask(question, &among);
+            while let Some((index, heard)) = asking.next().await {
+                match heard {
+                    Heard::Content(response) => return Some((index, response)),
+                    Heard::Elsewhere => is_elsewhere = true,
+                    Heard::Nothing => {}
+                }
+            }
+            if !is_elsewhere {
+                break;
             }
         }
         None
@@ -259,10 +286,10 @@ impl Peers {
         &self,
         question: &Question,
         among: impl Fn(usize) -> bool,
-    ) -> FuturesUnordered<impl Future<Output = Option<(usize, Response)>>> {
+    ) -> FuturesUnordered<impl Future<Output = (usize, Heard)>> {
         let all = self.replicas.iter().enumerate();
         let willing = all.filter(|(index, replica)| !replica.is_left_alone() && among(*index));
-        willing.map(|(index, replica)| async move { Some((index, replica.ask(question).await?)) }).collect()
+        willing.map(|(index, replica)| async move { (index, replica.ask(question).await) }).collect()
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     route::Refused,
 };
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Says which filters upstream applied to a list.
 pub const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -155,6 +156,9 @@ pub fn failure(failure: Failure, sought: Sought) -> Response<Body> {
     error(status, code, &failure.to_string(), headers)
 }
 
+/// How `cached_elsewhere` is known.
+pub const ELSEWHERE: &str = "breakwater; detail=elsewhere";
+
 /// 504 (RFC 9111): the request allows no question to upstream, and the content is not here.
 pub fn not_cached() -> Response<Body> {
     let headers = own_headers("breakwater; detail=not_cached");
@@ -166,6 +170,11 @@ pub fn not_cached_yet() -> Response<Body> {
     let mut headers = own_headers("breakwater; detail=not_yet");
     headers.insert(header::RETRY_AFTER, 0.into());
     error(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "not in this cache yet", headers)
+}
+
+/// 504, but another replica sends it here and now, and may send it to others as well.
+pub fn cached_elsewhere() -> Response<Body> {
+    error(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "another replica has it", own_headers(ELSEWHERE))
 }
 
 /// 508: who asks the other replicas is this one.

@@ -37,6 +37,16 @@ pub enum Route {
     },
 }
 
+impl Route {
+    /// The content it leads to, where its digest says all.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Blob { digest, .. } | Self::Manifest { reference: Reference::Digest(digest), .. } => Some(digest),
+            Self::Base | Self::Manifest { .. } | Self::List { .. } => None,
+        }
+    }
+}
+
 /// A list of upstream's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum List {

@@ -104,8 +104,8 @@ async fn replicas_that_begin_at_once_are_hardly_ever_two_downloads_and_never_wai
         assert!(downloads <= 2, "{downloads} of {}", blob.digest);
         twice += usize::from(downloads == 2);
     }
-    // Where a machine is so busy that a replica says only after 20 ms that it goes, the one that goes first has gone as well.
-    assert!(twice <= 4, "{twice} of 8");
+    // On a machine so busy that a replica takes 60 ms to begin with what it was told is nowhere.
+    assert!(twice <= 2, "{twice} of 8");
 }
 
 #[tokio::test]

@@ -20,7 +20,11 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::{PeerAddress, trust::Trust};
-use crate::{background::Background, store::tags::TagRecord};
+use crate::{
+    background::Background,
+    respond::{CACHE_STATUS, ELSEWHERE},
+    store::tags::TagRecord,
+};
 
 /// For a sign of life.
 const SIGN: Duration = Duration::from_millis(500);
@@ -29,8 +33,10 @@ const TOLD: Duration = Duration::from_secs(10);
 /// Who is about to have it is asked again for so long; then there is still time for upstream.
 const ABOUT_TO: Duration = Duration::from_millis(2400);
 /// Who says so at once is looking for it as well and lets us go first. Maybe it was on its way to upstream already, which
-/// shows after this long.
+/// shows after this long ...
 const LET_FIRST: Duration = Duration::from_millis(20);
+/// ... or after this long where it is known that somebody is.
+const LET_FIRST_BEHIND: Duration = Duration::from_millis(60);
 /// Between probes, longer each time: one that was scaled away never comes back.
 const PROBE_EVERY: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 const PROBE_AT_LAST: Duration = Duration::from_secs(5);
@@ -46,6 +52,8 @@ pub(super) struct Question {
     pub(super) headers: HeaderMap,
     /// For the header of an answer.
     pub(super) patience: Duration,
+    /// Another has looked for it here before and is on its way to upstream, even if that does not show yet.
+    pub(super) others_are_ahead: bool,
 }
 
 /// Another replica, or this one under another name.
@@ -59,6 +67,16 @@ pub(super) struct Replica {
     left_alone: watch::Sender<Option<Reason>>,
     /// When it was last found to be there, in milliseconds since 1970.
     found_at: AtomicU64,
+}
+
+/// What a replica says to a question.
+pub(super) enum Heard {
+    /// Here it is.
+    Content(Response),
+    /// Another replica has it, or is about to.
+    Elsewhere,
+    /// Nothing that helps.
+    Nothing,
 }
 
 /// What becomes of what a replica is told of.
@@ -147,34 +165,41 @@ impl Replica {
         }
     }
 
-    /// The answer, if it has content.
-    pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Option<Response> {
+    /// Asks again while it is about to have it.
+    pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Heard {
         let began = Instant::now();
-        let mut was_let_first = false;
+        let mut let_first_since = None;
+        let Question { method, path, headers, patience, others_are_ahead } = question;
+        let let_first = if *others_are_ahead { LET_FIRST_BEHIND } else { LET_FIRST };
         loop {
             let asked = Instant::now();
-            let Question { method, path, headers, patience } = question;
             let answer = self.send(method, path, headers, *patience, Connection::Kept).await;
             let response = match answer {
                 Ok(response) => response,
                 Err(reason) => {
                     self.leave_alone(reason);
-                    return None;
+                    return Heard::Nothing;
                 }
             };
             match response.status() {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Some(response),
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Heard::Content(response),
                 StatusCode::GATEWAY_TIMEOUT if response.headers().contains_key(RETRY_AFTER) => {}
-                _ => return None,
+                StatusCode::GATEWAY_TIMEOUT
+                    if response.headers().get(CACHE_STATUS).is_some_and(|status| status == ELSEWHERE) =>
+                {
+                    return Heard::Elsewhere;
+                }
+                _ => return Heard::Nothing,
             }
-            let is_let_first = asked.elapsed() < 5 * LET_FIRST;
-            if began.elapsed() > ABOUT_TO || (is_let_first && was_let_first) {
-                return None;
+            if began.elapsed() > ABOUT_TO {
+                return Heard::Nothing;
             }
-            if is_let_first {
+            if asked.elapsed() < 5 * LET_FIRST {
+                if let_first_since.get_or_insert(asked).elapsed() >= let_first {
+                    return Heard::Nothing;
+                }
                 tokio::time::sleep(LET_FIRST).await;
             }
-            was_let_first |= is_let_first;
         }
     }
 

@@ -60,6 +60,8 @@ enum Here {
     Answer(Answer),
     /// It may be here soon.
     NotYet,
+    /// Another replica sends it here.
+    Elsewhere,
     No,
 }
 
@@ -99,7 +101,13 @@ impl Pull {
         match here {
             Here::Answer(answer) => answer.unwrap_or_else(|failure| respond::failure(failure, sought)),
             Here::NotYet => respond::not_cached_yet(),
-            Here::No => respond::not_cached(),
+            Here::Elsewhere => respond::cached_elsewhere(),
+            Here::No => {
+                if let (Some(_), Some(digest)) = (&asked.peer, route.digest()) {
+                    self.sources.peers().send_on(digest);
+                }
+                respond::not_cached()
+            }
         }
     }
 
@@ -131,9 +139,12 @@ impl Pull {
             let (store, name, digest) = (self.store.clone(), repository.clone(), digest.clone());
             async move { blocking(move || holdings::manifest(&store, &name, &digest)).await.flatten() }
         };
+        let asking = || self.manifests.asking(&(repository.clone(), digest.clone()));
+        // Before the look too: what comes meanwhile must not be missed by both.
+        let asked_before = asking();
         let mut found = look().await;
         if found.is_none()
-            && let Some(asking) = self.manifests.asking(&(repository.clone(), digest.clone()))
+            && let Some(asking) = asked_before.or_else(asking)
         {
             if !self.may_be_waited_for(asked, digest) || tokio::time::timeout(WAIT, asking).await.is_err() {
                 return Here::NotYet;
@@ -146,6 +157,8 @@ impl Pull {
 
     async fn blob_here(&self, repository: &RepositoryName, digest: &Digest, wish: Wish, asked: &OnlyIfCached) -> Here {
         let (store, name, wanted) = (self.store.clone(), repository.clone(), digest.clone());
+        // Before the look too: what lands meanwhile must not be missed by both.
+        let seat = self.flights.find(digest);
         match blocking(move || holdings::blob(&store, &name, &wanted)).await {
             Some(Holding::Hit(blob)) => match self.verifier.judge(repository, digest, &blob, wish).await {
                 Ok(Verdict::Right) => {
@@ -159,7 +172,7 @@ impl Pull {
                 Ok(Verdict::Wrong) | Err(_) => Here::No,
             },
             Some(Holding::Absent { is_linked }) => {
-                let Some(seat) = self.flights.find(digest) else { return Here::No };
+                let Some(seat) = seat.or_else(|| self.flights.find(digest)) else { return Here::No };
                 let is_known = is_linked || seat.repository == *repository;
                 self.flight_here(seat, is_known, digest, wish, asked).await
             }
@@ -182,11 +195,14 @@ impl Pull {
         let begins = |progress: &Progress| progress.can_begin(wish.range);
         let can_begin = tokio::time::timeout(WAIT, seat.progress.wait_for(begins)).await.is_ok();
         if !can_begin {
-            return if seat.feed() == Feed::Peer { Here::No } else { Here::NotYet };
+            return if seat.feed() == Feed::Peer { Here::Elsewhere } else { Here::NotYet };
         }
         let is_done = matches!(*seat.progress.borrow(), Progress::Done { .. });
-        if !(is_done || seat.feed() == Feed::Registry) || !(is_known || seat.is_public()) {
-            return Here::No;
+        match seat.feed() {
+            Feed::Peer if !is_done => return Here::Elsewhere,
+            Feed::None if !is_done => return Here::No,
+            _ if !(is_known || seat.is_public()) => return Here::No,
+            _ => {}
         }
         let begun = seat.begin(wish.range).await;
         if let Progress::Failed(_) = begun {
