@@ -45,3 +45,4 @@ pub mod tokens;
 pub mod upkeep;
 pub mod upstream;
 pub mod verify;
+pub mod watched;

@@ -1,10 +1,10 @@
 //! The TLS listener's certificate, read again when its files change.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,7 @@ use rustls_pki_types::{
 use tracing::{info, warn};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, watched::Watched};
 
 const POLL: Duration = Duration::from_secs(2);
 
@@ -53,6 +53,7 @@ pub struct Certificate {
     dir: PathBuf,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<CertifiedKey>,
+    watched: Watched,
     metrics: Arc<Metrics>,
 }
 
@@ -66,8 +67,9 @@ impl Certificate {
     /// Reads `tls.crt` and `tls.key`.
     pub fn open(dir: PathBuf, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsInvalid> {
         let provider = Arc::new(aws_lc_rs::default_provider());
+        let watched = Watched::before_reading(&dir, &["tls.crt", "tls.key"]);
         let (key, expiry) = load(&dir, &provider)?;
-        let certificate = Self { dir, provider, current: ArcSwap::from_pointee(key), metrics };
+        let certificate = Self { dir, provider, current: ArcSwap::from_pointee(key), watched, metrics };
         certificate.tell_expiry(expiry);
         Ok(Arc::new(certificate))
     }
@@ -84,30 +86,18 @@ impl Certificate {
 
     /// Reads the files again whenever they change; a broken pair leaves the old one in use.
     pub async fn keep_fresh(self: Arc<Self>) {
-        let mut seen = self.fingerprint();
-        let mut told = None;
-        loop {
-            tokio::time::sleep(POLL).await;
-            let now = self.fingerprint();
-            if now == seen {
-                continue;
-            }
-            match load(&self.dir, &self.provider) {
-                Ok((key, expiry)) => {
-                    self.current.store(Arc::new(key));
-                    info!("certificate renewed");
-                    self.tell_expiry(expiry);
-                    seen = now;
-                }
-                // Tried again each time, told of once.
-                Err(_) if told.as_ref() == Some(&now) => {}
-                Err(error) => {
-                    self.metrics.certificate_error();
-                    warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays");
-                    told = Some(now);
-                }
-            }
-        }
+        let reread = || {
+            let (key, expiry) = load(&self.dir, &self.provider)?;
+            self.current.store(Arc::new(key));
+            info!("certificate renewed");
+            self.tell_expiry(expiry);
+            Ok(())
+        };
+        let told = |error: TlsInvalid| {
+            self.metrics.certificate_error();
+            warn!(error = &error as &dyn std::error::Error, "certificate not renewed, the old one stays");
+        };
+        self.watched.clone().follow(POLL, reread, told).await;
     }
 
     /// Shown even when it has ended: clients decide, and without it none of them could.
@@ -117,16 +107,6 @@ impl Certificate {
             let ended = jiff::Timestamp::from_second(expiry).unwrap_or_default();
             warn!(%ended, "the certificate in --tls-dir has expired; most clients will refuse it");
         }
-    }
-
-    /// Mounted Secrets are swapped by a symlink, so what it leads to counts.
-    fn fingerprint(&self) -> Vec<Option<(PathBuf, SystemTime)>> {
-        let look = |name| {
-            let path = fs::canonicalize(self.dir.join(name)).ok()?;
-            let modified = fs::metadata(&path).ok()?.modified().ok()?;
-            Some((path, modified))
-        };
-        ["tls.crt", "tls.key"].map(look).to_vec()
     }
 }
 

@@ -2,10 +2,10 @@
 //! and the tokens of the own listener, as all replicas are given the same. Read again when the files change.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -37,6 +37,7 @@ use crate::{
     background::Background,
     tokens::{Role, Tokens},
     upstream::LookUps,
+    watched::Watched,
 };
 
 /// Who signs the replicas.
@@ -97,8 +98,9 @@ impl Trust {
     /// Replicas that serve TLS with what stands in the folder of the own certificate.
     pub fn tls(dir: &Path, tokens: Arc<Tokens>, background: &Background) -> Result<Self, PeersInvalid> {
         let look_ups = LookUps::new(background.clone());
+        let watched = Watched::before_reading(dir, &[AUTHORITY, CERTIFICATE]);
         let current = Arc::new(ArcSwap::from_pointee(clients(&look_ups, &config(dir)?)?));
-        background.spawn(keep_fresh(dir.to_owned(), look_ups, Arc::clone(&current)));
+        background.spawn(keep_fresh(watched, dir.to_owned(), look_ups, Arc::clone(&current)));
         Ok(Self { clients: current, tokens: Some(tokens) })
     }
 
@@ -130,32 +132,16 @@ impl Resolve for Names {
     }
 }
 
-async fn keep_fresh(dir: PathBuf, look_ups: Arc<LookUps>, current: Arc<ArcSwap<Clients>>) {
-    let mut seen = fingerprint(&dir);
-    loop {
-        tokio::time::sleep(POLL).await;
-        let now = fingerprint(&dir);
-        if now == seen {
-            continue;
-        }
-        seen = now;
-        match config(&dir).and_then(|tls| clients(&look_ups, &tls)) {
-            Ok(fresh) => {
-                current.store(Arc::new(fresh));
-                info!("authority of the replicas read again");
-            }
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "authority not renewed, the old one stays"),
-        }
-    }
-}
-
-/// Mounted Secrets are swapped by a symlink, so what it leads to counts.
-fn fingerprint(dir: &Path) -> [Option<(PathBuf, SystemTime)>; 2] {
-    [AUTHORITY, CERTIFICATE].map(|name| {
-        let path = fs::canonicalize(dir.join(name)).ok()?;
-        let modified = fs::metadata(&path).ok()?.modified().ok()?;
-        Some((path, modified))
-    })
+async fn keep_fresh(watched: Watched, dir: PathBuf, look_ups: Arc<LookUps>, current: Arc<ArcSwap<Clients>>) {
+    let reread = || {
+        current.store(Arc::new(clients(&look_ups, &config(&dir)?)?));
+        info!("authority of the replicas read again");
+        Ok(())
+    };
+    let told = |error: PeersInvalid| {
+        warn!(error = &error as &dyn std::error::Error, "authority not renewed, the old one stays");
+    };
+    watched.follow(POLL, reread, told).await;
 }
 
 fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, PeersInvalid> {
