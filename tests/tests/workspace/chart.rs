@@ -27,13 +27,13 @@ const PRESETS: &[(&str, &[&str])] = &[
 ];
 
 /// Rendered objects by kind, namespace and name.
-type Objects = BTreeMap<String, Value>;
+pub(super) type Objects = BTreeMap<String, Value>;
 
 fn run(program: &Path, arguments: &[&str]) -> Result<Output> {
     Command::new(program).args(arguments).current_dir(root()).output().with_context(|| format!("run {program:?}"))
 }
 
-fn rendered(output: &Output) -> Result<Objects> {
+pub(super) fn rendered(output: &Output) -> Result<Objects> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout.clone()).context("read what was rendered")?;
     let mut objects = Objects::new();

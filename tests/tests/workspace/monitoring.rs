@@ -23,7 +23,7 @@ fn alerts() -> Result<Vec<Value>> {
 }
 
 /// Names of metrics in the first column of the pages that list them.
-fn documented() -> Result<BTreeSet<String>> {
+pub(super) fn documented() -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for page in ["metrics", "node-metrics", "operator-metrics"] {
         let text = read(&root().join(format!("docs/{page}.md")))?;
@@ -35,7 +35,7 @@ fn documented() -> Result<BTreeSet<String>> {
 }
 
 /// Every word of an expression that begins like a metric of ours, without what a histogram adds to its name.
-fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
+pub(super) fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("breakwater_")).map(|word| {
         let plain = ["_bucket", "_count", "_sum"].iter().find_map(|end| word.strip_suffix(end));
