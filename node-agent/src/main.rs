@@ -12,6 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// What `RUST_LOG` is where it is not set. Kubernetes' client tells each failed attempt, and prints whole answers and hence
+/// Secrets; what fails is told by who asked.
+const LOGGED: &str = "info,kube_runtime=error,kube_client=off";
+
 fn main() -> ExitCode {
     // Fails only where one is installed already, which nobody else does.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -74,7 +78,7 @@ fn stop_on_signal() -> Result<CancellationToken> {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

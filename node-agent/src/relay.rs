@@ -9,7 +9,6 @@ mod canary;
 mod conduct;
 mod connect;
 mod forward;
-mod gathered;
 mod health;
 mod listen;
 mod patience;

@@ -11,7 +11,7 @@ use kube::{Api, Client, Resource};
 use serde_json::json;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 /// The field manager of everything that an agent writes.
 pub const FIELD_MANAGER: &str = "breakwater-node-agent";
@@ -22,7 +22,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Somebody may have deleted the object; writing the same again changes nothing otherwise. On each node another part of
 /// the half of this is added, as to every pause.
 const REASSERT: Duration = Duration::from_secs(600);
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// What to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +52,7 @@ pub async fn report_forever(client: Client, node_name: String, mut reports: Rece
     // The owner of the object that is there.
     let mut owner: Option<String> = None;
     let mut backoff = Duration::from_millis(500);
-    let mut complained: Option<Instant> = None;
+    let mut complained = false;
     loop {
         let report = reports.borrow_and_update().clone();
         let attempt = async {
@@ -72,11 +71,13 @@ pub async fn report_forever(client: Client, node_name: String, mut reports: Rece
         let pause = match timeout(REQUEST, attempt).await.unwrap_or(Err(Unwritten::Late)) {
             Ok(()) => {
                 backoff = Duration::from_millis(500);
+                if std::mem::take(&mut complained) {
+                    tracing::info!(node = node_name, "status is reported again");
+                }
                 REASSERT
             }
             Err(error) => {
-                if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-                    complained = Some(Instant::now());
+                if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(node = node_name, %error, "status is not reported, trying again");
                 }
                 backoff = (backoff * 2).min(BACKOFF_MAX);

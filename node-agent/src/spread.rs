@@ -1,6 +1,6 @@
-//! Keeps thousands of agents that started at the same moment from doing the same at the same moment. Pure.
+//! Keeps thousands of agents that started at the same moment from doing the same at the same moment. No I/O.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::time::Duration;
 
 /// A part of `most` that is another one on each node, and always the same on one.
@@ -9,6 +9,12 @@ pub fn spread(node_name: &str, most: Duration) -> Duration {
     let mut hasher = DefaultHasher::new();
     node_name.hash(&mut hasher);
     most.mul_f64(hasher.finish() as f64 / u64::MAX as f64)
+}
+
+/// A part of `most` that is another one each time.
+#[must_use]
+pub fn random_part(most: Duration) -> Duration {
+    most.mul_f64(RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
 }
 
 #[cfg(test)]

@@ -1,31 +1,36 @@
 //! Keeps [`Known`] current from the API server. With the server away, everything stays as it was last known.
 
+mod contact;
+
 use crate::known::{Endpoint, Known, Node, Slice, Trust, slim};
-use crate::spread::spread;
+use crate::spread::{random_part, spread};
 use breakwater_crds::{RegistryMirror, RelayKey, names};
+use contact::Contact;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node as NodeObject, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::watcher as watch_objects;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch::Sender;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// A kind that is not found for this long was removed; just after an API server starts it is merely not served yet.
 const KIND_GONE: Duration = Duration::from_secs(60);
 /// Watches are renewed after this time and some more: agents that lost the API server together would renew theirs together ever after.
 const RENEW: Duration = Duration::from_secs(220);
 const RENEW_SPREAD: Duration = Duration::from_secs(70);
-/// Failures of one watch are logged this often.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+/// After a failure a watch pauses this long at first, then longer and longer, up to this and as much again.
+const PAUSE: Duration = Duration::from_millis(800);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Whose changes to follow.
 #[derive(Clone, Debug)]
@@ -41,28 +46,24 @@ pub struct Sources {
 /// Starts the watches; they end when the set is dropped.
 pub fn start(client: &Client, sources: &Sources, known: &Sender<Known>) -> JoinSet<()> {
     let Sources { node_name, namespace, agent_namespace } = sources;
-    let mut tasks = JoinSet::new();
+    let (mut tasks, contact) = (JoinSet::new(), Arc::new(Contact::default()));
     let renew = RENEW + spread(node_name, RENEW_SPREAD);
     let all = watcher::Config::default().timeout(u32::try_from(renew.as_secs()).unwrap_or(u32::MAX));
     let by_name = |name: &str| all.clone().fields(&format!("metadata.name={name}"));
 
     let mirrors = watch_objects(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), all.clone());
-    let to = known.clone();
-    tasks.spawn(follow("RegistryMirrors", mirrors, move |change| note(&to, |known| take_mirror(known, change))));
+    tasks.spawn(follow("RegistryMirrors", contact.clone(), mirrors, noting(known, take_mirror)));
 
     let caches = all.clone().labels(&format!("{}={}", names::LABEL_NAME, names::CACHE));
     let slices = watch_objects(Api::<EndpointSlice>::namespaced(client.clone(), namespace), caches);
-    let to = known.clone();
-    tasks.spawn(follow("EndpointSlices", slices, move |change| note(&to, |known| take_slice(known, change))));
+    tasks.spawn(follow("EndpointSlices", contact.clone(), slices, noting(known, take_slice)));
 
     let secrets =
         watch_objects(Api::<Secret>::namespaced(client.clone(), agent_namespace), by_name(names::RELAY_SECRET));
-    let to = known.clone();
-    tasks.spawn(follow("Secrets", secrets, move |change| note(&to, |known| take_secret(known, change))));
+    tasks.spawn(follow("Secrets", contact.clone(), secrets, noting(known, take_secret)));
 
     let metadata = watch_objects(Api::<PartialObjectMeta<NodeObject>>::all(client.clone()), by_name(node_name));
-    let to = known.clone();
-    tasks.spawn(follow("Nodes", metadata, move |change| note(&to, |known| take_node(known, change))));
+    tasks.spawn(follow("Nodes", contact, metadata, noting(known, take_node)));
 
     tasks.spawn(learn_runtime(Api::all(client.clone()), node_name.clone(), known.clone()));
     tasks
@@ -78,30 +79,32 @@ enum Change<K> {
 /// Hands on each change, whatever happens to the connection. A list counts only once it is complete.
 async fn follow<K>(
     kind: &'static str,
+    contact: Arc<Contact>,
     events: impl Stream<Item = watcher::Result<Event<K>>>,
     mut take: impl FnMut(Change<K>),
 ) where
     K: Clone + Debug + Send + 'static,
 {
-    let mut events = pin!(events.default_backoff());
+    let mut events = pin!(events);
     let mut listed = Vec::new();
     let mut missing_since: Option<Instant> = None;
-    let mut complained: Option<Instant> = None;
+    let mut pause = PAUSE;
     while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                missing_since = None;
-                match event {
-                    Event::Init => listed.clear(),
-                    Event::InitApply(object) => listed.push(object),
-                    Event::InitDone => take(Change::All(std::mem::take(&mut listed))),
-                    Event::Apply(object) => take(Change::Set(object)),
-                    Event::Delete(object) => take(Change::Gone(object)),
-                }
+        // The watcher says Init before it asks: no sign of life.
+        if !matches!(event, Err(_) | Ok(Event::Init)) {
+            (missing_since, pause) = (None, PAUSE);
+            if contact.found(kind) {
+                tracing::info!("the API server answers again");
             }
+        }
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(object)) => listed.push(object),
+            Ok(Event::InitDone) => take(Change::All(std::mem::take(&mut listed))),
+            Ok(Event::Apply(object)) => take(Change::Set(object)),
+            Ok(Event::Delete(object)) => take(Change::Gone(object)),
             Err(error) => {
-                if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-                    complained = Some(Instant::now());
+                if contact.lost(kind, &error.to_string()) {
                     tracing::warn!(kind, %error, "watch failed, going on with what was last known");
                 }
                 if !is_not_found(&error) {
@@ -109,6 +112,8 @@ async fn follow<K>(
                 } else if missing_since.get_or_insert_with(Instant::now).elapsed() >= KIND_GONE {
                     take(Change::All(Vec::new()));
                 }
+                sleep(pause + random_part(pause)).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
         }
     }
@@ -116,6 +121,11 @@ async fn follow<K>(
 
 fn is_not_found(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
+}
+
+fn noting<K>(known: &Sender<Known>, take: fn(&mut Known, Change<K>)) -> impl FnMut(Change<K>) + use<K> {
+    let known = known.clone();
+    move |change| note(&known, |known| take(known, change))
 }
 
 fn note(known: &Sender<Known>, change: impl FnOnce(&mut Known)) {
@@ -237,7 +247,7 @@ async fn learn_runtime(nodes: Api<NodeObject>, name: String, known: Sender<Known
         if let Some(version) = version.filter(|version| !version.is_empty()) {
             return note(&known, |known| known.runtime_version = Some(version));
         }
-        tokio::time::sleep(pause).await;
+        sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));
     }
 }

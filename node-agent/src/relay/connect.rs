@@ -3,7 +3,6 @@
 //! A connection has no task of its own: whoever waits for something of it drives it. Bytes so reach the runtime without a detour
 //! over another thread, and a body that nobody reads costs its buffers and no more.
 
-use super::gathered::Gathered;
 use super::route::Route;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -56,7 +55,7 @@ impl ConnectFault {
     }
 }
 
-type Driver = Box<http1::Connection<TokioIo<Gathered<TlsStream<BufReader<TcpStream>>>>, Empty<Bytes>>>;
+type Driver = Box<http1::Connection<TokioIo<TlsStream<BufReader<TcpStream>>>, Empty<Bytes>>>;
 
 /// One connection; closed when dropped.
 #[derive(Debug)]
@@ -85,7 +84,7 @@ impl Connection {
             .map_err(|source| ConnectFault::Handshake { address, source })?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(Gathered(stream)))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ConnectFault::Http { address, source })?;
         Ok(Self { sender, driver: Some(Box::new(driver)), route: route.clone(), address })

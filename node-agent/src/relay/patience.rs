@@ -1,6 +1,7 @@
 //! How long a body is waited for. Pure; time is passed in.
 //!
-//! Only the time that the cache is waited for counts: a runtime that takes its time is not the cache's fault.
+//! Only the time that the cache is waited for counts: neither a runtime that takes its time is the cache's fault, nor a machine on
+//! which we do not get to run.
 
 use super::conduct::Origin;
 use std::time::Duration;
@@ -22,6 +23,9 @@ const PROBATION_WINDOW: Duration = Duration::from_secs(2);
 const SLOWEST_MISS: u64 = 2 * 1024;
 /// ... over this share of the wait for a stall, so that a drip costs a pull no more than a stall, manifest included.
 const MISS_WINDOW: (u32, u32) = (2, 3);
+
+/// No more than this goes by between two looks.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Why the wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +64,10 @@ impl Limits {
 #[derive(Debug)]
 pub(super) struct Patience {
     limits: Limits,
-    waiting_since: Option<Instant>,
+    /// Nothing is here, and this is when that was looked at last.
+    looked: Option<Instant>,
+    /// Waited since something came.
+    silent: Duration,
     /// Waited in this window, and what came in it.
     waited: Duration,
     came: u64,
@@ -68,7 +75,7 @@ pub(super) struct Patience {
 
 impl Patience {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, waiting_since: None, waited: Duration::ZERO, came: 0 }
+        Self { limits, looked: None, silent: Duration::ZERO, waited: Duration::ZERO, came: 0 }
     }
 
     /// How long it lasts while nothing comes, or too little.
@@ -81,17 +88,25 @@ impl Patience {
 
     /// Nothing is here now. Says when to look again.
     pub(super) fn wait(&mut self, now: Instant) -> Instant {
-        let since = *self.waiting_since.get_or_insert(now);
-        let stall = since + self.limits.stall;
-        if self.counts() { stall.min(since + self.limits.window.saturating_sub(self.waited)) } else { stall }
+        let stall = self.limits.stall.saturating_sub(self.silent);
+        let window = self.limits.window.saturating_sub(self.waited);
+        let left = if self.counts() { stall.min(window) } else { stall };
+        *self.looked.get_or_insert(now) + left.min(LOOK)
     }
 
     /// Something came.
     pub(super) fn came(&mut self, bytes: u64, now: Instant) {
-        if let Some(since) = self.waiting_since.take() {
-            self.waited += now.duration_since(since);
-        }
+        self.count(now);
+        (self.looked, self.silent) = (None, Duration::ZERO);
         self.came += bytes;
+    }
+
+    /// A look that comes late shows that we did not run, whatever the cache did meanwhile: it counts as one in time.
+    fn count(&mut self, now: Instant) {
+        let Some(looked) = self.looked.replace(now) else { return };
+        let waited = now.duration_since(looked).min(LOOK);
+        self.silent += waited;
+        self.waited += waited;
     }
 
     /// Whether bytes are counted. An upstream may take its time to begin: that is a stall, if anything.
@@ -101,11 +116,11 @@ impl Patience {
 
     /// Whether it is over, when nothing came by the time to look again.
     pub(super) fn exhausted(&mut self, now: Instant) -> Option<Exhausted> {
-        let since = self.waiting_since?;
-        if now.duration_since(since) >= self.limits.stall {
+        self.count(now);
+        if self.silent >= self.limits.stall {
             return Some(Exhausted::Stalled);
         }
-        if !self.counts() || self.waited + now.duration_since(since) < self.limits.window {
+        if !self.counts() || self.waited < self.limits.window {
             return None;
         }
         if self.came < self.limits.least {
@@ -183,6 +198,20 @@ mod tests {
             patience.came(1024, start + seconds(f64::from(i)));
         }
         assert_eq!(patience.exhausted(start + seconds(200.0)), None);
-        assert_eq!(patience.wait(start + seconds(200.0)), start + seconds(205.0));
+        assert_eq!(patience.wait(start + seconds(200.0)), start + seconds(200.0) + LOOK);
+    }
+
+    #[test]
+    fn time_in_which_we_do_not_run_costs_no_patience() {
+        let start = Instant::now();
+        let mut patience = Patience::new(limits(Disk));
+        patience.wait(start);
+        assert_eq!(patience.exhausted(start + seconds(60.0)), None, "nothing had a chance to come");
+        patience.wait(start + seconds(60.0));
+        patience.came(1024, start + seconds(120.0));
+        patience.wait(start + seconds(120.0));
+        assert_eq!(patience.exhausted(start + seconds(121.0)), None, "this much was here meanwhile");
+        let ends = (1..60).find(|look| patience.exhausted(start + seconds(121.0) + *look * LOOK).is_some());
+        assert_eq!(ends, Some(7), "three looks were late, and each counts as one in time");
     }
 }

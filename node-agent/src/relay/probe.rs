@@ -1,7 +1,7 @@
 //! Asks one Pod again and again whether it lives, so that requests need not find out.
 
 use super::replica::Replica;
-use std::hash::{BuildHasher, RandomState};
+use crate::spread::random_part;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -20,17 +20,13 @@ pub(super) async fn probe_forever(replica: Arc<Replica>) {
         replica.witness(sign.as_ref().copied());
         replica.forgive();
         replica.tidy();
-        let pause = jittered(if replica.is_settled() { SETTLED } else { WATCHFUL });
+        let pause = if replica.is_settled() { SETTLED } else { WATCHFUL };
+        // Nodes that started together do not probe together for ever.
+        let pause = pause - random_part(pause * 3 / 20);
         sleep(LEAST).await;
         tokio::select! {
             () = sleep_until(started + pause) => {}
             () = replica.look_now.notified() => {}
         }
     }
-}
-
-/// 85 to 100 %: nodes that started together do not probe together for ever.
-fn jittered(pause: Duration) -> Duration {
-    let random = RandomState::new().hash_one(()) % 1000;
-    pause - pause.mul_f64(0.15 * random as f64 / 1000.0)
 }

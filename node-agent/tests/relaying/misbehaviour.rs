@@ -1,9 +1,13 @@
 //! The relay against a cache that answers and then stalls, drips or sends something else: what it costs, and what is refused then.
 
 use super::one_pod::{blob, cache, digest_of};
-use super::support::{Cache, End, Reply, Running, Step};
+use super::support::{Cache, End, Reply, Running, Step, get, read};
 use breakwater_node_agent::relay::Standing;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 const HIT: &str = "Cache-Status: breakwater; hit\r\n";
 
@@ -42,6 +46,27 @@ async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_f
         let cache = slow_cache(length, first, Step::Stall).await;
         check_slow(&Running::before(&cache).await, seconds).await;
     }
+}
+
+#[tokio::test]
+async fn a_machine_that_stands_still_is_not_the_caches_fault() {
+    let body = vec![7; 1 << 20];
+    let (path, go_on) = (format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body)), Arc::new(Notify::new()));
+    let (first, rest) = body.split_at(100_000);
+    let steps = vec![Step::Send(first.to_vec()), Step::Wait(go_on.clone()), Step::Send(rest.to_vec())];
+    let reply = Reply::steps(body.len(), steps);
+    let cache =
+        cache(move |_| Reply { head: reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1), ..reply.clone() }).await;
+    let relay = Running::before(&cache).await;
+    let mut stream = TcpStream::connect(relay.address).await.unwrap();
+    stream.write_all(get(&path).as_bytes()).await.unwrap();
+    stream.readable().await.unwrap();
+    // The cache, the relay and the runtime are all on this thread: longer than any limit nobody gets to run.
+    std::thread::sleep(Duration::from_secs(17));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    go_on.notify_one();
+    let answer = read(&mut stream).await;
+    assert_eq!((answer.status, answer.body.len()), (200, body.len()));
 }
 
 #[tokio::test]

@@ -82,7 +82,11 @@ pub(super) fn run(address: SocketAddr, connections: usize, paths: impl IntoItera
             if let Some((sample, bytes)) = client.hear(&mut buffer)? {
                 load.samples.push(sample);
                 load.bytes += bytes;
-                busy -= usize::from(!client.ask(paths.next())?);
+                if !client.ask(paths.next())? {
+                    busy -= 1;
+                    // A server may close what is idle.
+                    epoll::delete(&poll, &client.stream)?;
+                }
             }
         }
     }
