@@ -136,27 +136,29 @@ fn note(known: &Sender<Known>, change: impl FnOnce(&mut Known)) {
     });
 }
 
+/// A mirror that cannot be read, as one whose newer fields an older agent does not know, stays as it was.
 fn take_mirror(known: &mut Known, change: Change<DeserializeGuard<RegistryMirror>>) {
-    let parse = |DeserializeGuard(object): DeserializeGuard<RegistryMirror>| match object {
+    let mut before = known.mirrors.take().unwrap_or_default();
+    let parse = |before: &mut BTreeMap<_, _>, DeserializeGuard(object): DeserializeGuard<RegistryMirror>| match object {
         Ok(mirror) => Some((mirror.name_any(), slim(mirror))),
         Err(invalid) => {
-            let mirror = invalid.metadata.name.as_deref().unwrap_or_default();
-            tracing::warn!(mirror, error = invalid.error, "mirror is malformed and counts as absent");
-            None
+            let mirror = invalid.metadata.name.unwrap_or_default();
+            tracing::warn!(mirror, error = invalid.error, "mirror cannot be read and stays as it was");
+            before.remove_entry(&mirror)
         }
     };
-    match change {
-        Change::All(objects) => known.mirrors = Some(objects.into_iter().filter_map(parse).collect()),
+    known.mirrors = Some(match change {
+        Change::All(objects) => objects.into_iter().filter_map(|object| parse(&mut before, object)).collect(),
         Change::Set(object) => {
-            let name = object.name_any();
-            let mirrors = known.mirrors.get_or_insert_default();
-            mirrors.remove(&name);
-            mirrors.extend(parse(object));
+            let mirror = parse(&mut before, object);
+            before.extend(mirror);
+            before
         }
         Change::Gone(object) => {
-            known.mirrors.get_or_insert_default().remove(&object.name_any());
+            before.remove(&object.name_any());
+            before
         }
-    }
+    });
 }
 
 fn take_slice(known: &mut Known, change: Change<EndpointSlice>) {

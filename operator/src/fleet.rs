@@ -189,6 +189,16 @@ mod tests {
     }
 
     #[test]
+    fn reports_of_older_and_newer_agents_count() {
+        let said = |yaml: &str| report(yaml).facts.unwrap();
+        assert_eq!(*said(""), Report::default());
+        assert!(said("active: [a]").active.contains("a"), "what a later agent adds is not there");
+        let newer = "aNewField: {x: [1]}, active: [a], \
+                     inactive: [{registry: b, state: Pending, reason: R, since: '2026-11-21T10:00:00Z', aNewField: 1}]";
+        assert_eq!((said(newer).active.len(), said(newer).inactive.len()), (1, 1));
+    }
+
+    #[test]
     fn reports_share_what_they_have_in_common() {
         let mut common = Common::default();
         let mut shared = |yaml: &str| {

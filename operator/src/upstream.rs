@@ -252,6 +252,9 @@ mod tests {
         assert_eq!(report.message.as_deref(), Some("connect timeout"));
         assert_eq!((report.rate_limit_remaining, report.cached_bytes), (Some(12), Some(123)));
         assert_eq!(parse(br#"{"reachable":null}"#).unwrap(), UpstreamReport::default());
+        let newer = br#"{"reachable":true,"aNewField":{"x":[1]}}"#;
+        assert_eq!(parse(newer).unwrap().reachable, Some(true), "a newer cache says more");
+        assert_eq!(parse(b"{}").unwrap(), UpstreamReport::default(), "an older one less");
         assert_eq!(one_line(&"x".repeat(10), 4), "xxx…");
     }
 

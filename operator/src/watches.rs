@@ -28,6 +28,9 @@ pub const AGENT: &str = "breakwater-node-agent";
 const FILL_DEADLINE: Duration = Duration::from_secs(60);
 /// Nodes and agents change in bursts; one look at all of them per burst is enough.
 const FLEET_PAUSE: Duration = Duration::from_millis(200);
+/// What a look costs grows with the nodes, and so does a storm: while every look finds news, two of them are further apart by so much for
+/// each node. Statuses keep a slower pace anyway.
+const FLEET_PAUSE_PER_NODE: Duration = Duration::from_micros(400);
 
 /// The mirrors as they are watched: one that cannot be read does not stop the others.
 pub type Mirrors = Store<DeserializeGuard<RegistryMirror>>;
@@ -158,17 +161,26 @@ where
 
 /// Publishes the fleet whenever something happened on a node, and asks for passes over the mirrors that it concerns.
 async fn keep_fleet(stores: FleetStores, changed: Arc<Notify>, publish: watch::Sender<Arc<Fleet>>, concerns: Concerns) {
+    let mut pause = FLEET_PAUSE;
     loop {
         changed.notified().await;
-        tokio::time::sleep(FLEET_PAUSE).await;
+        tokio::time::sleep(pause).await;
         let fleet = stores.join();
         let news = fleet.news_since(&publish.borrow());
+        pause = pause_after(&news, fleet.nodes.len());
         // Also without news: the former one would hold on to what the watches have replaced.
         publish.send_replace(Arc::new(fleet));
         match news {
             News::Nodes => concerns.all(),
             News::Registries(registries) => concerns.registries(&registries),
         }
+    }
+}
+
+fn pause_after(news: &News, nodes: usize) -> Duration {
+    match news {
+        News::Registries(registries) if registries.is_empty() => FLEET_PAUSE,
+        _ => FLEET_PAUSE + FLEET_PAUSE_PER_NODE * u32::try_from(nodes).unwrap_or(u32::MAX),
     }
 }
 
@@ -292,5 +304,19 @@ where
     match tokio::time::timeout(FILL_DEADLINE, store.wait_until_ready()).await {
         Ok(Ok(())) => Ok(()),
         _ => Err(NotFilled(what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_at_many_nodes_are_rarer_while_each_finds_news() {
+        let none = News::Registries([].into());
+        let some = News::Registries(["docker.io".to_owned()].into());
+        let millis = |news, nodes| pause_after(news, nodes).as_millis();
+        assert_eq!((millis(&none, 5000), millis(&some, 5000), millis(&News::Nodes, 5000)), (200, 2200, 2200));
+        assert_eq!(millis(&some, 3), 201, "few nodes are no storm");
     }
 }

@@ -55,16 +55,20 @@ fn mirror(spec: &serde_json::Value) -> DeserializeGuard<RegistryMirror> {
 }
 
 #[test]
-fn a_malformed_mirror_counts_as_absent() {
+fn a_mirror_that_cannot_be_read_stays_as_it_was() {
     let mut known = Known::default();
     let names = |known: &Known| known.mirrors.as_ref().map(|mirrors| mirrors.keys().cloned().collect::<Vec<_>>());
     assert_eq!(names(&known), None);
-    take_mirror(&mut known, Change::All(vec![mirror(&json!({"registry": "docker.io"}))]));
+    let newer = || mirror(&json!({"registry": "docker.io", "nodes": {"fallback": "AFourthWay"}}));
+    take_mirror(&mut known, Change::All(vec![newer()]));
+    assert_eq!(names(&known), Some(vec![]), "it was not known before");
+    take_mirror(&mut known, Change::Set(mirror(&json!({"registry": "docker.io", "aNewField": {"x": [1]}}))));
+    let readable = known.clone();
     assert_eq!(names(&known), Some(vec!["hub".into()]));
-    take_mirror(&mut known, Change::Set(mirror(&json!({"registry": 7}))));
-    assert_eq!(names(&known), Some(vec![]));
-    take_mirror(&mut known, Change::Set(mirror(&json!({"registry": "docker.io"}))));
-    take_mirror(&mut known, Change::Gone(mirror(&json!({"registry": 7}))));
+    take_mirror(&mut known, Change::Set(newer()));
+    take_mirror(&mut known, Change::All(vec![newer()]));
+    assert_eq!(known, readable);
+    take_mirror(&mut known, Change::Gone(newer()));
     assert_eq!(names(&known), Some(vec![]));
 }
 

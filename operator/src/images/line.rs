@@ -187,6 +187,13 @@ mod tests {
         assert_eq!(reports[0].platforms, ["linux/amd64", "linux/arm64"]);
         assert_eq!(reports[0].message.as_deref(), Some("upstream's name"));
         assert!(!reports[0].is_held(false) && !reports[0].is_filling());
+        // A cache that is older says less, a newer one more.
+        for answer in [
+            r#"{"images":[{"image":"a","state":"complete"}]}"#,
+            r#"{"images":[{"image":"a","state":"complete","aNewField":1}],"aNewField":{}}"#,
+        ] {
+            assert!(parse(answer.as_bytes()).unwrap()[0].is_held(false), "{answer}");
+        }
     }
 
     proptest! {
