@@ -1,36 +1,34 @@
 //! The other replicas of this cache: a miss asks them before upstream, with `Cache-Control: only-if-cached`, so that none
-//! of them ever asks upstream on another's behalf. All are asked at once (replica.rs) and the first who has it serves it.
-//! What one gets from a registry it tells the others, who fetch it from it (replicate.rs): its loss is no loss then.
-//!
-//! ```text
-//! Cache-Control: only-if-cached[, max-stale]     of the question (RFC 9111); 504 means no
-//! Breakwater-Peer: <id>                          of the question: who asks, new with each process; without only-if-cached
-//!                                                it tells what is to be had: fetch it from a replica, or 504
-//! Retry-After: 0                                 of a 504: it is being looked for here, ask again
-//! Breakwater-Access: public                      of content: upstream serves this to anyone; without it, it does not
-//! ```
+//! of them ever asks upstream on another's behalf. All are asked at once (replica.rs, in the words of wire.rs) and the
+//! first who has it serves it. What one gets from a registry it tells the others, who fetch it from it (replicate.rs): its
+//! loss is no loss then.
 
+mod address;
 mod replica;
 mod replicate;
 mod trust;
+mod wire;
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method,
-    header::{ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_TYPE, LINK, RANGE},
+    HeaderValue, Method,
+    header::{AGE, CACHE_CONTROL, CONTENT_TYPE, LINK, RANGE},
 };
-use reqwest::{Response, Url};
+use reqwest::Response;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+pub use self::{
+    address::{AddressInvalid, PeerAddress},
+    replicate::News,
+    trust::{PeersInvalid, Trust},
+    wire::{ACCESS, PEER, PUBLIC},
+};
 use self::{
     replica::{Heard, Question, Reason, Replica},
     replicate::Backlog,
-};
-pub use self::{
-    replicate::News,
-    trust::{PeersInvalid, Trust},
+    wire::{headers, is_private, list_path, tag_record, text},
 };
 use crate::{
     background::Background,
@@ -42,19 +40,9 @@ use crate::{
     reference::{Reference, RepositoryName, Tag},
     respond,
     route::List,
-    store::{
-        Store,
-        tags::{TagRecord, Target},
-    },
+    store::{Store, tags::TagRecord},
     upstream::{BlobStream, FetchedManifest, MOST_LIST_BYTES, stated_length},
 };
-
-/// Says who asks.
-pub const PEER: HeaderName = HeaderName::from_static("breakwater-peer");
-/// Says whether anyone may have the content.
-pub const ACCESS: HeaderName = HeaderName::from_static("breakwater-access");
-/// The value of `ACCESS` for content that anyone may have.
-pub const PUBLIC: HeaderValue = HeaderValue::from_static("public");
 
 /// For the header of an answer with content.
 const HEADER: Duration = Duration::from_secs(1);
@@ -65,31 +53,6 @@ const MANIFEST: Duration = Duration::from_secs(2);
 
 /// Who has been told that something is not here goes on to upstream: on the busiest machine this long after.
 const SENT_ON: Duration = Duration::from_millis(500);
-
-/// Where another replica is: `cache-1.cache:5000`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerAddress(String);
-
-/// Why a text is no peer's address.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("must be HOST:PORT of another replica, such as cache-1.cache:5000")]
-pub struct AddressInvalid;
-
-impl FromStr for PeerAddress {
-    type Err = AddressInvalid;
-
-    fn from_str(text: &str) -> Result<Self, AddressInvalid> {
-        let authority: http::uri::Authority = text.parse().map_err(|_| AddressInvalid)?;
-        let is_plain = authority.port_u16().is_some() && !authority.host().is_empty() && !text.contains('@');
-        is_plain.then(|| Self(text.to_owned())).ok_or(AddressInvalid)
-    }
-}
-
-impl fmt::Display for PeerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// The other replicas. The list may hold this one too: it finds that out by asking.
 pub struct Peers {
@@ -293,37 +256,6 @@ impl Peers {
     }
 }
 
-/// Of each question.
-fn headers(id: &str) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.extend(HeaderValue::try_from(id).ok().map(|id| (PEER, id)));
-    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
-    headers
-}
-
-fn list_path(repository: &RepositoryName, list: &List) -> String {
-    let (path, query) = match list {
-        List::Tags { query } => (format!("/v2/{repository}/tags/list"), query),
-        List::Referrers { digest, query } => (format!("/v2/{repository}/referrers/{digest}"), query),
-    };
-    if query.is_empty() {
-        return path;
-    }
-    // For its encoding alone.
-    let url = Url::parse_with_params("http://replica", query).ok();
-    format!("{path}?{}", url.as_ref().and_then(Url::query).unwrap_or_default())
-}
-
-fn tag_record(response: &Response) -> Option<TagRecord> {
-    let digest = text(response, &HeaderName::from_static("docker-content-digest"))?.parse().ok()?;
-    let current = Target { digest, media_type: text(response, &CONTENT_TYPE)?, size: stated_length(response)? };
-    // Ages need no common clock. They are in whole seconds, and a tag must not get younger on its way to and fro.
-    let age = text(response, &AGE)?.parse::<u64>().ok()?.saturating_add(1);
-    let validated_at = TagRecord::now().saturating_sub(age.saturating_mul(1000));
-    Some(TagRecord { current, previous: None, last_complete: None, validated_at, etag: None, is_gone: false })
-}
-
 /// Differs between replicas and between runs: process ids do not, in containers. The kernel gives it at once, where the
 /// first random byte of a library for TLS takes tens of milliseconds of a start.
 fn fresh_id() -> String {
@@ -334,27 +266,9 @@ fn fresh_id() -> String {
     }
 }
 
-fn is_private(response: &Response) -> bool {
-    response.headers().get(ACCESS) != Some(&PUBLIC)
-}
-
-fn text(response: &Response, name: &HeaderName) -> Option<String> {
-    Some(response.headers().get(name)?.to_str().ok()?.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses() {
-        for good in ["cache-1.cache:5000", "10.0.0.1:5000", "[::1]:5000"] {
-            assert_eq!(good.parse::<PeerAddress>().unwrap().to_string(), good);
-        }
-        for bad in ["", "cache-1", ":5000", "http://a:1", "a:1/x", "user@a:1", "a:99999"] {
-            assert_eq!(bad.parse::<PeerAddress>(), Err(AddressInvalid), "{bad}");
-        }
-    }
 
     #[test]
     fn of_two_replicas_exactly_one_goes_first() {
