@@ -9,6 +9,7 @@ mod blob;
 pub mod breaker;
 mod budget;
 pub mod challenge;
+mod client;
 mod connector;
 pub mod credentials;
 mod exchange;

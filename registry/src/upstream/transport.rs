@@ -3,38 +3,25 @@
 
 use std::{
     error::Error,
-    io,
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::{
-    HeaderValue,
-    header::{ACCEPT, PROXY_AUTHORIZATION, USER_AGENT},
-};
-use http_body_util::Empty;
-use hyper_util::{
-    client::legacy::{self, Client},
-    rt::{TokioExecutor, TokioTimer},
-};
 use reqwest::{Body, Request, Response, Url};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use super::{
     address::Boundary,
     breaker::{Breakers, HostKey, Opened},
-    connector::{Connector, Peer},
+    client::{Clients, NoAnswer, Recipe, answer_of, classify},
+    connector::Peer,
     proxy::ProxyUrl,
     redirect::is_same_origin,
-    resolver::{LookUps, Resolver, Unresolved},
+    resolver::LookUps,
 };
 use crate::{
     background::Background,
@@ -53,11 +40,6 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// And has so long to answer: the verdict is there before the first request's time is up.
 const VERDICT: Duration = Duration::from_millis(2500);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Kept connections are closed after so long without a request.
-const KEPT: Duration = Duration::from_secs(30);
-/// Interim answers (1xx) before the one that counts; a registry has no use for any.
-const MOST_INTERIM: usize = 16;
-const OURSELVES: HeaderValue = HeaderValue::from_static(concat!("breakwater-registry/", env!("CARGO_PKG_VERSION")));
 
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
@@ -77,14 +59,6 @@ pub struct Outlet {
     pub proxy: Option<ProxyUrl>,
 }
 
-/// Two sets of connections: to upstream itself, and to wherever it leads us.
-struct Clients {
-    own: HttpClient,
-    foreign: HttpClient,
-}
-
-type HttpClient = Client<Connector, Empty<Bytes>>;
-
 /// The way out.
 pub(super) struct Transport {
     origin: Url,
@@ -97,15 +71,6 @@ pub(super) struct Transport {
     suspicions: Coalesce<HostKey, ()>,
     metrics: Arc<Metrics>,
     background: Background,
-}
-
-/// What clients are made from.
-struct Recipe {
-    tls: ClientConfig,
-    proxy: Option<ProxyUrl>,
-    look_ups: Arc<LookUps>,
-    boundary: Arc<Boundary>,
-    metrics: Arc<Metrics>,
 }
 
 impl Transport {
@@ -285,104 +250,7 @@ impl Transport {
     }
 }
 
-impl Recipe {
-    /// A proxy resolves names itself, so what they lead to cannot be checked here: behind one, only addresses that stand
-    /// literally in a URL are.
-    ///
-    /// HTTP/1.1 always: one HTTP/2 connection carries many blobs through one TCP window and one flow-control window, which
-    /// costs throughput on every path that is long or loses packets, and a stall of it stalls everything. Manifests would
-    /// gain a round trip in a cold start and nothing after that, as connections are kept.
-    fn clients(&self, kept: usize) -> Clients {
-        let foreign = Some(Arc::clone(&self.boundary)).filter(|_| self.proxy.is_none());
-        Clients { own: self.client(None, kept), foreign: self.client(foreign, kept) }
-    }
-
-    fn client(&self, boundary: Option<Arc<Boundary>>, kept: usize) -> HttpClient {
-        let (look_ups, metrics) = (Arc::clone(&self.look_ups), Arc::clone(&self.metrics));
-        let resolver = Resolver { look_ups, boundary, metrics: Arc::clone(&metrics) };
-        // The environment's proxies are not asked: what is not on the command line has no effect.
-        let connector = Connector::new(resolver, self.tls.clone(), self.proxy.clone(), metrics);
-        Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(KEPT)
-            .pool_max_idle_per_host(kept)
-            .build(connector)
-    }
-
-    /// As it goes out.
-    fn request(&self, mut request: Request) -> Result<http::Request<Empty<Bytes>>, Failure> {
-        let mut plain = http::Request::new(Empty::new());
-        *plain.method_mut() = request.method().clone();
-        // What a URL allows and a request line does not was upstream's idea: our own URLs are checked.
-        *plain.uri_mut() = request.url().as_str().parse().map_err(|_| Failure::InvalidResponse)?;
-        *plain.headers_mut() = std::mem::take(request.headers_mut());
-        let headers = plain.headers_mut();
-        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-        headers.insert(USER_AGENT, OURSELVES);
-        // In a tunnel it is shown before the request.
-        if let Some(login) = self.proxy.as_ref().and_then(ProxyUrl::login).filter(|_| request.url().scheme() == "http")
-        {
-            headers.insert(PROXY_AUTHORIZATION, login);
-        }
-        Ok(plain)
-    }
-}
-
-enum NoAnswer {
-    Client(legacy::Error),
-    Flooded,
-}
-
-/// The answer that counts. Interim ones cost no memory and so are without bound for the client; a host that goes on with
-/// them is left.
-async fn answer_of(
-    client: &HttpClient,
-    mut request: http::Request<Empty<Bytes>>,
-) -> Result<http::Response<hyper::body::Incoming>, NoAnswer> {
-    let flooded = Arc::new((AtomicUsize::new(0), Notify::new()));
-    let seen = Arc::clone(&flooded);
-    hyper::ext::on_informational(&mut request, move |_| {
-        if seen.0.fetch_add(1, Ordering::Relaxed) == MOST_INTERIM {
-            seen.1.notify_one();
-        }
-    });
-    tokio::select! {
-        answer = client.request(request) => answer.map_err(NoAnswer::Client),
-        () = flooded.1.notified() => Err(NoAnswer::Flooded),
-    }
-}
-
 /// The address that stands as it is in a URL.
 fn literal(url: &Url) -> Option<IpAddr> {
     url.host_str()?.trim_matches(['[', ']']).parse().ok()
-}
-
-/// What an error of the client says of the host.
-fn classify(error: &legacy::Error) -> Failure {
-    let mut is_late = false;
-    let mut source = error.source();
-    while let Some(cause) = source {
-        match cause.downcast_ref() {
-            Some(Unresolved::Dns) => return Failure::Dns,
-            Some(Unresolved::Forbidden) => return Failure::ForbiddenAddress,
-            None => {}
-        }
-        if cause.is::<rustls::Error>() {
-            return Failure::Tls;
-        }
-        if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
-            return Failure::InvalidResponse;
-        }
-        let io = cause.downcast_ref::<io::Error>();
-        is_late |= io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
-        // The source of an I/O error is that of the error in it, which is the one looked for.
-        let wrapped = io.and_then(io::Error::get_ref);
-        source = wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(|| cause.source());
-    }
-    match (is_late, error.is_connect()) {
-        (true, true) => Failure::ConnectTimeout,
-        (true, false) => Failure::HeaderTimeout,
-        (false, true) => Failure::Connect,
-        (false, false) => Failure::Disconnected,
-    }
 }
