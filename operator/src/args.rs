@@ -87,6 +87,16 @@ pub struct Args {
     )]
     pub image: String,
 
+    /// Secrets of the operator's namespace that the caches' Pods pull the image with, separated by commas
+    #[arg(
+        long,
+        env = "BREAKWATER_IMAGE_PULL_SECRETS",
+        value_delimiter = ',',
+        value_name = "NAME",
+        help_heading = "Cluster"
+    )]
+    pub image_pull_secrets: Vec<String>,
+
     /// Name of this Pod: who holds the lease, and who reports Events
     #[arg(
         long,

@@ -39,6 +39,8 @@ pub struct Settings {
     pub namespace: String,
     /// Image that they run.
     pub image: String,
+    /// Secrets that they pull it with.
+    pub image_pull_secrets: Vec<String>,
 }
 
 /// Secrets of one cache. Made apart from [`build`], because making keys takes random numbers.
@@ -223,7 +225,11 @@ mod tests {
     use serde::Serialize;
 
     fn settings() -> Settings {
-        Settings { namespace: "breakwater-system".to_owned(), image: "example.test/image:1".to_owned() }
+        Settings {
+            namespace: "breakwater-system".to_owned(),
+            image: "example.test/image:1".to_owned(),
+            image_pull_secrets: Vec::new(),
+        }
     }
 
     fn built(spec: &str) -> Resources<Built> {
@@ -244,6 +250,19 @@ mod tests {
         let built = built("{registry: docker.io}");
         check(&built.statefulset, &expect_file!["../tests/snapshots/smallest-statefulset.yaml"]);
         check(&built.service, &expect_file!["../tests/snapshots/smallest-service.yaml"]);
+    }
+
+    #[test]
+    fn the_image_is_pulled_with_the_secrets_that_are_named() {
+        let secrets = |names: &[&str]| {
+            let valid = valid("{registry: docker.io}");
+            let image_pull_secrets = names.iter().map(|name| (*name).to_owned()).collect();
+            let settings = Settings { image_pull_secrets, ..settings() };
+            pod::template(&valid, &settings).spec.unwrap().image_pull_secrets
+        };
+        assert_eq!((secrets(&[]), secrets(&[""])), (None, None));
+        let named = secrets(&["a", "b"]).unwrap();
+        assert_eq!(named.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]

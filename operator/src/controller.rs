@@ -18,7 +18,7 @@ use crate::observe::{ObserveFailed, observe};
 use crate::pki::IssueFailed;
 use crate::pki::keeper::{NoAuthority, Trust};
 use crate::report::{ReportFailed, Reporter, present};
-use crate::secrets::SecretReader;
+use crate::secrets::{ReadFailed, SecretReader};
 use crate::status::{self, Obstacle};
 use crate::upstream::Reports;
 use crate::validate::{Refusal, Valid, validate};
@@ -99,9 +99,11 @@ impl PassFailed {
             Self::Build(_) => "internal",
             Self::Apply(ApplyFailed::Refused { .. } | ApplyFailed::NotExpandable { .. }) => "refused",
             Self::Apply(ApplyFailed::Conflict { .. }) => "conflict",
-            Self::Apply(ApplyFailed::Timeout { .. }) | Self::Report(ReportFailed::Timeout) => "timeout",
-            Self::Apply(ApplyFailed::Call { source, .. })
-            | Self::Observe(ObserveFailed::Secret { source, .. })
+            Self::Observe(ObserveFailed::Secret { source: ReadFailed::Timeout, .. })
+            | Self::Apply(ApplyFailed::Timeout { .. })
+            | Self::Report(ReportFailed::Timeout) => "timeout",
+            Self::Observe(ObserveFailed::Secret { source: ReadFailed::Call(source), .. })
+            | Self::Apply(ApplyFailed::Call { source, .. })
             | Self::Report(ReportFailed::Patch(source)) => category_of(source),
         }
     }

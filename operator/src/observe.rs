@@ -7,7 +7,7 @@ use crate::fleet::Fleet;
 use crate::images::ImagesReport;
 use crate::pki::{Leaf, Tokens};
 use crate::references::{self, References};
-use crate::secrets::SecretReader;
+use crate::secrets::{ReadFailed, SecretReader};
 use crate::upstream::UpstreamReport;
 use crate::watches::{Stores, Watched};
 use breakwater_crds::RegistryMirror;
@@ -77,7 +77,7 @@ pub enum ObserveFailed {
         name: String,
         /// Why not.
         #[source]
-        source: kube::Error,
+        source: ReadFailed,
     },
 }
 
@@ -149,7 +149,7 @@ async fn candidate(name: String, stores: &Stores, secrets: &SecretReader) -> Res
     })
 }
 
-fn failed(name: &str) -> impl FnOnce(kube::Error) -> ObserveFailed + use<> {
+fn failed(name: &str) -> impl FnOnce(ReadFailed) -> ObserveFailed + use<> {
     let name = name.to_owned();
     |source| ObserveFailed::Secret { name, source }
 }

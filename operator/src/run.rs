@@ -76,7 +76,7 @@ pub enum Stopped {
 /// It could not start or go on.
 pub async fn run(args: Args, client: Client, log_level: LogLevel, stop: CancellationToken) -> Result<(), Stopped> {
     // Without `..`: a flag that nothing reads does not compile.
-    let Args { namespace, nodes_namespace, image, pod_name, listen, log_format: _ } = args;
+    let Args { namespace, nodes_namespace, image, image_pull_secrets, pod_name, listen, log_format: _ } = args;
     let conditions = MirrorConditions::default();
     let images = ImageMetrics::default();
     let metrics =
@@ -96,7 +96,8 @@ pub async fn run(args: Args, client: Client, log_level: LogLevel, stop: Cancella
     }
     readiness.set();
     let candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
-    let leader = Leader { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images };
+    let settings = Settings { namespace, image, image_pull_secrets };
+    let leader = Leader { client, settings, nodes_namespace, pod_name, metrics, conditions, images };
     tokio::select! {
         ended = take_part(&leader, candidate, stop) => ended,
         _ = listening.join_next() => Err(Stopped::TaskEnded),
@@ -129,9 +130,8 @@ async fn take_part(leader: &Leader, mut candidate: Candidate, stop: Cancellation
 /// What the leader works with.
 struct Leader {
     client: Client,
-    namespace: String,
+    settings: Settings,
     nodes_namespace: String,
-    image: String,
     pod_name: String,
     metrics: Arc<Metrics>,
     conditions: MirrorConditions,
@@ -148,7 +148,8 @@ impl Leader {
 
     /// Reconciles until `stop` is cancelled and what is under way has ended.
     async fn lead(&self, stop: CancellationToken) -> Result<(), Stopped> {
-        let Self { client, namespace, nodes_namespace, image, pod_name, metrics, conditions, images } = self;
+        let Self { client, settings, nodes_namespace, pod_name, metrics, conditions, images } = self;
+        let namespace = settings.namespace.as_str();
         let mut tasks = JoinSet::new();
         let controller =
             Controller::new(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), watcher::Config::default());
@@ -177,7 +178,7 @@ impl Leader {
         let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(pod_name.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
         let context = Arc::new(Context {
-            settings: Settings { namespace: namespace.clone(), image: image.clone() },
+            settings: settings.clone(),
             stores,
             secrets,
             trust,

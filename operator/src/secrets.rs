@@ -7,6 +7,20 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a Secret could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadFailed {
+    /// The API server does not give it.
+    #[error("the API server does not give it")]
+    Call(#[source] kube::Error),
+    /// No answer in time.
+    #[error("no answer within {}s", CALL_DEADLINE.as_secs())]
+    Timeout,
+}
 
 /// What was read, by name and version.
 #[derive(Debug)]
@@ -33,17 +47,17 @@ impl SecretReader {
 
     /// The certificate in a Secret. A Secret that the watch does not show may still be on its way there: what was last read or
     /// written stands for it, or a second one would be made.
-    pub(crate) async fn leaf(&self, name: &str, version: Option<&str>) -> Result<Option<Leaf>, kube::Error> {
+    pub(crate) async fn leaf(&self, name: &str, version: Option<&str>) -> Result<Option<Leaf>, ReadFailed> {
         self.read(&self.leaves, name, version, |data| data.and_then(Leaf::parse)).await
     }
 
     /// The tokens in a Secret; as [`Self::leaf`].
-    pub(crate) async fn tokens(&self, name: &str, version: Option<&str>) -> Result<Option<Tokens>, kube::Error> {
+    pub(crate) async fn tokens(&self, name: &str, version: Option<&str>) -> Result<Option<Tokens>, ReadFailed> {
         self.read(&self.tokens, name, version, |data| data.and_then(Tokens::parse)).await
     }
 
     /// Whether a Secret of credentials can be used.
-    pub(crate) async fn credential(&self, name: &str, version: &str) -> Result<Finding, kube::Error> {
+    pub(crate) async fn credential(&self, name: &str, version: &str) -> Result<Finding, ReadFailed> {
         self.read(&self.credentials, name, Some(version), |data| data.map_or(Finding::NotFound, judge)).await
     }
 
@@ -52,7 +66,7 @@ impl SecretReader {
         &self,
         name: &str,
         version: Option<&str>,
-    ) -> Result<Result<(), InvalidReference>, kube::Error> {
+    ) -> Result<Result<(), InvalidReference>, ReadFailed> {
         if version.is_none() {
             return Ok(references::proxy_login(name, None));
         }
@@ -65,12 +79,15 @@ impl SecretReader {
         name: &str,
         version: Option<&str>,
         parse: impl FnOnce(Option<&SecretData>) -> T,
-    ) -> Result<T, kube::Error> {
+    ) -> Result<T, ReadFailed> {
         if let Some(value) = known.get(name, version) {
             return Ok(value);
         }
         let Some(version) = version else { return Ok(parse(None)) };
-        let secret = self.api.get_opt(name).await?;
+        let secret = match tokio::time::timeout(CALL_DEADLINE, self.api.get_opt(name)).await {
+            Ok(found) => found.map_err(ReadFailed::Call)?,
+            Err(_) => return Err(ReadFailed::Timeout),
+        };
         let data = secret.map(|secret| secret.data.unwrap_or_default());
         let value = parse(data.as_ref());
         known.put(name, version, value.clone());

@@ -7,9 +7,9 @@ use breakwater_crds::names::{
 };
 use breakwater_crds::{Alternate, OnError, RegistryMirrorSpec, StaleAction, quantity};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
-    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume,
-    VolumeMount,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LocalObjectReference,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
+    SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -33,8 +33,12 @@ const ANNOTATION_CA_BUNDLE: &str = "breakwater.dev/ca-bundle-sha256";
 /// The template. Secrets are files that the cache reads again when they change, so nothing here depends on their content, but for
 /// the certificates of `caBundle`.
 pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
+    // An environment variable that is set to nothing names one without a name.
+    let pull_secrets = settings.image_pull_secrets.iter().filter(|name| !name.is_empty());
+    let pull_secrets = pull_secrets.map(|name| LocalObjectReference { name: name.clone() });
     let mut spec = PodSpec {
         containers: vec![container(valid, settings)],
+        image_pull_secrets: Some(pull_secrets.collect::<Vec<_>>()).filter(|secrets| !secrets.is_empty()),
         volumes: Some(volumes(valid)),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),

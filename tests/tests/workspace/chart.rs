@@ -222,6 +222,7 @@ fn values_reach_the_objects() -> Result<()> {
         format!("image.digest={digest}"),
         "commonLabels.team=platform".to_owned(),
         "imagePullSecrets[0].name=login".to_owned(),
+        "imagePullSecrets[1].name=spare".to_owned(),
         "operator.nodeSelector.pool=infra".to_owned(),
         "operator.podLabels.scrape=yes".to_owned(),
     ];
@@ -234,6 +235,7 @@ fn values_reach_the_objects() -> Result<()> {
     assert_eq!(operator["spec"]["containers"][0]["image"], image.as_str());
     assert_eq!(operator["spec"]["containers"][0]["env"][0]["value"], image.as_str());
     assert_eq!(operator["spec"]["imagePullSecrets"][0]["name"], "login");
+    assert_eq!(operator["spec"]["containers"][0]["env"][1]["value"], "login,spare", "for the caches' Pods");
     assert_eq!(operator["spec"]["nodeSelector"]["pool"], "infra");
     assert_eq!(operator["metadata"]["labels"]["scrape"], "yes");
     Ok(())
