@@ -20,6 +20,8 @@ const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const CALL_DEADLINE: Duration = Duration::from_secs(3);
+/// While the API server is away, one line in so many looks says so.
+const SAY_EVERY: u32 = 60;
 
 /// Why the lease is gone.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -82,16 +84,23 @@ impl Candidate {
     /// Waits, without a deadline because standing by is a job, until the lease is ours.
     pub async fn acquire(&mut self) {
         let mut waiting_for = None;
+        let mut failures = 0_u32;
         loop {
             match self.step().await {
                 Ok(Decision::Take | Decision::Renew) => return,
                 Ok(Decision::Wait { holder }) => {
+                    failures = 0;
                     if waiting_for.as_ref() != Some(&holder) {
                         tracing::info!(%holder, "standing by");
                         waiting_for = Some(holder);
                     }
                 }
-                Err(error) => tracing::warn!(error = %crate::error_chain(&error), "cannot read or write the lease"),
+                Err(error) => {
+                    if failures.is_multiple_of(SAY_EVERY) {
+                        tracing::warn!(failures, error = %crate::error_chain(&error), "cannot read or write the lease");
+                    }
+                    failures = failures.saturating_add(1);
+                }
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
