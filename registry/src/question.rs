@@ -28,7 +28,15 @@ const RECENT: Duration = Duration::from_secs(30);
 const MOST_FAILURES: usize = 10_000;
 
 /// The last failure of each question.
-type Failures<K> = Arc<Mutex<HashMap<K, (Instant, Failure)>>>;
+type Failures<K> = Arc<Mutex<HashMap<K, Failed>>>;
+
+#[derive(Clone, Copy)]
+struct Failed {
+    at: Instant,
+    failure: Failure,
+    /// Upstream was found to be away: its return ends what this says.
+    was_away: bool,
+}
 
 /// All questions of one kind.
 pub struct Questions<K, V> {
@@ -67,15 +75,16 @@ where
     where
         F: Future<Output = Result<V, Failure>> + Send + 'static,
     {
-        if let Some(failure) = self.upstream.is_away().filter(|_| !self.has_other_sources) {
+        let away = self.upstream.is_away();
+        if let Some(failure) = away.filter(|_| !self.has_other_sources) {
             return Err(failure);
         }
         let failed = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let failed = failed.filter(|(at, _)| at.elapsed() < RECENT);
+        let failed = failed.filter(|failed| failed.at.elapsed() < RECENT);
         let pause = if has_answer { PAUSE } else { self.memory };
-        if let Some((at, failure)) = failed
+        if let Some(Failed { at, failure, was_away }) = failed
             && at.elapsed() < pause
-            && (has_answer || !failure.is_absence())
+            && (has_answer || !(failure.is_absence() || (was_away && away.is_none())))
         {
             return Err(failure);
         }
@@ -87,12 +96,12 @@ where
             true if failed.is_some() || self.upstream.failed_recently() => BUDGET_AFTER_FAILURE,
             true => BUDGET,
         };
-        let (failures, name) = (Arc::clone(&self.failures), key.clone());
+        let (failures, name, upstream) = (Arc::clone(&self.failures), key.clone(), Arc::clone(&self.upstream));
         let waiter = self.asking.join(key, || {
             let work = work();
             async move {
                 let result = work.await;
-                remember(&failures, name, &result);
+                remember(&failures, name, &result, upstream.is_away().is_some());
                 result
             }
         });
@@ -104,16 +113,16 @@ where
     }
 }
 
-fn remember<K: Eq + Hash, V>(failures: &Failures<K>, key: K, result: &Result<V, Failure>) {
+fn remember<K: Eq + Hash, V>(failures: &Failures<K>, key: K, result: &Result<V, Failure>, was_away: bool) {
     let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
-    let Err(failure) = result else {
+    let Err(failure) = *result else {
         failures.remove(&key);
         return;
     };
     if failures.len() >= MOST_FAILURES {
-        failures.retain(|_, (at, _)| at.elapsed() < RECENT);
+        failures.retain(|_, failed| failed.at.elapsed() < RECENT);
     }
     if failures.len() < MOST_FAILURES {
-        failures.insert(key, (Instant::now(), *failure));
+        failures.insert(key, Failed { at: Instant::now(), failure, was_away });
     }
 }

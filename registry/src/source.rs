@@ -130,6 +130,17 @@ impl Sources {
         self.registry.is_cut_off()
     }
 
+    /// Whether other downloads wait for this one's place at its source.
+    pub fn is_crowded(&self, source: Source) -> bool {
+        match source {
+            Source::Replica(_) => false,
+            Source::Registry(0) => self.registry.is_crowded(),
+            Source::Registry(index) => {
+                self.alternates.get(index - 1).is_some_and(|alternate| alternate.upstream.is_crowded())
+            }
+        }
+    }
+
     /// These sent wrong bytes. Who was alone in that is not asked again soon if it is a replica, as it has been spoilt.
     pub fn lied(&self, sources: &[Source]) {
         if let [Source::Replica(replica)] = sources {

@@ -193,7 +193,8 @@ async fn what_one_repository_asks_for_closes_no_other() {
     for challenge in ["Basic realm=\"portal\"", "Bearer realm=\"http://127.0.0.1:1/token\",service=\"x\""] {
         let (upstream, image) = upstream_with_image(Scheme::Open, &[]).await;
         let cache = Cache::start(&upstream).await;
-        let refusal = format!("HTTP/1.1 401 X\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n");
+        let end = "Content-Length: 0\r\nConnection: close\r\n\r\n";
+        let refusal = format!("HTTP/1.1 401 X\r\nWWW-Authenticate: {challenge}\r\n{end}");
         upstream.fault(On::Path("/private/".to_owned()), Fault::Raw(refusal.into())).await;
         let closed = cache.get("/v2/private/app/manifests/v1").await;
         assert!([404, 503].contains(&closed.status), "{challenge}: {}", closed.status);

@@ -161,4 +161,28 @@ async fn slow_blobs_are_bounded_and_keep_no_tag_waiting() {
         // Who waited too long for a place was told to go elsewhere.
         assert!([200, 503].contains(&answer.status), "{}", answer.status);
     }
+    for blob in &blobs {
+        // The download waited on.
+        cache.await_kept(REPOSITORY, blob).await;
+    }
+}
+
+#[tokio::test]
+async fn blobs_that_hardly_come_make_room_for_others() {
+    let (upstream, cache, _image) = warm().await;
+    upstream.fault(On::Path("library/slow".to_owned()), Fault::Drip(10)).await;
+    let blobs: Vec<_> = (0..64).map(|seed| Content::blob(1000 + seed, 100_000)).collect();
+    let mut readings = Vec::new();
+    for blob in &blobs {
+        upstream.put_blob("library/slow", blob);
+        readings.push(tokio::spawn(cache.request("GET", &blob.blob_path("library/slow")).send()));
+    }
+    for reading in readings {
+        assert_eq!(reading.await.expect("a reader").status, 200);
+    }
+    let other = Content::blob(1, 100_000);
+    upstream.put_blob(REPOSITORY, &other);
+    // All places are taken, nobody reads on.
+    assert_eq!(cache.get(&other.blob_path(REPOSITORY)).await.status, 503);
+    cache.await_kept(REPOSITORY, &other).await;
 }

@@ -136,7 +136,7 @@ async fn a_manifest_is_kept_under_the_digest_of_its_bytes_alone() {
     let (real, claimed) = (Content::image(7, &[10]).manifest, Content::blob(8, 10));
     let raw = |media_type: &str| {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nContent-Length: {}", real.len());
-        let head = format!("{head}\r\nDocker-Content-Digest: {}\r\n\r\n", claimed.digest);
+        let head = format!("{head}\r\nConnection: close\r\nDocker-Content-Digest: {}\r\n\r\n", claimed.digest);
         Fault::Raw([head.as_bytes(), &real.bytes[..]].concat().into())
     };
     upstream.fault(On::Manifests, raw(MANIFEST)).await;

@@ -211,3 +211,21 @@ async fn the_token_service_answers_500() {
 async fn the_token_service_hands_out_a_huge_token() {
     outage(On::Tokens, Fault::HugeToken(1 << 20)).await;
 }
+
+#[tokio::test]
+async fn what_failed_while_upstream_was_away_is_asked_for_again_once_it_is_back() {
+    for fault in [Fault::Refuse, Fault::BlackHole] {
+        let Scene { upstream, cache, unseen, .. } = Scene::warm().await;
+        let (manifest, blob) = (unseen.manifest.manifest_path(REPOSITORY), unseen.layers[0].blob_path(REPOSITORY));
+        let questions = [("HEAD", &manifest), ("GET", &manifest), ("HEAD", &blob), ("GET", &blob)];
+        let statuses = || {
+            let answers = questions.map(|(method, path)| cache.request(method, path).answer());
+            async { futures::future::join_all(answers).await.iter().map(|answer| answer.status).collect::<Vec<_>>() }
+        };
+        upstream.fault(On::Everything, fault.clone()).await;
+        assert_eq!(statuses().await, [503; 4], "{fault:?}");
+        upstream.heal().await;
+        cache.await_upstream_state("the recovery", |state| state["reachable"] == true).await;
+        assert_eq!(statuses().await, [200; 4], "{fault:?}");
+    }
+}

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use breakwater_tests::cache::replicas::{downloads, ports, replica, two};
+use breakwater_tests::cache::replicas::{downloads, ports, private, replica, two};
 use breakwater_tests::cache::{Cache, End, Identity};
-use breakwater_tests::upstream::{Account, Content, Fault, Image, On, Scheme, Upstream};
+use breakwater_tests::upstream::{Content, Fault, Image, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -160,14 +160,7 @@ async fn a_replica_that_is_this_one_is_not_asked_twice() {
 
 #[tokio::test]
 async fn private_content_stays_private_at_the_next_replica() {
-    let upstream = Upstream::start().await;
-    let secret = Content::blob(1, 1000);
-    upstream.put_blob("team/secret", &secret);
-    upstream.require(Scheme::Basic, &[Account::new("team/secret", "robot", "hunter2")]);
-    let logins = tempfile::tempdir().expect("a folder");
-    let key = format!("{}/team", upstream.host());
-    let auths = serde_json::json!({"auths": {key: {"username": "robot", "password": "hunter2"}}});
-    std::fs::write(logins.path().join(".dockerconfigjson"), auths.to_string()).expect("logins");
+    let (upstream, secret, logins) = private().await;
     let folder = logins.path().display().to_string();
     let both = ports::<2>();
     let flags = [("--credentials-dir", folder.as_str())];

@@ -112,6 +112,14 @@ async fn head_of_what_is_not_here_is_answered_as_get_would_be() {
 }
 
 #[tokio::test]
+async fn head_of_a_blob_is_answered_where_upstream_knows_only_get() {
+    let (upstream, cache, image) = cold().await;
+    upstream.fault_times(1, On::Blobs, Fault::Status(405)).await;
+    let blob = cache.head(&image.layers[0].blob_path(REPOSITORY)).await;
+    assert_eq!((blob.status, blob.header("content-length")), (200, Some("300000")));
+}
+
+#[tokio::test]
 async fn a_failure_is_remembered_for_head_as_for_get() {
     let (upstream, cache, image) = cold().await;
     upstream.fault(On::Everything, Fault::Status(500)).await;

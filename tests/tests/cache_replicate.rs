@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::pins::Pinning;
-use breakwater_tests::cache::replicas::{ports, replica, two};
+use breakwater_tests::cache::replicas::{ports, private, replica, two};
 use breakwater_tests::cache::{Cache, End, PATIENCE};
-use breakwater_tests::upstream::{Account, Blob, Content, Fault, Image, On, Scheme, Upstream};
+use breakwater_tests::upstream::{Blob, Content, Fault, Image, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
@@ -184,14 +184,7 @@ async fn an_image_of_which_nodes_have_a_layer_outlives_the_replica_that_served_t
 
 #[tokio::test]
 async fn private_content_that_was_told_of_stays_private() {
-    let upstream = Upstream::start().await;
-    let secret = Content::blob(1, 1000);
-    upstream.put_blob("team/secret", &secret);
-    upstream.require(Scheme::Basic, &[Account::new("team/secret", "robot", "hunter2")]);
-    let logins = tempfile::tempdir().expect("a folder");
-    let key = format!("{}/team", upstream.host());
-    let auths = serde_json::json!({"auths": {key: {"username": "robot", "password": "hunter2"}}});
-    std::fs::write(logins.path().join(".dockerconfigjson"), auths.to_string()).expect("logins");
+    let (upstream, secret, logins) = private().await;
     let folder = logins.path().display().to_string();
     let both = ports::<2>();
     let flags = [("--credentials-dir", folder.as_str())];

@@ -24,8 +24,10 @@ const CATCH_UP: u64 = 8 * 1024 * 1024;
 
 /// A source that sends less than this in a second ...
 const DRIP: u64 = 32 * 1024;
-/// ... for so long is left where another one may be faster.
+/// ... for so long is left where another one may be faster; ...
 const WINDOW: Duration = Duration::from_secs(5);
+/// ... with less than this, also where it only keeps other downloads waiting: a relay has left it by then.
+const CROWDED_DRIP: u64 = 2 * 1024;
 
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ impl Download {
             let asked = Instant::now();
             let (batch, end) = next_batch(&mut stream, &mut skip).await;
             let received = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            let drips = pace.drips(received, asked.elapsed());
+            let rate = pace.rate(received, asked.elapsed());
             if received > 0 {
                 self.metrics.content(counter(source), received);
                 if self.total.is_some_and(|total| partial.length() + received > total) {
@@ -64,7 +66,8 @@ impl Download {
             if let Some(copied) = end {
                 return Ok((partial, copied));
             }
-            if drips && !stream.is_passed_on && self.has_another_than(source) {
+            let Some(rate) = rate.filter(|rate| *rate < DRIP && !stream.is_passed_on) else { continue };
+            if self.has_another_than(source) || (rate < CROWDED_DRIP && self.sources.is_crowded(source)) {
                 if let Source::Replica(replica) = source {
                     self.sources.peers().drips(replica);
                 }
@@ -101,15 +104,15 @@ struct Pace {
 }
 
 impl Pace {
-    /// Whether hardly anything came in the window that ends now.
-    fn drips(&mut self, bytes: u64, waited: Duration) -> bool {
+    /// How much came per second in the window, if it ends now.
+    fn rate(&mut self, bytes: u64, waited: Duration) -> Option<u64> {
         self.waited += waited;
         self.came += bytes;
         if self.waited < WINDOW {
-            return false;
+            return None;
         }
         let Self { waited, came } = std::mem::take(self);
-        came < DRIP * waited.as_secs()
+        Some(came / waited.as_secs())
     }
 }
 

@@ -116,8 +116,19 @@ impl BlobStream {
 impl Upstream {
     /// Asks for a blob's size; `None` if upstream has it but does not say.
     pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let answer = self.ask(Ask::new(Method::HEAD, repository, format!("blobs/{digest}"))).await?;
-        Ok(stated_length(&answer.response))
+        match self.ask(Ask::new(Method::HEAD, repository, format!("blobs/{digest}"))).await {
+            Ok(answer) => Ok(stated_length(&answer.response)),
+            // Some registries know no HEAD: the header of GET says the same.
+            Err(Failure::InvalidResponse) => {
+                Ok(self.get_blob(repository, digest, 0).await?.and_then(|blob| blob.total))
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Whether as many blobs are on their way as may be: others wait.
+    pub fn is_crowded(&self) -> bool {
+        self.places.are_crowded()
     }
 
     /// Begins to fetch a blob, from `offset` on where upstream can do that. `Ok(None)`: there is nothing at `offset`.

@@ -31,6 +31,8 @@ const MOST_REFUSALS: usize = 10_000;
 const MOST_SMALL: usize = 32;
 /// Blobs on their way.
 const MOST_BODIES: usize = 64;
+/// A download waits so long for a place among them: longer than its readers do, as it goes on without them.
+const QUEUE: Duration = Duration::from_secs(60);
 
 /// What to ask.
 pub(super) struct Ask<'a> {
@@ -95,12 +97,21 @@ impl Default for Places {
 }
 
 impl Places {
-    /// Waiting counts as waiting for upstream.
-    async fn take(&self, ask: &Ask<'_>, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
-        let has_body = ask.counted() == Counted::Blobs && ask.method == Method::GET;
-        let places = Arc::clone(if has_body { &self.bodies } else { &self.small });
-        let place = tokio::time::timeout_at(deadline.into(), places.acquire_owned()).await;
-        place.ok().and_then(Result::ok).ok_or(Failure::HeaderTimeout)
+    /// Also says until when upstream is waited for: waiting for a small place counts as that.
+    async fn take(&self, ask: &Ask<'_>) -> Result<(OwnedSemaphorePermit, Instant), Failure> {
+        let deadline = Instant::now() + HEADERS;
+        if ask.counted() == Counted::Blobs && ask.method == Method::GET {
+            let place = tokio::time::timeout(QUEUE, Arc::clone(&self.bodies).acquire_owned()).await;
+            let place = place.ok().and_then(Result::ok).ok_or(Failure::NotYet)?;
+            return Ok((place, Instant::now() + HEADERS));
+        }
+        let place = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.small).acquire_owned()).await;
+        Ok((place.ok().and_then(Result::ok).ok_or(Failure::HeaderTimeout)?, deadline))
+    }
+
+    /// Whether all places for bodies are taken.
+    pub(super) fn are_crowded(&self) -> bool {
+        self.bodies.available_permits() == 0
     }
 }
 
@@ -126,8 +137,7 @@ impl Upstream {
     }
 
     async fn ask_with_permit(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
-        let deadline = Instant::now() + HEADERS;
-        let place = self.places.take(ask, deadline).await?;
+        let (place, deadline) = self.places.take(ask).await?;
         // Twice at most: without a permit or with one that has expired, and once more with what upstream asks for.
         for is_last in [false, true] {
             let permit =

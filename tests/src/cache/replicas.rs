@@ -4,7 +4,7 @@
 use std::net::TcpListener;
 
 use super::Cache;
-use crate::upstream::{Blob, Upstream};
+use crate::upstream::{Account, Blob, Content, Scheme, Upstream};
 
 /// Ports that were free a moment ago: replicas must know each other's before they start.
 pub fn ports<const N: usize>() -> [u16; N] {
@@ -34,4 +34,17 @@ pub async fn two(upstream: &Upstream) -> (Cache, Cache) {
 pub fn downloads(upstream: &Upstream, blob: &Blob) -> usize {
     let requests = upstream.requests();
     requests.iter().filter(|request| request.method == "GET" && request.path.ends_with(&blob.digest)).count()
+}
+
+/// An upstream with a blob in `team/secret` that only a login opens, and a folder for `--credentials-dir` with that login.
+pub async fn private() -> (Upstream, Blob, tempfile::TempDir) {
+    let upstream = Upstream::start().await;
+    let secret = Content::blob(1, 1000);
+    upstream.put_blob("team/secret", &secret);
+    upstream.require(Scheme::Basic, &[Account::new("team/secret", "robot", "hunter2")]);
+    let logins = tempfile::tempdir().expect("a folder");
+    let key = format!("{}/team", upstream.host());
+    let auths = serde_json::json!({"auths": {key: {"username": "robot", "password": "hunter2"}}});
+    std::fs::write(logins.path().join(".dockerconfigjson"), auths.to_string()).expect("logins");
+    (upstream, secret, logins)
 }
