@@ -1,6 +1,8 @@
 //! The node agent alone: the real binary against a real API server, for a node that nothing else runs on. Its files lie in a
 //! folder of the test's, its listeners in the cluster's outermost network namespace. It knows no test.
 
+pub mod remembering;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};

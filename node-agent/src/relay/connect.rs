@@ -30,8 +30,10 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Below the 60 s and more after which servers close idle connections.
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 16;
-/// Bounds the memory of one connection, whoever is slow.
-pub(super) const BUFFER: usize = 32 * 1024;
+/// What is read from a socket at once, ...
+const RECEIVED: usize = 16 * 1024;
+/// ... and what of it is passed on at once: with the two records that TLS holds by itself, this is what a stream costs.
+const FRAME: usize = 24 * 1024;
 
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
@@ -77,13 +79,13 @@ impl Connection {
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(|source| ConnectFault::Connect { address, source })?;
         let tls = TlsConnector::from(route.tls.clone())
-            .connect(route.server_name.clone(), BufReader::with_capacity(BUFFER, stream));
+            .connect(route.server_name.clone(), BufReader::with_capacity(RECEIVED, stream));
         let stream = timeout(HANDSHAKE, tls)
             .await
             .unwrap_or_else(|_| Err(late()))
             .map_err(|source| ConnectFault::Handshake { address, source })?;
         let (sender, driver) = http1::Builder::new()
-            .max_buf_size(BUFFER)
+            .max_buf_size(FRAME)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ConnectFault::Http { address, source })?;

@@ -1,7 +1,6 @@
 //! The loopback listener: accepts, bounds and ends the runtime's connections. Knows nothing of registries.
 
 use super::body::RelayBody;
-use super::connect::BUFFER;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,6 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+/// With this much for the runtime to take, no more is asked of the cache. No head of a request is larger either.
+const WAITING: usize = 16 * 1024;
 const CONNECTIONS: usize = 1024;
 /// Beyond the cap some are told so, for the sake of the liveness probe; beyond these, connections are closed.
 const TURNED_AWAY: usize = 64;
@@ -78,7 +79,7 @@ async fn connection<A: Answer>(stream: TcpStream, answer: Arc<A>, room: Room, st
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ)
-        .max_buf_size(BUFFER)
+        .max_buf_size(WAITING)
         .keep_alive(room == Room::Enough)
         .serve_connection(TokioIo::new(stream), service);
     let ended = tokio::select! {

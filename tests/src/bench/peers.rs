@@ -1,7 +1,7 @@
 //! The servers that are compared, each started with nothing in its cache.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::load;
 use super::nginx::{self, Part};
 use super::process::Process;
+use crate::agent::remembering::free_address;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -118,12 +119,6 @@ impl Peer {
         }
         Ok(())
     }
-}
-
-/// A port that was free a moment ago.
-pub(super) fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    listener.local_addr().context("find a free port")
 }
 
 fn files(root: &Path, sendfile: bool, address: SocketAddr, folder: &Path) -> Result<Process> {
