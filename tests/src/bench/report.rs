@@ -6,6 +6,9 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::binaries::workspace;
+use crate::page;
+
+const PAGE: &str = "docs/benchmarks.md";
 
 /// What one kind of work showed.
 #[derive(Debug)]
@@ -34,19 +37,10 @@ impl Table {
     }
 }
 
-/// Writes docs/benchmarks.md.
+/// Writes what was measured below the prose of docs/benchmarks.md.
 pub(super) fn write(tables: &[Table]) -> Result<()> {
-    let mut text = String::from(
-        "# Benchmarks\n\nWritten by `make bench`, which measures every server in one run on one machine, with one load\n\
-         generator, over loopback. Ratios are to nginx serving the same bytes as static files unless another mark is named.\n\
-         Bytes, memory and processor time are steady from run to run; rates and latencies on a shared machine are not.\n\n",
-    );
-    let _ = writeln!(text, "{}\n", machine()?);
-    for table in tables {
-        let _ = writeln!(text, "{}", table.text());
-    }
-    let path = workspace().join("docs/benchmarks.md");
-    fs::write(&path, text.trim_end().to_owned() + "\n").with_context(|| format!("write {}", path.display()))
+    let tables: Vec<_> = tables.iter().map(Table::text).collect();
+    page::write_results(&workspace().join(PAGE), &format!("{}\n\n{}", machine()?, tables.join("\n")))
 }
 
 /// Processor, cores, memory, kernel and day.
