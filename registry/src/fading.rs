@@ -39,6 +39,11 @@ impl<K: Eq + Hash, V: Clone> Fading<K, V> {
         }
         values.insert(key, (Instant::now(), value));
     }
+
+    /// Forgets all of them.
+    pub fn clear(&self) {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 #[cfg(test)]

@@ -19,11 +19,7 @@ pub mod redirect;
 mod resolver;
 mod transport;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -51,6 +47,7 @@ pub use self::{
 use crate::{
     background::Background,
     digest::{Algorithm, Digest},
+    fading::Fading,
     failure::Failure,
     list_page::{self, ListPage},
     manifest::{self, Manifest},
@@ -104,7 +101,7 @@ pub struct Upstream {
     transport: Arc<Transport>,
     auth: Auth,
     credentials: Arc<CredentialStore>,
-    refused: Mutex<HashMap<RepositoryName, Instant>>,
+    refused: Fading<RepositoryName, ()>,
     budget: Budget,
     places: Places,
     contact: Arc<LastContact>,
@@ -130,7 +127,7 @@ impl Upstream {
             transport: Arc::new(Transport::new(outlet, Arc::clone(&metrics), background.clone())?),
             auth: Auth::new(Arc::clone(&credentials), background.clone()),
             credentials,
-            refused: Mutex::default(),
+            refused: Fading::new(exchange::REMEMBER_REFUSAL),
             budget: Budget::default(),
             places: Places::default(),
             contact,

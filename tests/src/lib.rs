@@ -19,6 +19,7 @@ pub mod images;
 pub mod operator;
 pub mod outcome;
 pub mod page;
+mod ports;
 pub mod product;
 pub mod proxy;
 pub mod release;

@@ -53,7 +53,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Parses nothing that the flags have not parsed; asks nobody.
+    /// Asks nobody yet.
     pub(super) async fn assemble(args: Args, background: &Background) -> Result<Self, StartFailed> {
         // Without `..`: a new flag that nobody uses does not compile.
         let Args {

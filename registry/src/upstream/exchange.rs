@@ -1,8 +1,7 @@
 //! One question to upstream: permit, redirects, and what the answer's status means.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,8 +24,7 @@ use super::{
 use crate::{failure::Failure, reference::RepositoryName};
 
 /// So long is a refusal remembered: asking again would cost budget and lock accounts.
-const REMEMBER_REFUSAL: Duration = Duration::from_secs(60);
-const MOST_REFUSALS: usize = 10_000;
+pub(super) const REMEMBER_REFUSAL: Duration = Duration::from_secs(60);
 /// Manifests, lists and questions for a header.
 const MOST_SMALL: usize = 32;
 /// Blobs on their way.
@@ -118,7 +116,7 @@ impl Places {
 impl Upstream {
     /// Asks, and turns whatever is no answer into a failure.
     pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
-        if self.was_refused(ask.repository) {
+        if self.refused.get(ask.repository).is_some() {
             return Err(Failure::Refused);
         }
         if !self.budget.allows_miss(ask.repository, ask.counted()) {
@@ -224,27 +222,16 @@ impl Upstream {
         }
     }
 
-    fn was_refused(&self, repository: &RepositoryName) -> bool {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.get(repository).is_some_and(|at| at.elapsed() < REMEMBER_REFUSAL)
-    }
-
     fn remember_refusal(&self, repository: &RepositoryName) {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        make_room(&mut refused);
-        refused.entry(repository.clone()).or_insert_with(Instant::now);
+        // The first of those that were under way together says when it ends.
+        if self.refused.get(repository).is_none() {
+            self.refused.put(repository.clone(), ());
+        }
     }
 
     /// Logins have changed: refusals may not hold any more.
     pub(super) fn forget_refusals(&self) {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-fn make_room(refused: &mut HashMap<RepositoryName, Instant>) {
-    refused.retain(|_, at| at.elapsed() < REMEMBER_REFUSAL);
-    if refused.len() >= MOST_REFUSALS {
-        refused.clear();
+        self.refused.clear();
     }
 }
 

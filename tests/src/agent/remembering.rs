@@ -1,7 +1,7 @@
 //! The agent without an API server: the real binary, whose relay works from what it knew last, of one cache. Needs no root.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::relay_key;
 use crate::binaries::{NODE_AGENT, binary};
+use crate::ports::free_address;
 
 /// The Service that the cache must have a certificate of.
 pub const SERVICE: &str = "cache-test";
@@ -102,10 +103,4 @@ pub(crate) fn command(program: &Path, relay: SocketAddr, folder: &Path) -> Comma
         .arg("--state-dir")
         .arg(folder.join("state"));
     command
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    listener.local_addr().context("find a free port")
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::load;
 use super::nginx::{self, Part};
 use super::process::Process;
-use crate::agent::remembering::free_address;
+use crate::ports::free_address;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 

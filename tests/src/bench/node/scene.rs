@@ -11,8 +11,9 @@ use super::super::load;
 use super::super::peers::{self, Peer};
 use super::super::process::Process;
 use crate::agent;
-use crate::agent::remembering::{self, SERVICE, free_address, remember};
+use crate::agent::remembering::{self, SERVICE, remember};
 use crate::cache::Identity;
+use crate::ports::free_address;
 use crate::release::NodePath;
 
 const START_LIMIT: Duration = Duration::from_secs(15);
