@@ -8,9 +8,12 @@ pub enum Failure {
     /// Upstream says that there is no such thing.
     #[error("upstream does not have it")]
     NotFound,
-    /// Upstream answers 401 or 403.
+    /// Upstream answers 401: nobody vouches for us.
     #[error("upstream refuses access")]
     Refused,
+    /// Upstream answers 403: this one thing is not for us, as scanners of registries withhold single images.
+    #[error("upstream denies this one")]
+    Denied,
     /// Upstream answers 429.
     #[error("upstream's rate limit is used up")]
     TooManyRequests,
@@ -75,7 +78,7 @@ impl Failure {
     pub fn category(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
-            Self::Refused => "unauthorized",
+            Self::Refused | Self::Denied => "unauthorized",
             Self::TooManyRequests => "too_many_requests",
             Self::ServerError => "server_error",
             Self::Dns => "dns",
@@ -114,7 +117,7 @@ impl Failure {
                 Class::InvalidResponse
             }
             Self::TokenService => Class::TokenService,
-            Self::Refused => Class::Unauthorized,
+            Self::Refused | Self::Denied => Class::Unauthorized,
             Self::NotFound => Class::NotFound,
             Self::NotYet | Self::Disk | Self::TooStale | Self::Stopping => return None,
         })
@@ -122,7 +125,7 @@ impl Failure {
 
     /// Whether the client is told 404. All else is 503: the runtime then goes on to the next host without delay.
     pub fn is_absence(self) -> bool {
-        matches!(self, Self::NotFound | Self::Refused)
+        matches!(self, Self::NotFound | Self::Refused | Self::Denied)
     }
 
     /// Whether no HTTP answer came at all.
@@ -207,7 +210,7 @@ mod tests {
                 &[Failure::InvalidResponse, Failure::ForbiddenAddress, Failure::Redirect, Failure::WrongDigest],
             ),
             (Some(Class::TokenService), &[Failure::TokenService]),
-            (Some(Class::Unauthorized), &[Failure::Refused]),
+            (Some(Class::Unauthorized), &[Failure::Refused, Failure::Denied]),
             (Some(Class::NotFound), &[Failure::NotFound]),
             (None, &[Failure::NotYet, Failure::Disk, Failure::TooStale, Failure::Stopping]),
         ] {

@@ -13,9 +13,11 @@ mod client;
 mod connector;
 pub mod credentials;
 mod exchange;
+mod places;
 mod probe;
 mod proxy;
 pub mod redirect;
+mod refusals;
 mod resolver;
 mod transport;
 
@@ -34,7 +36,9 @@ use self::{
     breaker::HostKey,
     budget::Budget,
     credentials::CredentialStore,
-    exchange::{Ask, Places},
+    exchange::{Answer, Ask},
+    places::{Place, Places},
+    refusals::Refusals,
     transport::Transport,
 };
 pub use self::{
@@ -47,7 +51,6 @@ pub use self::{
 use crate::{
     background::Background,
     digest::{Algorithm, Digest},
-    fading::Fading,
     failure::Failure,
     list_page::{self, ListPage},
     manifest::{self, Manifest},
@@ -62,6 +65,10 @@ use crate::{
 const SMALL_BODY: Duration = Duration::from_secs(10);
 /// Without a byte of it: short enough for a second try while the client waits.
 const SMALL_IDLE: Duration = Duration::from_secs(3);
+/// A source that sends less than this in a second is left where it only keeps others waiting ...
+pub const CROWDED_DRIP: u64 = 2 * 1024;
+/// ... a manifest or list after so long.
+const DRIPS: Duration = Duration::from_secs(1);
 /// RFC 6838 allows 127 on either side of the slash; parameters are short.
 const MOST_MEDIA_TYPE: usize = 512;
 /// The longest page of a list.
@@ -101,7 +108,7 @@ pub struct Upstream {
     transport: Arc<Transport>,
     auth: Auth,
     credentials: Arc<CredentialStore>,
-    refused: Fading<RepositoryName, ()>,
+    refusals: Refusals,
     budget: Budget,
     places: Places,
     contact: Arc<LastContact>,
@@ -127,7 +134,7 @@ impl Upstream {
             transport: Arc::new(Transport::new(outlet, Arc::clone(&metrics), background.clone())?),
             auth: Auth::new(Arc::clone(&credentials), background.clone()),
             credentials,
-            refused: Fading::new(exchange::REMEMBER_REFUSAL),
+            refusals: Refusals::default(),
             budget: Budget::default(),
             places: Places::default(),
             contact,
@@ -233,7 +240,7 @@ impl Upstream {
             Reference::Digest(digest) => Some(digest.clone()),
             Reference::Tag(_) => stated_digest(&answer.response),
         };
-        let bytes = self.read_small(answer.response, manifest::MOST_BYTES).await?;
+        let bytes = self.read_small(answer.response, answer.place, manifest::MOST_BYTES).await?;
         let digest = Digest::of(wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm), &bytes);
         if wanted.as_ref().is_some_and(|wanted| *wanted != digest) {
             return Err(Failure::WrongDigest);
@@ -258,21 +265,21 @@ impl Upstream {
                 Ask::new(Method::GET, repository, format!("referrers/{digest}")).query(query).accept(accept)
             }
         };
-        let exchange::Answer { response, place: _place, .. } = self.ask(ask).await?;
+        let Answer { response, place, .. } = self.ask(ask).await?;
         let text = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
         let link = text(LINK.as_str()).and_then(|link| exchange::relative_link(&link));
         let filters = text("oci-filters-applied");
         let media_type = media_type(&response).unwrap_or_else(|| "application/json".to_owned());
-        let body = self.read_small(response, MOST_LIST_BYTES).await?;
+        let body = self.read_small(response, place, MOST_LIST_BYTES).await?;
         if !list_page::is_list(&body) {
             return Err(Failure::InvalidResponse);
         }
         Ok(ListPage { media_type, link, filters, body })
     }
 
-    async fn read_small(&self, mut response: Response, most: usize) -> Result<Bytes, Failure> {
+    async fn read_small(&self, mut response: Response, place: Place, most: usize) -> Result<Bytes, Failure> {
         let _timer = self.metrics.timer(Phase::body);
-        let deadline = tokio::time::Instant::now() + SMALL_BODY;
+        let began = tokio::time::Instant::now();
         let expected = response.content_length();
         if expected.is_some_and(|length| length > most as u64) {
             return Err(Failure::TooLarge);
@@ -280,7 +287,10 @@ impl Upstream {
         let mut body = BytesMut::new();
         loop {
             let idle = tokio::time::Instant::now() + SMALL_IDLE;
-            match tokio::time::timeout_at(deadline.min(idle), response.chunk()).await {
+            match tokio::time::timeout_at(idle.min(began + SMALL_BODY), response.chunk()).await {
+                Ok(Ok(Some(_))) if place.is_sought() && drips(body.len(), began.elapsed()) => {
+                    return Err(Failure::BrokenBody);
+                }
                 Ok(Ok(Some(piece))) if body.len() + piece.len() <= most => body.extend_from_slice(&piece),
                 Ok(Ok(Some(_))) => return Err(Failure::TooLarge),
                 Ok(Ok(None)) => break,
@@ -290,6 +300,11 @@ impl Upstream {
         self.metrics.content(self.counted, body.len() as u64);
         Ok(body.freeze())
     }
+}
+
+/// Whether so little has come in so long that others should have the place.
+fn drips(received: usize, took: Duration) -> bool {
+    took > DRIPS && (received as u64) < CROWDED_DRIP * took.as_secs()
 }
 
 fn media_type(response: &Response) -> Option<String> {

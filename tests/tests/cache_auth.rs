@@ -183,9 +183,21 @@ async fn where_upstream_refuses_us_the_client_sees_404() {
             assert_eq!(answer.header("www-authenticate"), None, "{scheme:?} {path}");
         }
     }
-    let (upstream, _image) = upstream_with_image(Scheme::Open, &[]).await;
-    upstream.fault(On::Manifests, Fault::Status(403)).await;
-    assert_eq!(Cache::start(&upstream).await.get(BY_TAG).await.status, 404);
+}
+
+#[tokio::test]
+async fn what_upstream_denies_closes_nothing_beside_it_and_is_not_asked_for_again() {
+    let (upstream, image) = upstream_with_image(Scheme::Open, &[]).await;
+    // As where a scanner withholds a single image.
+    upstream.fault(On::Path("/manifests/withheld".to_owned()), Fault::Status(403)).await;
+    let cache = Cache::start(&upstream).await;
+    let withheld = format!("/v2/{REPOSITORY}/manifests/withheld");
+    for _ in 0..20 {
+        assert_eq!(cache.get(&withheld).await.status, 404);
+    }
+    let asked = upstream.requests().iter().filter(|request| request.path.contains("withheld")).count();
+    assert_eq!(asked, 1, "a refusal is remembered");
+    assert_pulls(&cache, REPOSITORY, &image).await;
 }
 
 #[tokio::test]

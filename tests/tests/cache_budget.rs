@@ -186,3 +186,24 @@ async fn blobs_that_hardly_come_make_room_for_others() {
     assert_eq!(cache.get(&other.blob_path(REPOSITORY)).await.status, 503);
     cache.await_kept(REPOSITORY, &other).await;
 }
+
+#[tokio::test]
+async fn manifests_that_hardly_come_make_room_for_others() {
+    let (upstream, cache, image) = warm().await;
+    upstream.fault(On::Path("library/slow".to_owned()), Fault::Drip(10)).await;
+    let slow: Vec<_> = (0..40).map(|seed| Content::image(1000 + seed, &[1000]).manifest).collect();
+    let mark = upstream.mark();
+    let mut readings = Vec::new();
+    for manifest in &slow {
+        upstream.put_manifest("library/slow", manifest);
+        readings.push(tokio::spawn(cache.request("GET", &manifest.manifest_path("library/slow")).send()));
+    }
+    let places = |_: &[Recorded]| manifests(&upstream.requests_since(mark)) >= 32;
+    upstream.wait_for("all places taken", places).await;
+    upstream.push(REPOSITORY, "other", &image);
+    let answer = cache.get("/v2/library/app/manifests/other").await;
+    assert_eq!((answer.status, answer.body), (200, image.manifest.bytes.to_vec()));
+    for reading in readings {
+        assert_eq!(reading.await.expect("a reader").status, 503);
+    }
+}

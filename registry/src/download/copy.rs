@@ -14,7 +14,7 @@ use crate::{
     metrics,
     source::Source,
     store::partial::Partial,
-    upstream::{BlobStream, Broken},
+    upstream::{BlobStream, Broken, CROWDED_DRIP},
 };
 
 /// Bytes written and hashed at once.
@@ -24,10 +24,9 @@ const CATCH_UP: u64 = 8 * 1024 * 1024;
 
 /// A source that sends less than this in a second ...
 const DRIP: u64 = 32 * 1024;
-/// ... for so long is left where another one may be faster; ...
+/// ... for so long is left where another one may be faster; with less than `CROWDED_DRIP`, also where it only keeps
+/// other downloads waiting: a relay has left it by then.
 const WINDOW: Duration = Duration::from_secs(5);
-/// ... with less than this, also where it only keeps other downloads waiting: a relay has left it by then.
-const CROWDED_DRIP: u64 = 2 * 1024;
 
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

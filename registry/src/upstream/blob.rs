@@ -9,9 +9,9 @@ use http::{
     header::{CONTENT_LENGTH, CONTENT_RANGE},
 };
 use reqwest::Response;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
-use super::{Upstream, exchange::Ask};
+use super::{Upstream, exchange::Ask, places::Place};
 use crate::{
     digest::Digest,
     failure::Failure,
@@ -53,7 +53,7 @@ pub struct BlobStream {
     /// Pieces that were looked at before their turn.
     ahead: VecDeque<Bytes>,
     /// Of a registry: its place among the bodies, and the time it takes.
-    _held: Option<(OwnedSemaphorePermit, Timer)>,
+    _held: Option<(Place, Timer)>,
 }
 
 impl BlobStream {

@@ -1,16 +1,12 @@
 //! One question to upstream: permit, redirects, and what the answer's status means.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RANGE},
 };
 use reqwest::{Request, Response, Url};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use super::{
@@ -18,19 +14,11 @@ use super::{
     auth::Permit,
     budget::Counted,
     challenge::{self, Challenge},
+    places::Place,
     redirect::{self, MOST_HOPS, is_same_origin},
     transport::HEADERS,
 };
 use crate::{failure::Failure, reference::RepositoryName};
-
-/// So long is a refusal remembered: asking again would cost budget and lock accounts.
-pub(super) const REMEMBER_REFUSAL: Duration = Duration::from_secs(60);
-/// Manifests, lists and questions for a header.
-const MOST_SMALL: usize = 32;
-/// Blobs on their way.
-const MOST_BODIES: usize = 64;
-/// A download waits so long for a place among them: longer than its readers do, as it goes on without them.
-const QUEUE: Duration = Duration::from_secs(60);
 
 /// What to ask.
 pub(super) struct Ask<'a> {
@@ -51,6 +39,10 @@ impl<'a> Ask<'a> {
 
     fn counted(&self) -> Counted {
         if self.path.starts_with("blobs/") { Counted::Blobs } else { Counted::Manifests }
+    }
+
+    fn is_for_body(&self) -> bool {
+        self.method == Method::GET && self.counted() == Counted::Blobs
     }
 
     pub(super) fn accept(mut self, types: &'static str) -> Self {
@@ -79,46 +71,13 @@ pub(super) struct Answer {
     /// Whether a login was needed.
     pub(super) is_private: bool,
     /// Held until the body has been read.
-    pub(super) place: OwnedSemaphorePermit,
-}
-
-/// How many requests upstream gets at once. Bodies of blobs have places of their own, so that slow ones keep no tag waiting.
-pub(super) struct Places {
-    small: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        Self { small: Arc::new(Semaphore::new(MOST_SMALL)), bodies: Arc::new(Semaphore::new(MOST_BODIES)) }
-    }
-}
-
-impl Places {
-    /// Also says until when upstream is waited for: waiting for a small place counts as that.
-    async fn take(&self, ask: &Ask<'_>) -> Result<(OwnedSemaphorePermit, Instant), Failure> {
-        let deadline = Instant::now() + HEADERS;
-        if ask.counted() == Counted::Blobs && ask.method == Method::GET {
-            let place = tokio::time::timeout(QUEUE, Arc::clone(&self.bodies).acquire_owned()).await;
-            let place = place.ok().and_then(Result::ok).ok_or(Failure::NotYet)?;
-            return Ok((place, Instant::now() + HEADERS));
-        }
-        let place = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.small).acquire_owned()).await;
-        Ok((place.ok().and_then(Result::ok).ok_or(Failure::HeaderTimeout)?, deadline))
-    }
-
-    /// Whether all places for bodies are taken.
-    pub(super) fn are_crowded(&self) -> bool {
-        self.bodies.available_permits() == 0
-    }
+    pub(super) place: Place,
 }
 
 impl Upstream {
     /// Asks, and turns whatever is no answer into a failure.
     pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
-        if self.refused.get(ask.repository).is_some() {
-            return Err(Failure::Refused);
-        }
+        self.refusals.check(ask.repository, &ask.path)?;
         if !self.budget.allows_miss(ask.repository, ask.counted()) {
             return Err(Failure::TooManyRequests);
         }
@@ -128,14 +87,18 @@ impl Upstream {
         }
         match answer {
             Ok(_) | Err(Failure::NotFound) => self.contact.good(),
-            Err(Failure::Refused) => self.remember_refusal(ask.repository),
-            Err(_) => {}
+            Err(failure) => self.refusals.remember(ask.repository, &ask.path, failure),
         }
         answer
     }
 
     async fn ask_with_permit(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
-        let (place, deadline) = self.places.take(ask).await?;
+        let (place, deadline) = if ask.is_for_body() {
+            (self.places.body().await?, Instant::now() + HEADERS)
+        } else {
+            let deadline = Instant::now() + HEADERS;
+            (self.places.small(deadline).await?, deadline)
+        };
         // Twice at most: without a permit or with one that has expired, and once more with what upstream asks for.
         for is_last in [false, true] {
             let permit =
@@ -221,18 +184,6 @@ impl Upstream {
             _ => {}
         }
     }
-
-    fn remember_refusal(&self, repository: &RepositoryName) {
-        // The first of those that were under way together says when it ends.
-        if self.refused.get(repository).is_none() {
-            self.refused.put(repository.clone(), ());
-        }
-    }
-
-    /// Logins have changed: refusals may not hold any more.
-    pub(super) fn forget_refusals(&self) {
-        self.refused.clear();
-    }
 }
 
 /// What a final status means. A redirect's target that refuses (an expired URL, a purged object) says nothing of the
@@ -249,7 +200,8 @@ fn judge(response: Response, is_own: bool, counted: Counted) -> Result<Response,
         429 => Err(Failure::TooManyRequests),
         500.. => Err(Failure::ServerError),
         404 | 410 if is_own => Err(Failure::NotFound),
-        401 | 403 if is_own => Err(Failure::Refused),
+        401 if is_own => Err(Failure::Refused),
+        403 if is_own => Err(Failure::Denied),
         401 | 403 | 404 | 410 => Err(Failure::Redirect),
         _ => Err(Failure::InvalidResponse),
     }

@@ -53,7 +53,7 @@ impl Upstream {
                 logins_tried = false;
                 self.credentials.reload();
                 self.auth.forget();
-                self.forget_refusals();
+                self.refusals.forget();
             }
             if self.is_ping_due(pinged) {
                 pinged = Some(Instant::now());
