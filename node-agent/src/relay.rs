@@ -3,6 +3,7 @@
 
 mod ask;
 mod audit;
+mod awake;
 mod body;
 mod cache;
 mod canary;

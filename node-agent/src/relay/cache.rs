@@ -57,6 +57,8 @@ pub(super) enum Unserved {
     Out,
     #[error("an answer for this digest broke off a moment ago")]
     Suspended,
+    #[error("too much is being verified at the moment")]
+    Busy,
     #[error("the cache's bodies are not asked for, because one was not as it should be a moment ago")]
     Offended,
     #[error("{0}")]

@@ -3,6 +3,7 @@
 //! A connection has no task of its own: whoever waits for something of it drives it. Bytes so reach the runtime without a detour
 //! over another thread, and a body that nobody reads costs its buffers and no more.
 
+use super::awake;
 use super::route::Route;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -20,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -73,16 +74,16 @@ impl Connection {
     /// Opens a connection to one Pod.
     pub(super) async fn open(route: &Arc<Route>, address: SocketAddr) -> Result<Self, ConnectFault> {
         let late = || io::Error::from(io::ErrorKind::TimedOut);
-        let stream = timeout(CONNECT, TcpStream::connect(address))
+        let stream = awake::wait(CONNECT, TcpStream::connect(address))
             .await
-            .unwrap_or_else(|_| Err(late()))
+            .unwrap_or_else(|| Err(late()))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(|source| ConnectFault::Connect { address, source })?;
         let tls = TlsConnector::from(route.tls.clone())
             .connect(route.server_name.clone(), BufReader::with_capacity(RECEIVED, stream));
-        let stream = timeout(HANDSHAKE, tls)
+        let stream = awake::wait(HANDSHAKE, tls)
             .await
-            .unwrap_or_else(|_| Err(late()))
+            .unwrap_or_else(|| Err(late()))
             .map_err(|source| ConnectFault::Handshake { address, source })?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(FRAME)

@@ -2,6 +2,7 @@
 //! host, a 404 says that the upstream has no such thing; other failures make runtimes retry here or give up, so none goes out.
 
 use super::ask::{Content, Digest, Kind};
+use super::awake::Time;
 use super::body::{Cut, RelayBody};
 use super::cache::{Cache, HEADERS, Unserved};
 use super::conduct::Origin;
@@ -16,14 +17,13 @@ use http_body_util::{BodyExt, Limited};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
 
 /// Runtimes refuse larger manifests.
 const MANIFEST_MAX: usize = 4 * 1024 * 1024;
 /// So much of the time is kept for the other Pods: they answer at once what they have.
 const RESERVE: Duration = Duration::from_secs(2);
-/// Bounds the memory of manifests under verification.
-static VERIFYING: Semaphore = Semaphore::const_new(16);
+/// Bounds the memory of what is being verified, in KiB: many of the usual size, a few of the largest.
+static VERIFYING: Semaphore = Semaphore::const_new(16 * 1024);
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// How the cache says that it has something on its disk.
@@ -54,19 +54,19 @@ pub(super) async fn forward(
     content: &Content,
     headers: &HeaderMap,
 ) -> Result<Response<RelayBody>, Unserved> {
-    let deadline = Instant::now() + HEADERS;
-    let candidates = cache.candidates(content).await?;
+    let mut time = Time::new(HEADERS);
+    let candidates = time.wait(Duration::ZERO, cache.candidates(content)).await.unwrap_or(Err(Unserved::Out))?;
     let mut left = candidates.len();
     let mut unserved = Unserved::Out;
     for replica in candidates {
         left -= 1;
-        let until = if left > 0 { deadline - RESERVE } else { deadline };
-        let ask = Attempt { cache, replica: &replica, method, content, headers, until };
+        let reserve = if left > 0 { RESERVE } else { Duration::ZERO };
+        let ask = Attempt { cache, replica: &replica, method, content, headers, time: &mut time, reserve };
         match ask.answer().await {
             Ok(response) => return Ok(response),
             Err(fault) => unserved = fault,
         }
-        if Instant::now() >= deadline {
+        if time.is_over() {
             break;
         }
     }
@@ -80,13 +80,15 @@ struct Attempt<'a> {
     method: &'a Method,
     content: &'a Content,
     headers: &'a HeaderMap,
-    until: Instant,
+    time: &'a mut Time,
+    /// Of the time, what is left to others.
+    reserve: Duration,
 }
 
 impl Attempt<'_> {
     async fn answer(self) -> Result<Response<RelayBody>, Unserved> {
-        let Self { cache, replica, method, content, headers, until } = self;
-        let (response, connection) = replica.ask(method, content, headers, until).await?;
+        let Self { cache, replica, method, content, headers, time, reserve } = self;
+        let (response, connection) = replica.ask(method, content, headers, time, reserve).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
         let source = Source { body, replica: replica.clone(), connection: Some(connection) };
@@ -98,7 +100,7 @@ impl Attempt<'_> {
             StatusCode::OK if matches!(content.kind, Kind::Manifest(_)) => {
                 let digest = manifest_digest(content, &parts)?;
                 if method == Method::GET {
-                    return verified(cache, parts, source, &digest, until).await;
+                    return verified(cache, parts, source, &digest, time, reserve).await;
                 }
                 if !parts.headers.contains_key(header::CONTENT_LENGTH) {
                     // The runtime would fetch it from here by GET and give up where that fails.
@@ -107,7 +109,7 @@ impl Attempt<'_> {
             }
             StatusCode::OK if method == Method::GET && is_small(&source) => {
                 if let Kind::Blob(digest) = &content.kind {
-                    return verified(cache, parts, source, digest, until).await;
+                    return verified(cache, parts, source, digest, time, reserve).await;
                 }
             }
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {}
@@ -150,10 +152,14 @@ async fn verified(
     parts: Parts,
     source: Source,
     digest: &Digest,
-    until: Instant,
+    time: &mut Time,
+    reserve: Duration,
 ) -> Result<Response<RelayBody>, Unserved> {
     let (origin, replica) = (origin(&parts.headers), source.replica.clone());
-    let read = timeout_at(until, read_whole(cache, parts, source, digest)).await.unwrap_or(Err(Unserved::Stalled));
+    // Whoever waits for room waits for others, and holds that against nobody.
+    let room = time.wait(reserve, VERIFYING.acquire_many(room(&source))).await;
+    let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
+    let read = time.wait(reserve, read_whole(cache, parts, source, digest)).await.unwrap_or(Err(Unserved::Stalled));
     match &read {
         Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
         // No upstream can make a cache say that.
@@ -163,6 +169,13 @@ async fn verified(
     read
 }
 
+/// What of [`VERIFYING`] the body needs: its length, or the most where that is not known.
+fn room(source: &Source) -> u32 {
+    let length = source.size_hint().exact().and_then(|length| usize::try_from(length).ok());
+    let kibibytes = length.unwrap_or(MANIFEST_MAX).min(MANIFEST_MAX).div_ceil(1024);
+    u32::try_from(kibibytes).unwrap_or(u32::MAX)
+}
+
 /// Reads a manifest, or another small thing, to its end.
 async fn read_whole(
     cache: &Cache,
@@ -170,7 +183,6 @@ async fn read_whole(
     mut source: Source,
     digest: &Digest,
 ) -> Result<Response<RelayBody>, Unserved> {
-    let _permit = VERIFYING.acquire().await.map_err(|_| Unserved::Out)?;
     let collected = Limited::new(&mut source, MANIFEST_MAX).collect().await;
     let bytes = collected.map_err(|error| match error.downcast::<hyper::Error>() {
         Ok(error) => Unserved::Cut(Cut::Broken(*error)),

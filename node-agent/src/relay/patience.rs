@@ -3,6 +3,7 @@
 //! Only the time that the cache is waited for counts: neither a runtime that takes its time is the cache's fault, nor a machine on
 //! which we do not get to run.
 
+use super::awake::LOOK;
 use super::conduct::Origin;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,9 +24,6 @@ const PROBATION_WINDOW: Duration = Duration::from_secs(2);
 const SLOWEST_MISS: u64 = 2 * 1024;
 /// ... over this share of the wait for a stall, so that a drip costs a pull no more than a stall, manifest included.
 const MISS_WINDOW: (u32, u32) = (2, 3);
-
-/// No more than this goes by between two looks.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Why the wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

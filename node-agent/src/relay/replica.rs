@@ -1,6 +1,7 @@
 //! One Pod of a cache as this node finds it: whether it answers, and one exchange with it.
 
 use super::ask::Content;
+use super::awake::{self, Time};
 use super::conduct::{Conduct, Origin};
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep};
 
 /// Headers that take longer than this are waited for on account of the upstream, ...
 const DOUBT: Duration = Duration::from_millis(800);
@@ -206,13 +207,14 @@ impl Replica {
         self.news.tell();
     }
 
-    /// Asks, and returns the headers, or says by the deadline that there will be none.
+    /// Asks, and returns the headers, or says in time that there will be none.
     pub(super) async fn ask(
         &self,
         method: &Method,
         content: &Content,
         headers: &HeaderMap,
-        deadline: Instant,
+        time: &mut Time,
+        reserve: Duration,
     ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
         let mut standing = self.standing.subscribe();
         let gone_out = async {
@@ -222,7 +224,7 @@ impl Replica {
             }
         };
         let answered = tokio::select! {
-            answered = timeout_at(deadline, self.exchange(method, content, headers)) => answered,
+            answered = time.wait(reserve, self.exchange(method, content, headers)) => answered,
             () = gone_out => return Err(NoAnswer::Out),
             () = self.hangs_over(content) => {
                 self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
@@ -230,18 +232,18 @@ impl Replica {
             }
         };
         match answered {
-            Ok(Ok(answered)) => {
+            Some(Ok(answered)) => {
                 self.witness(Ok(()));
                 Ok(answered)
             }
-            Ok(Err(fault)) => {
+            Some(Err(fault)) => {
                 if fault.is_absence() {
                     self.witness(Err(&fault));
                 }
                 self.look_now.notify_one();
                 Err(NoAnswer::Connect(fault))
             }
-            Err(_) => {
+            None => {
                 self.look_now.notify_one();
                 Err(NoAnswer::Late)
             }
@@ -256,7 +258,7 @@ impl Replica {
         asked.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
         // Whether anybody is there at all is for the prober to find out.
         if let Ok(mut connection) = Connection::open(&route, self.address).await
-            && timeout(OWN_ANSWER, connection.send(asked)).await.is_err()
+            && awake::wait(OWN_ANSWER, connection.send(asked)).await.is_none()
         {
             return;
         }
@@ -286,7 +288,7 @@ impl Replica {
     /// Asks over a fresh connection whether anybody is there.
     pub(super) async fn probe(&self, within: Duration) -> Result<(), ConnectFault> {
         let (route, address) = (self.route.load_full(), self.address);
-        let asked = timeout(within, async {
+        let asked = awake::wait(within, async {
             let mut connection = Connection::open(&route, address).await?;
             let base = Request::get("/v2/")
                 .header(header::HOST, &route.host)
@@ -296,9 +298,9 @@ impl Replica {
             connection.send(base).await.map(|response| response.status())
         });
         match asked.await {
-            Err(_) => Err(ConnectFault::Silent { address, after: within }),
-            Ok(Ok(status)) if status == 401 || status == 403 => Err(ConnectFault::Refused { address, status }),
-            Ok(answered) => answered.map(drop),
+            None => Err(ConnectFault::Silent { address, after: within }),
+            Some(Ok(status)) if status == 401 || status == 403 => Err(ConnectFault::Refused { address, status }),
+            Some(answered) => answered.map(drop),
         }
     }
 }

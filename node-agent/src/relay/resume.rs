@@ -1,6 +1,7 @@
 //! Going on with a blob where it broke off: the next Pod that answers, the same bytes, by Range. Knows nothing of frames.
 
 use super::ask::{Content, Kind};
+use super::awake::Time;
 use super::cache::{Cache, HEADERS};
 use super::connect::Connection;
 use super::replica::Replica;
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::time::Instant;
+use std::time::Duration;
 
 /// So many bytes since the last break make up for it; ...
 const AMENDS: u64 = 1024 * 1024;
@@ -109,12 +110,12 @@ impl Rest {
         if self.next >= self.end || self.broke.len() > BREAKS {
             return None;
         }
-        let deadline = Instant::now() + HEADERS;
+        let mut time = Time::new(HEADERS);
         let mut candidates = cache.standing_in(&self.content.repository);
         candidates.retain(|replica| again || !self.broke.contains(&replica.address));
         candidates.sort_by_key(|replica| self.broke.contains(&replica.address));
         for replica in candidates {
-            let asked = replica.ask(&Method::GET, &self.content, &self.headers(), deadline).await;
+            let asked = replica.ask(&Method::GET, &self.content, &self.headers(), &mut time, Duration::ZERO).await;
             if let Ok((response, connection)) = asked
                 && self.continues(response.status(), response.headers())
             {
