@@ -40,6 +40,11 @@ impl<K: Eq + Hash, V: Clone> Fading<K, V> {
         values.insert(key, (Instant::now(), value));
     }
 
+    /// Forgets one of them.
+    pub fn remove(&self, key: &K) {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     /// Forgets all of them.
     pub fn clear(&self) {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).clear();

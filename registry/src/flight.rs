@@ -15,6 +15,7 @@ mod memory;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use tracing::debug;
@@ -83,7 +84,7 @@ impl Flights {
         if let Some(seat) = flying.get(digest).filter(|seat| !seat.has_failed()) {
             return Ok(Boarded::Under(seat.clone()));
         }
-        if let Some(failure) = self.memory.failure(repository, digest) {
+        if let Some(failure) = self.memory.failure(repository, digest, self.sources.last_return()) {
             return Err(failure);
         }
         if flying.len() >= MOST_FLIGHTS {
@@ -99,12 +100,13 @@ impl Flights {
 
     async fn fly(self: Arc<Self>, mut download: Download, begun: Result<Begun, Failure>, landing: Landing) {
         let (repository, digest) = (landing.seat.repository.clone(), landing.digest.clone());
+        let began = Instant::now();
         match download.run(begun).await {
             Ok(()) if download.is_news() => self.sources.peers().tell(&News::Blob(repository, digest)),
             Ok(()) => {}
             Err(failure) => {
                 debug!(%repository, digest = digest.short(), reason = failure.category(), "download failed");
-                self.remember(&download, failure);
+                self.remember(&download, began, failure);
                 download.publisher().fail(failure);
             }
         }
@@ -112,7 +114,7 @@ impl Flights {
     }
 
     /// What the next request is to know of a failure, if it says anything of how that one will fare.
-    fn remember(&self, download: &Download, failure: Failure) {
+    fn remember(&self, download: &Download, began: Instant, failure: Failure) {
         let (repository, digest) = download.name();
         if failure == Failure::WrongDigest && !download.was_spoilt_on_disk() {
             self.sources.lied(download.used());
@@ -124,9 +126,9 @@ impl Flights {
             }
         }
         // What an earlier process left on disk says nothing of the sources: the next request may start at once. And an open
-        // breaker fails as fast as our memory does, but forgets as soon as upstream is back.
+        // breaker fails as fast as our memory does, but lets replicas be asked that may be back.
         if !download.was_spoilt_on_disk() && !self.sources.is_cut_off() {
-            self.memory.failed(repository.clone(), digest.clone(), failure);
+            self.memory.failed(repository.clone(), digest.clone(), began, failure);
         }
     }
 }

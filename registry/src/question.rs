@@ -2,14 +2,13 @@
 //! as the answer at hand allows, going on behind. Knows neither what is asked nor what is kept.
 
 use std::{
-    collections::HashMap,
     future::Future,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::{access, background::Background, coalesce::Coalesce, failure::Failure, upstream::Upstream};
+use crate::{access, background::Background, coalesce::Coalesce, fading::Fading, failure::Failure, upstream::Upstream};
 
 /// How long a question may be in the way of an answer that is at hand. It counts from the question's begin, so whoever
 /// comes later waits less or not at all.
@@ -25,24 +24,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 const REMEMBER: Duration = Duration::from_secs(5);
 /// A failure of this age still says how the next question will fare.
 const RECENT: Duration = Duration::from_secs(30);
-const MOST_FAILURES: usize = 10_000;
 
-/// The last failure of each question.
-type Failures<K> = Arc<Mutex<HashMap<K, Failed>>>;
-
+/// The last failure of a question.
 #[derive(Clone, Copy)]
 struct Failed {
+    began: Instant,
     at: Instant,
     failure: Failure,
-    /// Upstream was found to be away: its return ends what this says.
-    was_away: bool,
 }
 
 /// All questions of one kind.
 pub struct Questions<K, V> {
     upstream: Arc<Upstream>,
     asking: Coalesce<K, Result<V, Failure>>,
-    failures: Failures<K>,
+    failures: Arc<Fading<K, Failed>>,
     memory: Duration,
     has_other_sources: bool,
 }
@@ -56,7 +51,8 @@ where
     /// upstream is away.
     pub fn of_names(upstream: &Arc<Upstream>, background: &Background, has_other_sources: bool) -> Self {
         let (upstream, asking) = (Arc::clone(upstream), Coalesce::new(background.clone()));
-        Self { upstream, asking, failures: Arc::default(), memory: Duration::ZERO, has_other_sources }
+        let failures = Arc::new(Fading::new(RECENT));
+        Self { upstream, asking, failures, memory: Duration::ZERO, has_other_sources }
     }
 
     /// The same for content, which never changes: a failure is repeated for some seconds without asking.
@@ -79,12 +75,11 @@ where
         if let Some(failure) = away.filter(|_| !self.has_other_sources) {
             return Err(failure);
         }
-        let failed = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let failed = failed.filter(|failed| failed.at.elapsed() < RECENT);
+        let failed = self.failures.get(&key);
         let pause = if has_answer { PAUSE } else { self.memory };
-        if let Some(Failed { at, failure, was_away }) = failed
+        if let Some(Failed { began, at, failure }) = failed
             && at.elapsed() < pause
-            && (has_answer || !(failure.is_absence() || (was_away && away.is_none())))
+            && (has_answer || !(failure.is_absence() || self.upstream.last_return() > Some(began)))
         {
             return Err(failure);
         }
@@ -96,12 +91,16 @@ where
             true if failed.is_some() || self.upstream.failed_recently() => BUDGET_AFTER_FAILURE,
             true => BUDGET,
         };
-        let (failures, name, upstream) = (Arc::clone(&self.failures), key.clone(), Arc::clone(&self.upstream));
+        let (failures, name) = (Arc::clone(&self.failures), key.clone());
         let waiter = self.asking.join(key, || {
             let work = work();
             async move {
+                let began = Instant::now();
                 let result = work.await;
-                remember(&failures, name, &result, upstream.is_away().is_some());
+                match &result {
+                    Ok(_) => failures.remove(&name),
+                    Err(failure) => failures.put(name, Failed { began, at: Instant::now(), failure: *failure }),
+                }
                 result
             }
         });
@@ -110,19 +109,5 @@ where
             Ok(result) => result.unwrap_or(Err(Failure::Stopping)),
             Err(_) => Err(Failure::HeaderTimeout),
         }
-    }
-}
-
-fn remember<K: Eq + Hash, V>(failures: &Failures<K>, key: K, result: &Result<V, Failure>, was_away: bool) {
-    let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
-    let Err(failure) = *result else {
-        failures.remove(&key);
-        return;
-    };
-    if failures.len() >= MOST_FAILURES {
-        failures.retain(|_, failed| failed.at.elapsed() < RECENT);
-    }
-    if failures.len() < MOST_FAILURES {
-        failures.insert(key, Failed { at: Instant::now(), failure, was_away });
     }
 }

@@ -12,7 +12,7 @@
 use std::{
     future::Future,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -128,6 +128,12 @@ impl Sources {
     /// Whether the registry's breaker is open.
     pub fn is_cut_off(&self) -> bool {
         self.registry.is_cut_off()
+    }
+
+    /// When a registry, or a host that it sends us to, was last found to be back.
+    pub fn last_return(&self) -> Option<Instant> {
+        let alternates = self.alternates.iter().map(|alternate| &alternate.upstream);
+        [&self.registry].into_iter().chain(alternates).filter_map(|registry| registry.last_return()).max()
     }
 
     /// Whether other downloads wait for this one's place at its source.

@@ -21,7 +21,10 @@ mod refusals;
 mod resolver;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -151,6 +154,11 @@ impl Upstream {
     /// Whether requests fail at once, and why.
     pub fn is_away(&self) -> Option<Failure> {
         self.transport.breakers.admit(&HostKey::of(self.transport.origin())).err()
+    }
+
+    /// When upstream, or a host that it sends us to, was last found to be back.
+    pub fn last_return(&self) -> Option<Instant> {
+        self.transport.breakers.last_return()
     }
 
     /// Whether upstream has failed of late without a good answer since.

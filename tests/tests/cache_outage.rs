@@ -229,3 +229,34 @@ async fn what_failed_while_upstream_was_away_is_asked_for_again_once_it_is_back(
         assert_eq!(statuses().await, [200; 4], "{fault:?}");
     }
 }
+
+#[tokio::test]
+async fn what_failed_while_the_place_of_blobs_was_away_is_asked_for_again_once_it_is_back() {
+    for fault in [Fault::Refuse, Fault::BlackHole] {
+        let Scene { upstream, cache, unseen, .. } = Scene::warm().await;
+        upstream.redirect_blobs();
+        let path = unseen.layers[0].blob_path(REPOSITORY);
+        upstream.fault(On::Cdn, fault.clone()).await;
+        assert_eq!(cache.get(&path).await.status, 503, "{fault:?}");
+        await_open_breakers(&cache, 1).await;
+        assert_eq!(cache.get(&path).await.status, 503, "{fault:?}");
+        upstream.heal().await;
+        await_open_breakers(&cache, 0).await;
+        assert_eq!(cache.get(&path).await.status, 200, "{fault:?}");
+    }
+}
+
+/// Waits until so many hosts that upstream redirects to are known to be away.
+async fn await_open_breakers(cache: &Cache, count: usize) {
+    let end = format!(" {count}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let metrics = String::from_utf8(cache.admin("/metrics").await.body).expect("text");
+        let mut lines = metrics.lines().filter(|line| line.starts_with("breakwater_upstream_breakers_open{"));
+        if lines.any(|line| line.contains("host=\"redirect\"") && line.ends_with(&end)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "never {count} hosts away in\n{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -82,7 +82,10 @@ pub enum Opened {
 
 /// All breakers.
 #[derive(Default)]
-pub struct Breakers(Mutex<HashMap<HostKey, HostState>>);
+pub struct Breakers {
+    hosts: Mutex<HashMap<HostKey, HostState>>,
+    last_return: Mutex<Option<Instant>>,
+}
 
 impl Breakers {
     /// Fails if requests to `host` are to fail at once.
@@ -95,25 +98,36 @@ impl Breakers {
 
     /// What is known of `host`.
     pub fn state(&self, host: &HostKey) -> Option<HostState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
     }
 
     /// The hosts that requests fail for at once.
     pub fn open(&self) -> Vec<HostKey> {
-        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.iter().filter(|(_, state)| state.open.is_some()).map(|(host, _)| host.clone()).collect()
+    }
+
+    /// When a breaker closed last: failures from before say nothing any more.
+    pub fn last_return(&self) -> Option<Instant> {
+        *self.last_return.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `host` answered, for `repository` or for nobody's sake: that closes its breaker.
     pub fn answered(&self, host: &HostKey, repository: Option<&RepositoryName>) {
-        self.update(host, |state| {
-            state.last_good = Some(Instant::now());
+        let now = Instant::now();
+        let was_open = self.update(host, |state| {
+            state.last_good = Some(now);
             state.sick.retain(|(name, _)| Some(name) != repository);
-            if state.open.take().is_some() {
+            let was_open = state.open.take().is_some();
+            if was_open {
                 state.since = Timestamp::now();
                 state.sick.clear();
             }
+            was_open
         });
+        if was_open {
+            *self.last_return.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        }
     }
 
     /// `host` answered a question beside the one that is in trouble: it is there, whatever it says.
@@ -145,7 +159,7 @@ impl Breakers {
     }
 
     fn update<T>(&self, host: &HostKey, change: impl FnOnce(&mut HostState) -> T) -> T {
-        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if hosts.len() >= MOST_HOSTS && !hosts.contains_key(host) {
             hosts.retain(|_, state| state.open.is_some());
         }
@@ -178,8 +192,13 @@ mod tests {
         assert_eq!(breakers.silent(&host(), Instant::now(), Failure::ConnectTimeout), Opened::Now);
         assert_eq!(breakers.silent(&host(), Instant::now(), Failure::Connect), Opened::No);
         assert_eq!(breakers.admit(&host()), Err(Failure::ConnectTimeout));
+        assert_eq!(breakers.last_return(), None);
         breakers.answered(&host(), None);
         assert_eq!(breakers.admit(&host()), Ok(()));
+        let returned = breakers.last_return();
+        assert!(returned.is_some());
+        breakers.answered(&host(), None);
+        assert_eq!(breakers.last_return(), returned, "it was not away");
     }
 
     #[test]
