@@ -15,6 +15,7 @@ pub mod mirror;
 pub mod mirror_status;
 pub mod names;
 pub mod node;
+pub mod pace;
 pub mod quantity;
 pub mod reference;
 pub mod relay_token;
@@ -32,5 +33,6 @@ pub use mirror_status::{
     CacheStatus, ExposedImage, ImagesStatus, NodeCounts, RegistryMirrorStatus, Summary, UpstreamStatus,
 };
 pub use node::{InactiveMirror, MirrorNode, MirrorNodeSpec, MirrorNodeStatus, MirrorState, Observed, Runtime};
+pub use pace::Pace;
 pub use relay_token::{MalformedRelayKey, RelayKey, relay_token};
 pub use selector::{Selector, SelectorInvalid};

@@ -38,6 +38,8 @@ async fn start(command: Option<Command>, args: Args, log_level: LogLevel) -> any
         Config::infer().await.context("cannot find a cluster: neither a service account nor a kubeconfig")?;
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
+    // What fails is tried again by who asked, who knows how soon; the client itself would try eight times within a second.
+    config.default_retry = command.is_some();
     let client = Client::try_from(config).context("cannot make a client for the cluster")?;
     if let Some(Command::Check(args)) = command {
         return Ok(if check::check(args, client).await { ExitCode::SUCCESS } else { ExitCode::FAILURE });

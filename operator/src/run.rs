@@ -24,6 +24,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Config, Controller, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter as EventReporter};
 use kube::runtime::reflector::ObjectRef;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use std::collections::HashMap;
@@ -97,7 +98,8 @@ pub async fn run(args: Args, client: Client, log_level: LogLevel, stop: Cancella
     readiness.set();
     let candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
     let settings = Settings { namespace, image, image_pull_secrets };
-    let leader = Leader { client, settings, nodes_namespace, pod_name, metrics, conditions, images };
+    let watching = watches::paced(&client);
+    let leader = Leader { client, watching, settings, nodes_namespace, pod_name, metrics, conditions, images };
     tokio::select! {
         ended = take_part(&leader, candidate, stop) => ended,
         _ = listening.join_next() => Err(Stopped::TaskEnded),
@@ -130,6 +132,8 @@ async fn take_part(leader: &Leader, mut candidate: Candidate, stop: Cancellation
 /// What the leader works with.
 struct Leader {
     client: Client,
+    /// The same for watches, which keep their pace also when it leads again.
+    watching: Client,
     settings: Settings,
     nodes_namespace: String,
     pod_name: String,
@@ -148,18 +152,25 @@ impl Leader {
 
     /// Reconciles until `stop` is cancelled and what is under way has ended.
     async fn lead(&self, stop: CancellationToken) -> Result<(), Stopped> {
-        let Self { client, settings, nodes_namespace, pod_name, metrics, conditions, images } = self;
+        let Self { client, watching, settings, nodes_namespace, pod_name, metrics, conditions, images } = self;
         let namespace = settings.namespace.as_str();
         let mut tasks = JoinSet::new();
         let controller =
-            Controller::new(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), watcher::Config::default());
+            Controller::new(Api::<DeserializeGuard<RegistryMirror>>::all(watching.clone()), watcher::Config::default())
+                .trigger_backoff(ByClient);
         let mirrors = controller.store();
         conditions.watch(mirrors.clone());
         let (trigger, triggered) = mpsc::unbounded_channel();
         let authority_changed = Arc::new(Notify::new());
         let namespaces = Namespaces { system: namespace, nodes: nodes_namespace };
-        let filling =
-            watches::start(client, namespaces, mirrors.clone(), trigger.clone(), authority_changed.clone(), &mut tasks);
+        let filling = watches::start(
+            watching,
+            namespaces,
+            mirrors.clone(),
+            trigger.clone(),
+            authority_changed.clone(),
+            &mut tasks,
+        );
         let stores = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             stores = filling => stores.map_err(Stopped::NotFilled)?,
@@ -172,7 +183,7 @@ impl Leader {
         let (publish, upstreams) = watch::channel(Arc::new(HashMap::new()));
         tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger.clone())));
         let secrets = Arc::new(SecretReader::new(client.clone(), namespace));
-        let surveys = keep_images(client, &stores, secrets.clone(), trust.clone(), trigger, &mut tasks);
+        let surveys = keep_images(watching, &stores, secrets.clone(), trust.clone(), trigger, &mut tasks);
         images.watch(surveys.clone());
 
         let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(pod_name.clone()) };
@@ -191,6 +202,21 @@ impl Leader {
         });
         drive(controller, triggered, context, stop, tasks).await
     }
+}
+
+/// The mirrors' watch keeps its client's pace. A pause of the controller's own would hold up the triggers of all other watches as well.
+struct ByClient;
+
+impl Iterator for ByClient {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+}
+
+impl Backoff for ByClient {
+    fn reset(&mut self) {}
 }
 
 type MirrorRef = ObjectRef<DeserializeGuard<RegistryMirror>>;
@@ -257,7 +283,7 @@ async fn trigger_all(mut trust: Trust, mirrors: Mirrors, trigger: Trigger, metri
 
 /// Lets the caches hold the images in use, in two tasks; asks for a pass over each mirror whose images fare otherwise.
 fn keep_images(
-    client: &Client,
+    watching: &Client,
     stores: &Stores,
     secrets: Arc<SecretReader>,
     trust: Trust,
@@ -266,7 +292,7 @@ fn keep_images(
 ) -> Surveys {
     let (publish_uses, in_use) = watch::channel(None);
     let (publish, surveys) = watch::channel(Arc::default());
-    tasks.spawn(images::collect(client.clone(), publish_uses));
+    tasks.spawn(images::collect(watching.clone(), publish_uses));
     let keeper = images::Keeper { stores: stores.clone(), secrets, trust, in_use, publish };
     tasks.spawn(keeper.run(move |mirror| {
         let _ = trigger.send(ObjectRef::new(mirror));

@@ -4,6 +4,7 @@
 
 mod concerns;
 mod keep;
+mod paced;
 
 use crate::fleet::{Common, Fleet, News, WatchedAgent, WatchedNode, WatchedReport};
 use breakwater_crds::RegistryMirror;
@@ -17,6 +18,7 @@ use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, Resource, ResourceExt};
+pub use paced::paced;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +77,7 @@ pub struct Namespaces<'a> {
 #[error("the watch of {0} was not filled within {secs}s; does the operator's role allow it?", secs = FILL_DEADLINE.as_secs())]
 pub struct NotFilled(&'static str);
 
-/// Starts all watches in `tasks`, where they run until it is dropped, and waits until they are filled.
+/// Starts all watches in `tasks`, where they run until it is dropped, and waits until they are filled. The client is a [`paced`] one.
 /// `authority` is told when the authority's Secret changes.
 ///
 /// # Errors

@@ -47,6 +47,8 @@ pub enum Act {
     Pass,
     /// It is answered with this status and reason, and changes nothing.
     Refuse(u16, &'static str, &'static str),
+    /// It is answered with 200 and nothing else, as a watch that ends at once.
+    End,
     /// It is not answered any more, and changes nothing.
     HoldBefore,
     /// It goes on to the API server, and its answer does not come back.
@@ -174,6 +176,7 @@ impl Shared {
         match act {
             Act::Pass => self.forward(request).await,
             Act::Refuse(code, reason, message) => Ok(refusal(code, reason, message)),
+            Act::End => Ok(Response::new(Body::empty())),
             Act::HoldBefore => self.hold().await,
             Act::HoldAfter => {
                 drop(self.forward(request).await);

@@ -9,7 +9,6 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client, Resource};
 use std::collections::BTreeMap;
@@ -29,7 +28,7 @@ pub type InUse = Option<Arc<BTreeMap<ImageName, bool>>>;
 type Step = Box<dyn FnOnce(&mut Usage) -> bool + Send>;
 type Steps = BoxStream<'static, (usize, Step)>;
 
-/// Keeps `publish` up to date until it is dropped.
+/// Keeps `publish` up to date until it is dropped. The client is a [`paced`](crate::watches::paced) one.
 pub async fn collect(client: Client, publish: watch::Sender<InUse>) {
     let watches = [
         steps::<Pod>(&client),
@@ -87,12 +86,12 @@ fn join(usages: &[Usage]) -> Option<BTreeMap<ImageName, bool>> {
     Some(joined)
 }
 
-/// Watches one kind in all namespaces, without end: a watch that fails is begun again with growing pauses.
+/// Watches one kind in all namespaces, without end: a watch that fails is begun again, at the client's pace.
 fn steps<K>(client: &Client) -> BoxStream<'static, Step>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Send + 'static,
 {
-    let events = watcher(Api::<Workload<K>>::all(client.clone()), Config::default()).default_backoff();
+    let events = watcher(Api::<Workload<K>>::all(client.clone()), Config::default());
     as_steps(events.filter_map(async |event| match event {
         Ok(event) => Some(event),
         Err(error) => {

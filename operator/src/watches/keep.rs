@@ -33,7 +33,7 @@ impl Change<'_> {
     }
 }
 
-/// Watches in a task of `tasks`, without end: a watch that fails is begun again with growing pauses.
+/// Watches in a task of `tasks`, without end: a watch that fails is begun again, at the pace of the API's client.
 pub(super) fn keep<K>(
     api: Api<K>,
     config: Config,
@@ -51,7 +51,7 @@ where
             object.meta_mut().managed_fields = None;
             prune(object);
         };
-        let mut events = pin!(watcher(api, config).modify(prune).default_backoff());
+        let mut events = pin!(watcher(api, config).modify(prune));
         while let Some(event) = events.next().await {
             let event = match event {
                 Ok(event) => event,
