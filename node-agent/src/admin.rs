@@ -12,19 +12,22 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::Receiver;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Within the second that the kubelet's probe waits.
 const RELAY_ANSWERS: Duration = Duration::from_millis(700);
 const CONNECTION: Duration = Duration::from_secs(30);
-const CONNECTIONS: usize = 64;
+/// Connections from this node, and from anywhere else: no stranger is to take the place of the kubelet's probe.
+const NEAR: usize = 32;
+const FAR: usize = 64;
 
 /// What the admin listener tells about.
 #[derive(Clone)]
@@ -37,17 +40,16 @@ pub struct Admin {
 
 /// Serves until dropped.
 pub async fn serve(listener: TcpListener, admin: Admin) {
-    let admin = Arc::new(admin);
+    let (admin, rooms) = (Arc::new(admin), Rooms::default());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                // Beyond these, connections are closed.
-                Ok((stream, _)) if connections.len() < CONNECTIONS => {
-                    connections.spawn(connection(stream, admin.clone()));
-                }
-                Ok(_) => {}
+                // Without room the connection is closed.
+                Ok((stream, peer)) => if let Some(room) = rooms.enter(peer.ip()) {
+                    connections.spawn(connection(stream, admin.clone(), room));
+                },
                 Err(error) => {
                     tracing::warn!(%error, "admin listener cannot accept a connection");
                     sleep(Duration::from_millis(100)).await;
@@ -57,7 +59,27 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     }
 }
 
-async fn connection(stream: TcpStream, admin: Arc<Admin>) {
+/// How many connections there may be.
+struct Rooms {
+    near: Arc<Semaphore>,
+    far: Arc<Semaphore>,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { near: Arc::new(Semaphore::new(NEAR)), far: Arc::new(Semaphore::new(FAR)) }
+    }
+}
+
+impl Rooms {
+    /// Room for a connection of this peer, if there is any.
+    fn enter(&self, peer: IpAddr) -> Option<OwnedSemaphorePermit> {
+        let room = if peer.to_canonical().is_loopback() { &self.near } else { &self.far };
+        room.clone().try_acquire_owned().ok()
+    }
+}
+
+async fn connection(stream: TcpStream, admin: Arc<Admin>, _room: OwnedSemaphorePermit) {
     let service = service_fn(|request| {
         let admin = admin.clone();
         async move { Ok::<_, Infallible>(admin.answer(&request).await) }
@@ -126,4 +148,20 @@ fn typed(status: StatusCode, media_type: &'static str, bytes: impl Into<Bytes>) 
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_leave_room_for_the_kubelets_probe() {
+        let rooms = Rooms::default();
+        let from = |peer: &str| rooms.enter(peer.parse().unwrap());
+        let strangers: Vec<_> = (0..FAR).map(|_| from("10.0.0.7").unwrap()).collect();
+        assert!(from("10.0.0.7").is_none() && from("fd00::7").is_none());
+        assert!(from("127.0.0.1").is_some() && from("::ffff:127.0.0.1").is_some() && from("::1").is_some());
+        drop(strangers);
+        assert!(from("10.0.0.7").is_some());
+    }
 }

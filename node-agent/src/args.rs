@@ -30,7 +30,7 @@ pub enum Command {
     /// Print each file that the agent would write, with its whole text; writes nothing
     Plan(PlanArgs),
     /// Give every file back as it was found; stop the agent before, or it writes them again
-    Restore(RestoreArgs),
+    Restore(NodeArgs),
 }
 
 /// How to plan.
@@ -44,40 +44,27 @@ pub struct PlanArgs {
     #[arg(long, value_delimiter = ',', value_parser = label, value_name = "KEY=VALUE,...")]
     pub labels: Vec<(String, String)>,
 
-    /// The node's certs.d, which the plan is for
-    #[arg(long, env = "BREAKWATER_CERTS_DIR", default_value = "/etc/containerd/certs.d", value_name = "DIR")]
-    pub certs_dir: PathBuf,
-
-    /// On nodes with CRI-O or podman: the node's registries.conf.d, which the plan is for instead
-    #[arg(long, env = "BREAKWATER_REGISTRIES_CONF_DIR", value_name = "DIR")]
-    pub registries_conf_dir: Option<PathBuf>,
-
-    /// The agent's state, which tells what it wrote before
-    #[arg(long, env = "BREAKWATER_STATE_DIR", default_value = "/var/lib/breakwater", value_name = "DIR")]
-    pub state_dir: PathBuf,
-
-    /// Loopback address that the container runtime would ask
-    #[arg(long, env = "BREAKWATER_RELAY_LISTEN", value_parser = loopback, value_name = "ADDR",
-          default_value_t = SocketAddr::from(([127, 0, 0, 1], names::RELAY_PORT)))]
-    pub relay_listen: SocketAddr,
+    /// Which node
+    #[command(flatten)]
+    pub node: NodeArgs,
 }
 
-/// How to restore.
-#[derive(Debug, ClapArgs)]
-pub struct RestoreArgs {
+/// The node that a subcommand is about.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct NodeArgs {
     /// The node's certs.d
     #[arg(long, env = "BREAKWATER_CERTS_DIR", default_value = "/etc/containerd/certs.d", value_name = "DIR")]
     pub certs_dir: PathBuf,
 
-    /// On nodes with CRI-O or podman: where the agent wrote its drop-ins
+    /// On nodes with CRI-O or podman: the node's registries.conf.d, in place of certs.d
     #[arg(long, env = "BREAKWATER_REGISTRIES_CONF_DIR", value_name = "DIR")]
     pub registries_conf_dir: Option<PathBuf>,
 
-    /// The agent's state, which holds what to give back
+    /// The agent's state, which tells what it wrote and holds what to give back
     #[arg(long, env = "BREAKWATER_STATE_DIR", default_value = "/var/lib/breakwater", value_name = "DIR")]
     pub state_dir: PathBuf,
 
-    /// Loopback address by which the agent's part of a file is known should its state be lost
+    /// Loopback address that the container runtime asks, by which the agent's part of a file is known should its state be lost
     #[arg(long, env = "BREAKWATER_RELAY_LISTEN", value_parser = loopback, value_name = "ADDR",
           default_value_t = SocketAddr::from(([127, 0, 0, 1], names::RELAY_PORT)))]
     pub relay_listen: SocketAddr,

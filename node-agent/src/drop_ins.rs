@@ -2,16 +2,15 @@
 //! Other files are read and never changed, so there is nothing to give back but ours.
 
 use crate::durable;
-use crate::files::{Fault, Outcome, Wanted};
-use crate::registries_conf::{self, Foreign, MARKER, NAME};
+use crate::files::{Fault, Outcome, Wanted, again};
+use crate::registries_conf::{self, Foreign, MARKER, NAME, Unfit};
+use crate::text_file::read;
 use std::collections::BTreeSet;
-use std::fs::{File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
-const SIZE_MAX: u64 = 1024 * 1024;
-const UNREADABLE: &str = "read registries.conf and its drop-ins";
+/// The file beside the folder, which is read first.
+const MAIN: &str = "registries.conf";
 
 /// The drop-ins of one node.
 #[derive(Debug)]
@@ -30,25 +29,40 @@ impl DropIns {
     /// Removes what is no longer wanted, then writes what is. One file's trouble never stops the others.
     pub fn converge(&self, wanted: &[Wanted]) -> Outcome {
         let mut outcome = Outcome::default();
-        let (ours, foreign) = match self.look() {
+        let (ours, others) = match durable::sweep(&self.folder).and_then(|()| self.names()) {
             Ok(found) => found,
-            Err(error) => {
-                let fault = || Err(Fault::again(UNREADABLE, &error));
-                outcome.placed = wanted.iter().map(|one| (one.registry.clone(), fault())).collect();
-                return outcome;
-            }
+            Err(error) => return self.nothing_done(wanted, error),
         };
         let names: BTreeSet<_> = wanted.iter().map(|one| registries_conf::file_name(&one.registry)).collect();
         for name in ours.iter().filter(|name| !names.contains(*name)) {
-            match std::fs::remove_file(self.folder.join(name)) {
+            match durable::remove(&self.folder.join(name)) {
                 Ok(()) => outcome.given_back.push(name.clone()),
                 Err(source) => outcome.stuck.push((name.clone(), Fault::Io { action: "remove a drop-in", source })),
             }
         }
+        // Ours is given back whatever others wrote; only what is to be written depends on that.
+        let foreign = self.foreign(others);
         for one in wanted {
-            let placed = self.place(one, &ours, &foreign);
+            let placed = match &foreign {
+                Ok(foreign) => self.place(one, &ours, foreign),
+                Err((name, error)) => Err(Fault::Registries(Unfit::Read(name.clone(), again(error)))),
+            };
             outcome.written += u64::from(matches!(&placed, Ok(true)));
             outcome.placed.insert(one.registry.clone(), placed.map(drop));
+        }
+        outcome
+    }
+
+    /// What came of it where the folder cannot be looked at.
+    fn nothing_done(&self, wanted: &[Wanted], error: io::Error) -> Outcome {
+        const ACTION: &str = "look for drop-ins";
+        let mut outcome = Outcome {
+            placed: wanted.iter().map(|one| (one.registry.clone(), Err(Fault::again(ACTION, &error)))).collect(),
+            ..Outcome::default()
+        };
+        // Where there is no folder, nothing of ours is in it.
+        if error.kind() != io::ErrorKind::NotFound {
+            outcome.stuck.push((self.folder.display().to_string(), Fault::Io { action: ACTION, source: error }));
         }
         outcome
     }
@@ -57,37 +71,42 @@ impl DropIns {
     pub fn give_everything_back(&self) -> Outcome {
         let outcome = self.converge(&[]);
         if outcome.stuck.is_empty()
-            && let Err(error) = durable::remove_folder(&self.state_dir)
+            && let Err(error) = durable::forget(&self.state_dir)
         {
             tracing::warn!(%error, "the state folder is not empty");
         }
         outcome
     }
 
-    /// Names of our files, and the others' texts in the order in which they are read.
-    fn look(&self) -> io::Result<(BTreeSet<String>, Vec<Foreign>)> {
-        let mut names: Vec<String> = Vec::new();
+    /// Names of our files, and of the others'.
+    fn names(&self) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
+        let mut names = BTreeSet::new();
         for entry in std::fs::read_dir(&self.folder)? {
             // Names that are no text are nobody's that we know.
             names.extend(entry?.file_name().into_string().ok().filter(|name| name.ends_with(".conf")));
         }
-        names.sort();
-        let mut ours = BTreeSet::new();
-        let mut foreign = Vec::new();
-        if let Some(main) = self.folder.parent().map(|above| above.join("registries.conf"))
-            && main.try_exists()?
-        {
-            foreign.push(Foreign { name: None, text: read(&main)? });
+        let is_ours = |name: &String| {
+            name.starts_with(NAME) && read(&self.folder.join(name)).is_ok_and(|text| text.starts_with(MARKER))
+        };
+        Ok(names.into_iter().partition(is_ours))
+    }
+
+    /// The others' texts in the order in which they are read, or the one that cannot be read and why.
+    fn foreign(&self, names: BTreeSet<String>) -> Result<Vec<Foreign>, (String, io::Error)> {
+        let main = self.folder.with_file_name(MAIN);
+        let mut foreign = Vec::with_capacity(names.len() + 1);
+        match read(&main) {
+            Ok(text) => foreign.push(Foreign { name: None, text }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err((MAIN.to_owned(), error)),
         }
         for name in names {
-            let text = read(&self.folder.join(&name))?;
-            if name.starts_with(NAME) && text.starts_with(MARKER) {
-                ours.insert(name);
-            } else {
-                foreign.push(Foreign { name: Some(name), text });
+            match read(&self.folder.join(&name)) {
+                Ok(text) => foreign.push(Foreign { name: Some(name), text }),
+                Err(error) => return Err((name, error)),
             }
         }
-        Ok((ours, foreign))
+        Ok(foreign)
     }
 
     /// Returns whether it wrote.
@@ -101,25 +120,10 @@ impl DropIns {
         if ours.contains(&name) && read(&path).is_ok_and(|current| current == text) {
             return Ok(false);
         }
-        self.write(&path, &text).map_err(|source| Fault::Io { action: "write a drop-in", source })?;
+        durable::replace(&path, text.as_bytes(), durable::PUBLIC)
+            .map_err(|source| Fault::Io { action: "write a drop-in", source })?;
         Ok(true)
     }
-
-    fn write(&self, path: &Path, text: &str) -> io::Result<()> {
-        // Its name does not end in `.conf`, so nobody reads it before it is whole.
-        let mut file = tempfile::Builder::new().prefix(".breakwater").tempfile_in(&self.folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().set_permissions(Permissions::from_mode(0o644))?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        File::open(&self.folder)?.sync_all()
-    }
-}
-
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(SIZE_MAX).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]
@@ -164,9 +168,32 @@ mod tests {
         assert_eq!(drop_ins.converge(&both).written, 0);
         assert_eq!(drop_ins.converge(&both[..1]).given_back, ["50-breakwater-ghcr.io.conf"]);
         std::fs::create_dir(&drop_ins.state_dir).unwrap();
+        std::fs::write(drop_ins.folder.join(".breakwater-half"), "a crash left it").unwrap();
         drop_ins.give_everything_back();
         assert_eq!(names(&drop_ins), ["10-corp.conf"]);
         assert!(!drop_ins.state_dir.exists());
+    }
+
+    #[test]
+    fn ours_is_given_back_whatever_others_wrote_meanwhile() {
+        let (_dir, drop_ins) = node();
+        assert_eq!(drop_ins.converge(&[wanted("docker.io")]).written, 1);
+        std::fs::write(drop_ins.folder.join("10-corp.conf"), [0xff]).unwrap();
+        let outcome = drop_ins.converge(&[wanted("docker.io")]);
+        let said = outcome.placed.values().next().unwrap().as_ref().unwrap_err().to_string();
+        assert!(said.contains("10-corp.conf"), "{said}");
+        assert_eq!(drop_ins.give_everything_back().given_back, ["50-breakwater-docker.io.conf"]);
+        assert_eq!(names(&drop_ins), ["10-corp.conf"]);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_owed_still() {
+        let (_dir, drop_ins) = node();
+        std::fs::remove_dir(&drop_ins.folder).unwrap();
+        std::fs::write(&drop_ins.folder, "no folder").unwrap();
+        durable::make_folder(&drop_ins.state_dir).unwrap();
+        assert_eq!(drop_ins.give_everything_back().stuck.len(), 1);
+        assert!(drop_ins.state_dir.exists());
     }
 
     #[test]

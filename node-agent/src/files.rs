@@ -8,6 +8,7 @@ mod folder;
 mod journal;
 
 pub use fault::Fault;
+pub(crate) use fault::again;
 
 use crate::hosts_toml::{self, Entry};
 use crate::registry_host::RegistryHost;

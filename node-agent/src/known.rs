@@ -96,7 +96,7 @@ impl Known {
     /// Reads what a former process knew. What cannot be read is not known.
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
-        let path = state_dir.join("known.json");
+        let path = state_dir.join(durable::KNOWN);
         let parsed = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -114,7 +114,7 @@ impl Known {
     /// It is not durably kept.
     pub fn store(&self, state_dir: &Path) -> io::Result<()> {
         durable::make_folder(state_dir)?;
-        durable::replace(&state_dir.join("known.json"), &serde_json::to_vec(self)?)
+        durable::replace(&state_dir.join(durable::KNOWN), &serde_json::to_vec(self)?, durable::PRIVATE)
     }
 }
 

@@ -23,5 +23,6 @@ pub mod report;
 pub mod runtime;
 pub mod spread;
 pub mod status;
+pub mod text_file;
 pub mod touched;
 pub mod watch;

@@ -1,7 +1,8 @@
 //! The agent's subcommands, which know no cluster: what it would write, and giving everything back.
 
-use crate::args::{PlanArgs, RestoreArgs};
+use crate::args::{NodeArgs, PlanArgs};
 use crate::drop_ins::DropIns;
+use crate::durable;
 use crate::files::{Files, Outcome, Wanted};
 use crate::known::{Known, Node};
 use crate::plan;
@@ -66,7 +67,7 @@ pub struct Told {
 /// # Errors
 /// The mirrors or the node's files cannot be read.
 pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
-    let PlanArgs { from, labels, certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
+    let PlanArgs { from, labels, node: NodeArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } } = args;
     let text = if from == Path::new("-") { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(&from) };
     let text = text.map_err(|source| OfflineFault::Read { path: from.clone(), source })?;
     let (mirrors, mut troubles) = parse(&text).map_err(|why| OfflineFault::Parse { path: from, why })?;
@@ -106,7 +107,10 @@ fn plan_drop_ins(folder: &Path, wanted: &[Wanted]) -> io::Result<(String, Vec<St
     if folder.try_exists()? {
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
-            std::fs::copy(entry.path(), copy.join(entry.file_name()))?;
+            // Whatever else stands there is no drop-in.
+            if entry.path().is_file() {
+                std::fs::copy(entry.path(), copy.join(entry.file_name()))?;
+            }
         }
     }
     let before = files(&copy)?;
@@ -126,9 +130,10 @@ fn files(folder: &Path) -> io::Result<Texts> {
 /// Gives every file back as the agent does when it is removed.
 ///
 /// # Errors
-/// The state folder cannot be used.
-pub fn restore(args: &RestoreArgs) -> Result<Told, OfflineFault> {
-    let RestoreArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
+/// The state folder cannot be used, or an agent works with it still.
+pub fn restore(args: &NodeArgs) -> Result<Told, OfflineFault> {
+    let NodeArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
+    let _occupied = durable::occupy(state_dir).map_err(OfflineFault::State)?;
     let unconfigured = Configure::new(state_dir, false).give_back();
     let (root, outcome) = match registries_conf_dir {
         Some(folder) => (folder, DropIns::new(folder, state_dir).give_everything_back()),
@@ -219,7 +224,7 @@ fn imitate_file(from: &Path, to: &Path) -> io::Result<()> {
 
 fn copy_journal(state_dir: &Path, copy: &Path) -> io::Result<()> {
     std::fs::create_dir(copy)?;
-    match std::fs::copy(state_dir.join("files.json"), copy.join("files.json")) {
+    match std::fs::copy(state_dir.join(durable::JOURNAL), copy.join(durable::JOURNAL)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -296,10 +301,12 @@ items:
         PlanArgs {
             from,
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-            certs_dir: dir.path().join("certs.d"),
-            registries_conf_dir: None,
-            state_dir: dir.path().join("state"),
-            relay_listen: ([127, 0, 0, 1], 429).into(),
+            node: NodeArgs {
+                certs_dir: dir.path().join("certs.d"),
+                registries_conf_dir: None,
+                state_dir: dir.path().join("state"),
+                relay_listen: ([127, 0, 0, 1], 429).into(),
+            },
         }
     }
 
@@ -330,17 +337,20 @@ items:
         assert_eq!(std::fs::read_to_string(folder.join(HOSTS_TOML)).unwrap(), foreign);
 
         // As the agent does it, then without it.
-        let PlanArgs { certs_dir, state_dir, relay_listen, .. } = plan_args(&dir, &[]);
+        let args = plan_args(&dir, &[]).node;
         let (mirrors, _) = parse(MIRRORS).unwrap();
         let node = Some(Node { uid: String::new(), labels: BTreeMap::new() });
         let known = Known { mirrors: Some(mirrors), node, ..Known::default() };
-        let planned = plan::plan(&known, relay_listen).unwrap();
+        let planned = plan::plan(&known, args.relay_listen).unwrap();
         let wanted: Vec<_> = planned.mirrors.into_iter().map(|planned| planned.wanted).collect();
-        let mut files = Files::open(&certs_dir, &state_dir, &plan::relay_url(relay_listen)).unwrap();
+        let relay = plan::relay_url(args.relay_listen);
+        let mut files = Files::open(&args.certs_dir, &args.state_dir, &relay).unwrap();
         assert!(files.converge(&wanted).placed.values().all(Result::is_ok));
         assert_eq!(plan(plan_args(&dir, &[])).unwrap().text, "# 1 unchanged\n");
 
-        let args = RestoreArgs { certs_dir, registries_conf_dir: None, state_dir, relay_listen };
+        let agent = durable::occupy(&args.state_dir).unwrap();
+        assert!(restore(&args).unwrap_err().to_string().contains("another agent"), "it would write them again");
+        drop(agent);
         let told = restore(&args).unwrap();
         assert_eq!(told.text, format!("given back: {}\n", folder.display()));
         assert_eq!(std::fs::read_to_string(folder.join(HOSTS_TOML)).unwrap(), foreign);
@@ -353,17 +363,17 @@ items:
         let folder = dir.path().join("registries.conf.d");
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("10-corp.conf"), "# corp\n").unwrap();
-        let args = || PlanArgs { registries_conf_dir: Some(folder.clone()), ..plan_args(&dir, &[]) };
-        let told = plan(args()).unwrap();
+        let mut args = plan_args(&dir, &[]);
+        args.node.registries_conf_dir = Some(folder.clone());
+        let node = args.node.clone();
+        let told = plan(args).unwrap();
         assert!(told.text.contains("50-breakwater-docker.io.conf\n# Managed by Breakwater: "), "{}", told.text);
         assert!(told.text.ends_with("# 1 unchanged\n"), "{}", told.text);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 
         std::fs::write(folder.join("50-breakwater-docker.io.conf"), "# Managed by Breakwater: RegistryMirror/hub\n")
             .unwrap();
-        let PlanArgs { certs_dir, registries_conf_dir, state_dir, relay_listen, .. } = args();
-        std::fs::create_dir(&state_dir).unwrap();
-        let told = restore(&RestoreArgs { certs_dir, registries_conf_dir, state_dir, relay_listen }).unwrap();
+        let told = restore(&node).unwrap();
         assert!(told.text.starts_with("given back: ") && told.troubles.is_empty(), "{told:?}");
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
     }

@@ -6,6 +6,7 @@
 
 use crate::hosts_toml::{Entry, Server};
 use crate::registry_host::RegistryHost;
+use std::io;
 use toml_edit::{ArrayOfTables, Document, DocumentMut, Item, Table, TomlError, value};
 
 /// Begins each file of ours; the mirror's name follows.
@@ -25,6 +26,9 @@ pub struct Foreign {
 /// Why there is no drop-in.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
+    /// The runtime may read it, and what it says is not known.
+    #[error("{0} cannot be read: {1}; mend or remove it")]
+    Read(String, #[source] io::Error),
     /// The runtime does not read it either.
     #[error("{0} is not valid TOML")]
     Parse(String, #[source] TomlError),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch::Sender;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A kind that is not found for this long was removed; just after an API server starts it is merely not served yet.
 const KIND_GONE: Duration = Duration::from_secs(60);
@@ -31,6 +31,9 @@ const RENEW_SPREAD: Duration = Duration::from_secs(70);
 /// After a failure a watch pauses this long at first, then longer and longer, up to this and as much again.
 const PAUSE: Duration = Duration::from_millis(800);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The one request that is no watch.
+const REQUEST: Duration = Duration::from_secs(10);
 
 /// Whose changes to follow.
 #[derive(Clone, Debug)]
@@ -239,12 +242,13 @@ fn take_node(known: &mut Known, change: Change<PartialObjectMeta<NodeObject>>) {
 async fn learn_runtime(nodes: Api<NodeObject>, name: String, known: Sender<Known>) {
     let mut pause = Duration::from_secs(1);
     loop {
-        let version = match nodes.get(&name).await {
-            Ok(node) => node.status.and_then(|status| status.node_info).map(|info| info.container_runtime_version),
-            Err(error) => {
+        let version = match timeout(REQUEST, nodes.get(&name)).await {
+            Ok(Ok(node)) => node.status.and_then(|status| status.node_info).map(|info| info.container_runtime_version),
+            Ok(Err(error)) => {
                 tracing::debug!(node = name, %error, "node cannot be read yet");
                 None
             }
+            Err(_) => None,
         };
         if let Some(version) = version.filter(|version| !version.is_empty()) {
             return note(&known, |known| known.runtime_version = Some(version));

@@ -122,7 +122,8 @@ async fn an_agent_that_stood_still_waits_on_for_what_it_verifies_whole() -> Resu
         path.upstream.heal().await;
     })
     .await;
-    assert_eq!((answer.status, answer.body), (200, blob.bytes.to_vec()));
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == blob.bytes, "other bytes");
     assert_eq!(path.get(&later).answer().await.status, 200, "nothing was held against the cache");
     Ok(())
 }

@@ -3,10 +3,12 @@
 
 use super::AgentFault;
 use crate::drop_ins::DropIns;
+use crate::durable;
 use crate::files::{Files, Outcome, Wanted};
 use crate::known::Known;
 use crate::reload::reload;
 use crate::touched::Watches;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
 
@@ -44,13 +46,15 @@ pub(super) struct Upkeep {
     stored: Option<Known>,
     /// Folders that could not be given back, and why.
     stuck: Vec<(String, String)>,
+    /// Keeps other agents out while this lives.
+    _occupied: File,
 }
 
 impl Upkeep {
     /// Takes over where a former process stopped.
     ///
     /// # Errors
-    /// The state folder cannot be used.
+    /// The state folder cannot be used, or another agent does.
     pub(super) async fn start(
         folder: Folder,
         state_dir: PathBuf,
@@ -60,12 +64,16 @@ impl Upkeep {
     ) -> Result<Self, AgentFault> {
         let disk = Disk { folder, state_dir, watches };
         let opened = disk.clone();
-        let writer = spawn_blocking(move || match &opened.folder {
-            Folder::Certs(folder) => Files::open(folder, &opened.state_dir, &relay_url).map(Writer::Hosts),
-            Folder::RegistriesConf(folder) => Ok(Writer::DropIns(DropIns::new(folder, &opened.state_dir))),
+        let started = spawn_blocking(move || {
+            let occupied = durable::occupy(&opened.state_dir)?;
+            let writer = match &opened.folder {
+                Folder::Certs(folder) => Writer::Hosts(Files::open(folder, &opened.state_dir, &relay_url)?),
+                Folder::RegistriesConf(folder) => Writer::DropIns(DropIns::new(folder, &opened.state_dir)),
+            };
+            Ok((writer, occupied))
         });
-        let writer = writer.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
-        Ok(Self { disk, writer: Some(writer), stored: Some(stored), stuck: Vec::new() })
+        let (writer, occupied) = started.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
+        Ok(Self { disk, writer: Some(writer), stored: Some(stored), stuck: Vec::new(), _occupied: occupied })
     }
 
     /// Keeps what is known and brings the files to what is wanted; None: they stay as they are.

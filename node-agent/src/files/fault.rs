@@ -85,6 +85,7 @@ impl Fault {
     }
 }
 
-fn again(error: &io::Error) -> io::Error {
+/// The same error once more.
+pub(crate) fn again(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }

@@ -39,7 +39,7 @@ impl Journal {
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
         durable::make_folder(state_dir)?;
         durable::sweep(state_dir)?;
-        let path = state_dir.join("files.json");
+        let path = state_dir.join(durable::JOURNAL);
         let entries = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), %error, "journal is damaged, our part is recognised in the files instead");
@@ -80,16 +80,16 @@ impl Journal {
         if entries.len() == before { Ok(()) } else { self.store(entries) }
     }
 
-    /// Leaves nothing of the agent's state.
+    /// Leaves nothing of the agent's state but what is still owed.
     pub(super) fn remove(&mut self) -> io::Result<()> {
         self.entries.clear();
-        self.path.parent().map_or(Ok(()), durable::remove_folder)
+        self.path.parent().map_or(Ok(()), durable::forget)
     }
 
     fn store(&mut self, entries: BTreeMap<String, Debt>) -> io::Result<()> {
         super::crash_point()?;
         let bytes = serde_json::to_vec(&entries)?;
-        durable::replace(&self.path, &bytes)?;
+        durable::replace(&self.path, &bytes, durable::PRIVATE)?;
         self.entries = entries;
         Ok(())
     }

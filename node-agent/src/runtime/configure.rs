@@ -6,10 +6,9 @@ use super::files::Disk;
 use super::version::Version;
 use super::{Look, Places};
 use crate::durable;
+use crate::text_file::read;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What was done to this node's containerd; kept in the state folder.
@@ -67,7 +66,7 @@ impl Configure {
     /// With its record in the agent's state folder.
     #[must_use]
     pub fn new(state_dir: &Path, is_wanted: bool) -> Self {
-        Self { record: state_dir.join("runtime.json"), is_wanted }
+        Self { record: state_dir.join(durable::RUNTIME), is_wanted }
     }
 
     /// One look: writes what is missing, takes back what does not help. Blocks on the disk.
@@ -102,7 +101,7 @@ impl Configure {
                 else {
                     return Ok(());
                 };
-                if std::fs::read_to_string(&path).is_ok_and(|current| current == text) {
+                if read(&path).is_ok_and(|current| current == text) {
                     return Ok(());
                 }
                 if path.symlink_metadata().is_ok() && !is_ours(&path) {
@@ -127,8 +126,11 @@ impl Configure {
         let Some(done) = self.done() else { return Ok(()) };
         remove(&done.path)?;
         tracing::info!(path = %done.path.display(), "the runtime's drop-in is taken back");
-        let forgotten = std::fs::remove_file(&self.record);
-        forgotten.map_err(|source| Unconfigured::Io { action: "remove", path: self.record.clone(), source })
+        durable::remove(&self.record).map_err(|source| Unconfigured::Io {
+            action: "remove",
+            path: self.record.clone(),
+            source,
+        })
     }
 
     fn done(&self) -> Option<Done> {
@@ -136,35 +138,33 @@ impl Configure {
     }
 
     fn keep(&self, done: &Done) -> Result<(), Unconfigured> {
-        let kept =
-            serde_json::to_vec(done).map_err(io::Error::from).and_then(|bytes| durable::replace(&self.record, &bytes));
+        let bytes = serde_json::to_vec(done).map_err(io::Error::from);
+        let kept = bytes.and_then(|bytes| durable::replace(&self.record, &bytes, durable::PRIVATE));
         kept.map_err(|source| Unconfigured::Io { action: "record", path: self.record.clone(), source })
     }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Unconfigured> {
-    let written = || {
-        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        // containerd's pattern takes no name that ends otherwise than in `.toml`.
-        let mut file = tempfile::Builder::new().prefix(".breakwater").tempfile_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().set_permissions(Permissions::from_mode(0o644))?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    };
-    written().map_err(|source| Unconfigured::Io { action: "write", path: path.to_owned(), source })
+    let written = sweep_beside(path).and_then(|()| durable::replace(path, text.as_bytes(), durable::PUBLIC));
+    written.map_err(|source| Unconfigured::Io { action: "write", path: path.to_owned(), source })
 }
 
-/// Removes a drop-in if it is ours still.
+/// Removes a drop-in if it is ours still, and what a crash left of a write.
 fn remove(path: &Path) -> Result<(), Unconfigured> {
-    let removed = if is_ours(path) { std::fs::remove_file(path) } else { Ok(()) };
+    let removed = sweep_beside(path).and_then(|()| if is_ours(path) { durable::remove(path) } else { Ok(()) });
     removed.map_err(|source| Unconfigured::Io { action: "remove", path: path.to_owned(), source })
+}
+
+fn sweep_beside(path: &Path) -> io::Result<()> {
+    match path.parent().map_or(Ok(()), durable::sweep) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        swept => swept,
+    }
 }
 
 fn is_ours(path: &Path) -> bool {
     let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
-    is_file && std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARKER))
+    is_file && read(path).is_ok_and(|text| text.starts_with(MARKER))
 }
 
 #[cfg(test)]

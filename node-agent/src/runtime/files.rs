@@ -2,16 +2,15 @@
 //! Knows what an import is and nothing of what else the files say.
 //! <https://github.com/containerd/containerd/blob/main/docs/man/containerd-config.toml.5.md>
 
+use crate::text_file;
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use toml_edit::{Document, Item, Table, Value as Toml};
 
-/// More files, or a larger one, are somebody's mistake.
+/// More files are somebody's mistake.
 const FILES_MAX: usize = 64;
-const SIZE_MAX: u64 = 1024 * 1024;
 
 /// Where files come from.
 pub(super) trait Source {
@@ -75,9 +74,7 @@ pub(super) enum Unreadable {
 
 impl Source for Disk {
     fn read(&self, path: &Path) -> io::Result<String> {
-        let mut text = String::new();
-        let read = File::open(path)?.take(SIZE_MAX + 1).read_to_string(&mut text)?;
-        if read as u64 > SIZE_MAX { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
+        text_file::read(path)
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
