@@ -20,6 +20,7 @@ mod resume;
 mod route;
 mod suspended;
 mod traffic;
+mod verify;
 
 use crate::registry_host::RegistryHost;
 use arc_swap::ArcSwap;

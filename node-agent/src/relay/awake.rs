@@ -33,6 +33,11 @@ impl Time {
         None
     }
 
+    /// How much there is.
+    pub(super) fn left(&self) -> Duration {
+        self.left
+    }
+
     /// Whether there is no more.
     pub(super) fn is_over(&self) -> bool {
         self.left.is_zero()

@@ -4,8 +4,11 @@
 //! What the cache has on its disk is its own affair. What it fetches meanwhile may be slow because the upstream is, which must
 //! not keep anybody from what it has.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use std::time::Duration;
 use tokio::time::Instant;
+
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Bodies are not asked for this long after the first offence, ...
 const FIRST: Duration = Duration::from_secs(60);
@@ -21,11 +24,24 @@ pub(super) enum Origin {
     Upstream,
 }
 
+/// How the cache says that it has something on its disk.
+const FROM_DISK: [&[u8]; 2] = [b"breakwater; hit", b"breakwater; fwd=stale"];
+
+impl Origin {
+    /// Of an answer.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let status = headers.get(CACHE_STATUS).map(HeaderValue::as_bytes).unwrap_or_default();
+        if FROM_DISK.iter().any(|said| status.starts_with(said)) { Self::Disk } else { Self::Upstream }
+    }
+}
+
 /// What is held against one Pod.
 #[derive(Debug, Default)]
 pub(super) struct Conduct {
     disk: Offences,
     upstream: Offences,
+    /// Headers that did not come.
+    late: Offences,
     last_break: Option<Instant>,
 }
 
@@ -60,6 +76,23 @@ impl Conduct {
         }
     }
 
+    /// No headers came, in more time than a cache gives its upstream.
+    pub(super) fn keep_waiting(&mut self, now: Instant) {
+        self.late.add(now);
+    }
+
+    /// Headers came from there.
+    pub(super) fn answer(&mut self, origin: Origin) {
+        if origin == Origin::Upstream {
+            self.late = Offences::default();
+        }
+    }
+
+    /// Whether it is asked for what it has alone.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.late.is_refused(now)
+    }
+
     /// A body ended before its end. That may be a restart, and keeps nobody from asking.
     pub(super) fn break_off(&mut self, now: Instant) {
         self.last_break = Some(now);
@@ -81,7 +114,7 @@ impl Conduct {
 
     /// Whether another is the better choice, if there is one.
     pub(super) fn is_last_choice(&self, now: Instant) -> bool {
-        self.upstream.is_refused(now) || self.last_break.is_some_and(|broke| now < broke + FIRST)
+        self.upstream.is_refused(now) || self.is_late(now) || self.last_break.is_some_and(|broke| now < broke + FIRST)
     }
 
     /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
@@ -124,6 +157,20 @@ mod tests {
         assert!(!conduct.is_last_choice(now + FIRST));
         conduct.behave(Disk);
         assert!(!conduct.is_last_choice(now));
+    }
+
+    #[test]
+    fn who_keeps_others_waiting_is_asked_for_what_he_has_until_he_answers() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        conduct.keep_waiting(now);
+        assert!(conduct.is_late(now) && conduct.is_last_choice(now) && !conduct.is_refused(Upstream, now));
+        conduct.answer(Disk);
+        assert!(conduct.is_late(now));
+        assert!(!conduct.is_late(now + FIRST));
+        conduct.keep_waiting(now + FIRST);
+        assert!(conduct.is_late(now + FIRST * 2));
+        conduct.answer(Upstream);
+        assert!(!conduct.is_late(now + FIRST * 2));
     }
 
     #[test]

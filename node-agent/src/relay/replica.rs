@@ -1,6 +1,6 @@
 //! One Pod of a cache as this node finds it: whether it answers, and one exchange with it.
 
-use super::ask::Content;
+use super::ask::{Content, Kind};
 use super::awake::{self, Time};
 use super::conduct::{Conduct, Origin};
 use super::connect::{ConnectFault, Connection, Pool};
@@ -9,7 +9,8 @@ use super::request;
 use super::route::Route;
 use crate::known::Endpoint;
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use std::net::SocketAddr;
@@ -22,6 +23,8 @@ use tokio::time::{Instant, sleep};
 const DOUBT: Duration = Duration::from_millis(800);
 /// ... or the cache hangs: it tells within this time what it has. It may have to look at a blob's digest first.
 const OWN_ANSWER: Duration = Duration::from_secs(2);
+/// A cache gives its upstream 4 s. Who takes longer than this hangs over what he does not have.
+const KEEPS_WAITING: Duration = Duration::from_millis(4500);
 
 /// One Pod of a cache.
 #[derive(Debug)]
@@ -223,18 +226,28 @@ impl Replica {
                 std::future::pending::<()>().await;
             }
         };
+        let is_late = self.conduct().is_late(Instant::now());
+        // What a tag means now is for the upstream to say; an answer that is at hand does not wait longer for that.
+        let only_if_cached = is_late && !matches!(content.kind, Kind::Manifest(None) | Kind::Other);
+        let before = time.left();
+        let reserve = if is_late { reserve.max(before.saturating_sub(OWN_ANSWER)) } else { reserve };
+        let route = self.route.load_full();
+        let asking = || match request::build(&route, method, content, headers) {
+            asking if only_if_cached => request::only_if_cached(asking),
+            asking => asking,
+        };
         let answered = tokio::select! {
-            answered = time.wait(reserve, self.exchange(method, content, headers)) => answered,
+            answered = time.wait(reserve, self.exchange(&route, asking)) => answered,
             () = gone_out => return Err(NoAnswer::Out),
-            () = self.hangs_over(content) => {
-                self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
-                return Err(NoAnswer::Late);
-            }
+            () = self.hangs_over(method, content) => return Err(self.says_nothing()),
         };
         match answered {
-            Some(Ok(answered)) => {
+            Some(Ok((response, connection))) => {
                 self.witness(Ok(()));
-                Ok(answered)
+                if !only_if_cached {
+                    self.conduct().answer(Origin::of(response.headers()));
+                }
+                Ok((response, connection))
             }
             Some(Err(fault)) => {
                 if fault.is_absence() {
@@ -243,19 +256,28 @@ impl Replica {
                 self.look_now.notify_one();
                 Err(NoAnswer::Connect(fault))
             }
+            None if only_if_cached => Err(self.says_nothing()),
             None => {
                 self.look_now.notify_one();
+                self.broke_off();
+                if before.saturating_sub(time.left()) >= KEEPS_WAITING {
+                    self.conduct().keep_waiting(Instant::now());
+                }
                 Err(NoAnswer::Late)
             }
         }
     }
 
+    fn says_nothing(&self) -> NoAnswer {
+        self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
+        NoAnswer::Late
+    }
+
     /// Ends once it is plain that not the upstream is waited for: what the cache itself has it tells at once.
-    async fn hangs_over(&self, content: &Content) {
+    async fn hangs_over(&self, method: &Method, content: &Content) {
         sleep(DOUBT).await;
         let route = self.route.load_full();
-        let mut asked = request::build(&route, &Method::HEAD, content, &HeaderMap::new());
-        asked.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
+        let asked = request::only_if_cached(request::build(&route, method, content, &HeaderMap::new()));
         // Whether anybody is there at all is for the prober to find out.
         if let Ok(mut connection) = Connection::open(&route, self.address).await
             && awake::wait(OWN_ANSWER, connection.send(asked)).await.is_none()
@@ -268,19 +290,16 @@ impl Replica {
     /// Over a pooled connection if one lives, else over a fresh one.
     async fn exchange(
         &self,
-        method: &Method,
-        content: &Content,
-        headers: &HeaderMap,
+        route: &Arc<Route>,
+        asking: impl Fn() -> Request<Empty<Bytes>>,
     ) -> Result<(Response<Incoming>, Connection), ConnectFault> {
-        let route = self.route.load_full();
-        let asking = || request::build(&route, method, content, headers);
-        while let Some(mut connection) = self.pool.take(&route) {
+        while let Some(mut connection) = self.pool.take(route) {
             // The Pod may have closed it meanwhile, which says nothing about its health.
             if let Ok(response) = connection.send(asking()).await {
                 return Ok((response, connection));
             }
         }
-        let mut connection = Connection::open(&route, self.address).await?;
+        let mut connection = Connection::open(route, self.address).await?;
         let response = connection.send(asking()).await?;
         Ok((response, connection))
     }

@@ -3,7 +3,7 @@
 use super::ask::{Content, Kind};
 use super::route::Route;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Empty;
 
 /// What of the runtime's headers reaches the cache; its credentials are for the upstream, not for us.
@@ -34,5 +34,11 @@ pub(super) fn build(route: &Route, method: &Method, content: &Content, headers: 
     }
     to.insert(header::HOST, route.host.clone());
     to.insert(header::AUTHORIZATION, route.authorization.clone());
+    request
+}
+
+/// The same, for what a Pod has: the upstream is not to be asked.
+pub(super) fn only_if_cached(mut request: Request<Empty<Bytes>>) -> Request<Empty<Bytes>> {
+    request.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
     request
 }

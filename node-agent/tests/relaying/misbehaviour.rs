@@ -131,3 +131,16 @@ async fn a_cache_that_sends_wrong_blobs_is_found_out() {
         assert_eq!(relay.get(&path).await.status, 503);
     }
 }
+
+#[tokio::test]
+async fn a_blob_without_a_length_is_left_to_the_upstream() {
+    for (headers, body) in
+        [("transfer-encoding: chunked\r\n", "4\r\nwell\r\n0\r\n\r\n"), ("connection: close\r\n", "well")]
+    {
+        let head = format!("HTTP/1.1 200 OK\r\n{HIT}{headers}\r\n");
+        let steps = vec![Step::Send(body.as_bytes().to_vec()), Step::Close];
+        let cache = cache(move |_| Reply { head: head.clone(), steps: steps.clone() }).await;
+        let relay = Running::before(&cache).await;
+        assert_eq!(relay.get(&blob("well")).await.status, 503, "its end would look like a break: {headers}");
+    }
+}

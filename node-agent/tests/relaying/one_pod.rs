@@ -160,6 +160,7 @@ async fn a_tls_hello_gets_an_http_answer() {
 #[tokio::test]
 async fn a_manifest_is_right_or_does_not_go_out() {
     const RIGHT: &[u8] = b"{\"schemaVersion\":2}";
+    const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
     let large = vec![b' '; 4 * 1024 * 1024 + 1];
     let (right, large_digest) = (digest_of(RIGHT), digest_of(&large));
     let cache = cache({
@@ -170,6 +171,7 @@ async fn a_manifest_is_right_or_does_not_go_out() {
             match path.rsplit('/').next().unwrap().split('?').next().unwrap() {
                 "wrong" => Reply::new(200, &stated, b"{\"schemaVersion\":3}"),
                 "unstated" => Reply::new(200, "", RIGHT),
+                "untyped" => Reply::new(200, &stated, RIGHT),
                 "short" => {
                     let mut reply = Reply::new(200, &stated, RIGHT);
                     reply.steps = vec![Step::Send(RIGHT[..4].to_vec()), Step::Close];
@@ -179,7 +181,7 @@ async fn a_manifest_is_right_or_does_not_go_out() {
                 reference if reference == digest_of(&large) => {
                     Reply::new(200, &format!("docker-content-digest: {reference}\r\n"), &large)
                 }
-                _ => Reply::new(200, &format!("{stated}content-type: a/b\r\n"), RIGHT),
+                _ => Reply::new(200, &format!("{stated}content-type: {OCI}\r\n"), RIGHT),
             }
         }
     })
@@ -189,11 +191,15 @@ async fn a_manifest_is_right_or_does_not_go_out() {
         let request = get(&manifest(reference)).replacen("\r\n", "\r\nrange: bytes=0-\r\n", 1);
         let answer = relay.ask(&request).await;
         assert_eq!((answer.status, answer.body.as_slice()), (200, RIGHT));
-        assert!(answer.head.contains("content-type: a/b") && answer.head.contains(&right), "{}", answer.head);
+        assert!(answer.head.contains(OCI) && answer.head.contains(&right), "{}", answer.head);
+        let head = relay.ask(&get(&manifest(reference)).replacen("GET", "HEAD", 1)).await;
+        assert_eq!((head.status, head.body.len(), head.head), (200, 0, answer.head), "as GET says");
     }
     assert!(cache.requests().iter().all(|head| !head.contains("range")), "a part could not be verified");
-    for reference in ["unstated", "short", &digest_of(b"other"), &large_digest] {
+    for reference in ["unstated", "untyped", "short", &digest_of(b"other"), &large_digest] {
         assert_eq!(relay.get(&manifest(reference)).await.status, 503, "{reference}");
+        let head = get(&manifest(reference)).replacen("GET", "HEAD", 1);
+        assert_eq!(relay.ask(&head).await.status, 503, "a header alone proves nothing: {reference}");
     }
     assert_eq!(relay.get(&manifest("latest")).await.status, 200);
     assert_eq!(relay.get(&manifest("wrong")).await.status, 503);
@@ -262,6 +268,30 @@ async fn headers_that_do_not_come_are_not_waited_for_long() {
     assert_eq!(relay.get(&blob("x")).await.status, 503);
     assert!((4900..6000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
     assert_eq!(relay.view().standing, Standing::In, "one slow answer is no dead cache");
+    for name in ["x", "y"] {
+        let asked = Instant::now();
+        assert_eq!(relay.get(&blob(name)).await.status, 503);
+        assert!(asked.elapsed() < Duration::from_millis(500), "it is asked for what it has: {:?}", asked.elapsed());
+    }
+    let asked = Instant::now();
+    assert_eq!(relay.get(&manifest("latest")).await.status, 503);
+    assert!((1900..3000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    assert_eq!(relay.view().standing, Standing::In);
+}
+
+#[tokio::test]
+async fn what_a_cache_has_is_served_while_it_waits_for_the_upstream_without_end() {
+    let held = blob("held");
+    let cache = cache(move |head| match (head.contains(&held), head.contains("only-if-cached")) {
+        (true, _) => Reply::new(200, "Cache-Status: breakwater; hit\r\n", b"held"),
+        (false, true) => Reply::new(504, "", b""),
+        (false, false) => Reply { head: String::new(), steps: vec![Step::Stall] },
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert_eq!(relay.get(&blob("held")).await.body, b"held");
+    assert_eq!(relay.view().standing, Standing::In);
 }
 
 #[tokio::test]

@@ -157,7 +157,8 @@ async fn headers_that_do_not_come_are_asked_of_another_pod() {
 
 #[tokio::test]
 async fn a_lie_about_a_manifest_is_not_passed_on_and_another_pod_asked() {
-    let stated = format!("docker-content-digest: {}\r\n", digest_of(BODY));
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let stated = format!("docker-content-digest: {}\r\ncontent-type: {media_type}\r\n", digest_of(BODY));
     let (truth, lie) = (stated.clone(), stated);
     let failed = AtomicBool::new(false);
     let one = Cache::start(move |head| match head.starts_with("GET /v2/ ") {

@@ -1,0 +1,138 @@
+//! Content that is read to its end and verified before a byte of it goes out: manifests, because runtimes believe what they are
+//! told of them, and small blobs.
+
+use super::ask::{Content, Digest, Kind};
+use super::awake::Time;
+use super::body::Cut;
+use super::cache::Unserved;
+use super::conduct::Origin;
+use super::forward::DOCKER_CONTENT_DIGEST;
+use super::patience::SMALL;
+use super::resume::Source;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header;
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
+use serde::Deserialize;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Runtimes refuse larger manifests.
+const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+/// Bounds the memory of what is being verified, in KiB: many of the usual size, a few of the largest.
+static VERIFYING: Semaphore = Semaphore::const_new(16 * 1024);
+
+/// The digest that a manifest must have: the one asked for, or for a tag the one that the cache states.
+pub(super) fn manifest_digest(content: &Content, headers: &HeaderMap) -> Result<Digest, Unserved> {
+    let stated = headers.get(DOCKER_CONTENT_DIGEST).and_then(|value| value.to_str().ok()).and_then(Digest::parse);
+    match (&content.kind, stated) {
+        (Kind::Manifest(Some(asked)), Some(stated)) if *asked != stated => {
+            Err(Unserved::Unfit("another manifest's digest"))
+        }
+        (_, Some(stated)) => Ok(stated),
+        // Without it the runtime hashes what it gets, and does not fall back where that goes wrong.
+        (_, None) => Err(Unserved::Unfit("a manifest without a digest")),
+    }
+}
+
+/// A runtime takes a manifest for what its media type says, and gives up where that is nonsense.
+pub(super) fn check_media_type(headers: &HeaderMap, manifest: &[u8]) -> Result<(), Unserved> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Declaring {
+        media_type: Option<String>,
+    }
+    let stated = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let stated = stated.split(';').next().unwrap_or_default().trim();
+    let declared = serde_json::from_slice(manifest).ok().and_then(|Declaring { media_type }| media_type);
+    let fits = match declared {
+        Some(declared) => declared.eq_ignore_ascii_case(stated),
+        None => stated.starts_with("application/") && stated != "application/json",
+    };
+    if fits { Ok(()) } else { Err(Unserved::Unfit("a manifest of another media type than it has")) }
+}
+
+/// The configuration of an image, as a rule: each image has one, and so a cache that sends wrong blobs is found out before its
+/// runtime has taken one.
+pub(super) fn is_small(source: &Source) -> bool {
+    source.size_hint().exact().is_some_and(|length| length <= SMALL)
+}
+
+/// The content of this digest, or why it is not passed on.
+pub(super) async fn verified(
+    source: Source,
+    origin: Origin,
+    digest: &Digest,
+    time: &mut Time,
+    reserve: Duration,
+) -> Result<Bytes, Unserved> {
+    let replica = source.replica.clone();
+    // Whoever waits for room waits for others, and holds that against nobody.
+    let room = time.wait(reserve, VERIFYING.acquire_many(room(&source))).await;
+    let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
+    let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
+    match &read {
+        Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
+        // No upstream can make a cache say that.
+        Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong),
+        _ => {}
+    }
+    read
+}
+
+/// What of [`VERIFYING`] the body needs: its length, or the most where that is not known.
+fn room(source: &Source) -> u32 {
+    let length = source.size_hint().exact().and_then(|length| usize::try_from(length).ok());
+    let kibibytes = length.unwrap_or(MANIFEST_MAX).min(MANIFEST_MAX).div_ceil(1024);
+    u32::try_from(kibibytes).unwrap_or(u32::MAX)
+}
+
+async fn read_whole(mut source: Source, digest: &Digest) -> Result<Bytes, Unserved> {
+    let collected = Limited::new(&mut source, MANIFEST_MAX).collect().await;
+    let bytes = collected.map_err(|error| match error.downcast::<hyper::Error>() {
+        Ok(error) => Unserved::Cut(Cut::Broken(*error)),
+        Err(_) => Unserved::Unfit("a manifest of more than 4 MiB"),
+    })?;
+    let bytes = bytes.to_bytes();
+    let Source { replica, connection, .. } = source;
+    if let Some(connection) = connection {
+        replica.release(connection);
+    }
+    if !digest.verifies(&bytes) {
+        tracing::warn!(pod = replica.pod, digest = digest.short(), "content has another digest and is not passed on");
+        return Err(Unserved::OtherContent);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn a_manifest_is_what_its_media_type_says() {
+        const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
+        let declaring = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI}","config":{{"mediaType":"x"}}}}"#);
+        let fits = |stated: Option<&str>, manifest: &str| {
+            let mut headers = HeaderMap::new();
+            stated.map(|stated| headers.insert(header::CONTENT_TYPE, HeaderValue::from_str(stated).unwrap()));
+            check_media_type(&headers, manifest.as_bytes()).is_ok()
+        };
+        for (stated, manifest, expected) in [
+            (Some(OCI), declaring.as_str(), true),
+            (Some(&*format!("{OCI}; charset=utf-8")), &declaring, true),
+            (Some("application/vnd.oci.image.index.v1+json"), &declaring, false),
+            (Some("text/html"), &declaring, false),
+            (None, &declaring, false),
+            (Some(OCI), r#"{"schemaVersion":2}"#, true),
+            (Some("application/json"), r#"{"schemaVersion":2}"#, false),
+            (Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), "no JSON", true),
+            (Some("text/html"), "<html>", false),
+            (None, "", false),
+        ] {
+            assert_eq!(fits(stated, manifest), expected, "{stated:?} {manifest}");
+        }
+    }
+}
