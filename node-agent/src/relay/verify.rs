@@ -7,7 +7,7 @@ use super::body::Cut;
 use super::cache::Unserved;
 use super::conduct::Origin;
 use super::forward::DOCKER_CONTENT_DIGEST;
-use super::patience::SMALL;
+use super::patience::{SLOWEST_HIT, SMALL};
 use super::resume::Source;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -19,7 +19,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// Runtimes refuse larger manifests.
-const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+const MANIFEST_MAX: u64 = 4 * 1024 * 1024;
+/// Small content that has begun to come ends within this time, or each answer of a dripping cache would cost a pull seconds.
+const BEGUN: Duration = Duration::from_millis(2500);
 /// Bounds the memory of what is being verified, in KiB: many of the usual size, a few of the largest.
 static VERIFYING: Semaphore = Semaphore::const_new(16 * 1024);
 
@@ -71,6 +73,7 @@ pub(super) async fn verified(
     // Whoever waits for room waits for others, and holds that against nobody.
     let room = time.wait(reserve, VERIFYING.acquire_many(room(&source))).await;
     let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
+    let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
     let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
     match &read {
         Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
@@ -81,15 +84,23 @@ pub(super) async fn verified(
     read
 }
 
-/// What of [`VERIFYING`] the body needs: its length, or the most where that is not known.
+/// What of [`VERIFYING`] the body needs.
 fn room(source: &Source) -> u32 {
-    let length = source.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-    let kibibytes = length.unwrap_or(MANIFEST_MAX).min(MANIFEST_MAX).div_ceil(1024);
-    u32::try_from(kibibytes).unwrap_or(u32::MAX)
+    u32::try_from(length(source).div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// How long the body may take: most are one packet or a few.
+fn patience(source: &Source) -> Duration {
+    BEGUN + Duration::from_secs(1) * (length(source) / SLOWEST_HIT) as u32
+}
+
+/// The body's length, or the most where that is not known.
+fn length(source: &Source) -> u64 {
+    source.size_hint().exact().unwrap_or(MANIFEST_MAX).min(MANIFEST_MAX)
 }
 
 async fn read_whole(mut source: Source, digest: &Digest) -> Result<Bytes, Unserved> {
-    let collected = Limited::new(&mut source, MANIFEST_MAX).collect().await;
+    let collected = Limited::new(&mut source, MANIFEST_MAX as usize).collect().await;
     let bytes = collected.map_err(|error| match error.downcast::<hyper::Error>() {
         Ok(error) => Unserved::Cut(Cut::Broken(*error)),
         Err(_) => Unserved::Unfit("a manifest of more than 4 MiB"),

@@ -1,0 +1,71 @@
+//! The relay against a cache whose answers do not come, or hardly: what it costs once, and what later.
+
+use super::one_pod::{blob, cache, digest_of, manifest};
+use super::support::{Reply, Running, Step};
+use breakwater_node_agent::relay::Standing;
+use std::time::{Duration, Instant};
+
+#[tokio::test]
+async fn headers_that_do_not_come_are_not_waited_for_long() {
+    let cache = cache(|head| match head.contains("only-if-cached") {
+        true => Reply::new(504, "", b""),
+        false => Reply { head: String::new(), steps: vec![Step::Stall] },
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    let asked = Instant::now();
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert!((4900..6000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    assert_eq!(relay.view().standing, Standing::In, "one slow answer is no dead cache");
+    for name in ["x", "y"] {
+        let asked = Instant::now();
+        assert_eq!(relay.get(&blob(name)).await.status, 503);
+        assert!(asked.elapsed() < Duration::from_millis(500), "it is asked for what it has: {:?}", asked.elapsed());
+    }
+    let asked = Instant::now();
+    assert_eq!(relay.get(&manifest("latest")).await.status, 503);
+    assert!((1900..3000).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    assert_eq!(relay.view().standing, Standing::In);
+}
+
+#[tokio::test]
+async fn what_a_cache_has_is_served_while_it_waits_for_the_upstream_without_end() {
+    let held = blob("held");
+    let cache = cache(move |head| match (head.contains(&held), head.contains("only-if-cached")) {
+        (true, _) => Reply::new(200, "Cache-Status: breakwater; hit\r\n", b"held"),
+        (false, true) => Reply::new(504, "", b""),
+        (false, false) => Reply { head: String::new(), steps: vec![Step::Stall] },
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert_eq!(relay.get(&blob("held")).await.body, b"held");
+    assert_eq!(relay.view().standing, Standing::In);
+}
+
+#[tokio::test]
+async fn a_cache_that_answers_probes_and_nothing_else_is_found_out() {
+    let cache = cache(|_| Reply { head: String::new(), steps: vec![Step::Stall] }).await;
+    let relay = Running::before(&cache).await;
+    let asked = Instant::now();
+    assert_eq!(relay.get(&manifest("latest")).await.status, 503);
+    assert!(asked.elapsed() < Duration::from_millis(3900), "{:?}", asked.elapsed());
+    relay.until(|view| view.standing == Standing::Out).await;
+    let asked = Instant::now();
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert!(asked.elapsed() < Duration::from_millis(200), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_manifest_that_hardly_comes_is_waited_for_once() {
+    let content = [7; 4096];
+    let digest = digest_of(&content);
+    let head = format!("HTTP/1.1 200 OK\r\ndocker-content-digest: {digest}\r\ncontent-length: 4096\r\n\r\n");
+    let cache = cache(move |_| Reply { head: head.clone(), steps: vec![Step::Drip] }).await;
+    let relay = Running::before(&cache).await;
+    for bounds in [2000..3500, 0..200] {
+        let asked = Instant::now();
+        assert_eq!(relay.get(&manifest(&digest)).await.status, 503);
+        assert!(bounds.contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    }
+}
