@@ -96,7 +96,7 @@ pub fn findings(seen: Seen<'_>) -> Findings {
     for (folder, fault) in stuck {
         // A mirror that became invalid is told of once: the API wants each registry once.
         if inactive.iter().all(|one| one.registry != *folder) {
-            let message = format!("not mirrored on this node any more, but hosts.toml cannot be given back: {fault}");
+            let message = format!("not mirrored on this node any more, but its file cannot be given back: {fault}");
             let (registry, state) = (folder.clone(), MirrorState::Failed);
             inactive.push(Inactive { registry, state, reason: fault.reason(), message });
         }

@@ -21,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::accept;
+
 /// A request, as a rule sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
@@ -99,26 +101,23 @@ impl ApiProxy {
         });
         let mut task = JoinSet::new();
         let known = Arc::clone(&shared);
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&known);
-                let service = service_fn(move |request| {
-                    let shared = Arc::clone(&shared);
-                    async move { shared.answer(request).await }
-                });
-                let mut cuts = known.cuts.subscribe();
-                // Errors mean that one side went away, which is its right.
-                connections.spawn(async move {
-                    let serving =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                    tokio::select! {
-                        _ = serving => {}
-                        _ = cuts.changed() => {}
-                    }
-                });
+        task.spawn(accept::each(listener, move |stream| {
+            let shared = Arc::clone(&known);
+            let service = service_fn(move |request| {
+                let shared = Arc::clone(&shared);
+                async move { shared.answer(request).await }
+            });
+            let mut cuts = known.cuts.subscribe();
+            // Errors mean that one side went away, which is its right.
+            async move {
+                let serving =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    _ = serving => {}
+                    _ = cuts.changed() => {}
+                }
             }
-        });
+        }));
         Ok(Self { address, shared, _task: task })
     }
 

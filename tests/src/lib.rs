@@ -2,6 +2,7 @@
 //!
 //! Start at [`cluster`] for what a node is made of and at [`upstream`] for the faults a registry can be told to show.
 
+mod accept;
 pub mod agent;
 pub mod api_proxy;
 pub mod api_scene;

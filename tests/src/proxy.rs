@@ -14,6 +14,8 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::accept;
+
 /// A running proxy. Dropping it closes the port.
 #[derive(Debug)]
 pub struct Proxy {
@@ -39,14 +41,11 @@ impl Proxy {
         let shared = Arc::new(Shared { login, names, asked: Mutex::default() });
         let mut task = JoinSet::new();
         let known = Arc::clone(&shared);
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&known);
-                // Errors mean that one side went away, which is its right.
-                connections.spawn(async move { drop(serve(stream, &shared).await) });
-            }
-        });
+        task.spawn(accept::each(listener, move |stream| {
+            let shared = Arc::clone(&known);
+            // Errors mean that one side went away, which is its right.
+            async move { drop(serve(stream, &shared).await) }
+        }));
         Self { address, shared, _task: task }
     }
 

@@ -23,7 +23,7 @@ const NODE: &str = "forgotten";
 pub struct Remembering {
     child: Child,
     relay: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Remembering {
@@ -37,13 +37,29 @@ impl Remembering {
         let relay = free_address()?;
         let mut command = command(&binary(NODE_AGENT), relay, folder.path());
         let child = command.stdin(Stdio::null()).spawn().context("start the agent")?;
-        Ok(Self { child, relay, _folder: folder })
+        Ok(Self { child, relay, folder })
     }
 
     /// Its relay.
     #[must_use]
     pub fn relay(&self) -> SocketAddr {
         self.relay
+    }
+
+    /// Starts another agent with the same folders and port and waits for its end: what it said, and whether it says that it failed.
+    ///
+    /// # Errors
+    /// Fails when it cannot be started.
+    pub fn another(&self) -> Result<(String, bool)> {
+        let ended =
+            command(&binary(NODE_AGENT), self.relay, self.folder.path()).output().context("start another agent")?;
+        Ok((String::from_utf8_lossy(&ended.stderr).into_owned(), ended.status.code() == Some(1)))
+    }
+
+    /// The text of a registry's `hosts.toml`, if there is one.
+    #[must_use]
+    pub fn hosts_toml(&self, registry: &str) -> Option<String> {
+        fs::read_to_string(self.folder.path().join("certs.d").join(registry).join("hosts.toml")).ok()
     }
 
     /// Stops it in its tracks, or lets it go on.

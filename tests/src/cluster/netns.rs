@@ -14,6 +14,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::accept;
+
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A network namespace.
@@ -92,19 +94,15 @@ impl Forward {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("listen on loopback")?;
         let local = listener.local_addr().context("learn the port")?;
         let mut task = JoinSet::new();
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((mut near, _)) = listener.accept().await {
-                let namespace = namespace.clone();
-                connections.spawn(async move {
-                    // A failure shows to the client as a closed connection, as it would without the detour.
-                    if let Ok(mut far) = namespace.connect(target).await {
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                    }
-                });
-                while connections.try_join_next().is_some() {}
+        task.spawn(accept::each(listener, move |mut near| {
+            let namespace = namespace.clone();
+            async move {
+                // A failure shows to the client as a closed connection, as it would without the detour.
+                if let Ok(mut far) = namespace.connect(target).await {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
             }
-        });
+        }));
         Ok(Self { local, _task: task })
     }
 

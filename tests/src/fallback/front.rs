@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 
+use crate::accept;
 use crate::cache::Identity;
 
 /// How a slow cache's bytes come: 1 KiB/s.
@@ -63,15 +64,11 @@ impl Front {
         let (way, ways) = watch::channel(Way::Through);
         let behind = Behind { cache, identity, way: ways };
         let mut task = JoinSet::new();
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let behind = behind.clone();
-                // Errors mean that one side went away, which is its right.
-                connections.spawn(async move { drop(behind.meet(stream).await) });
-                while connections.try_join_next().is_some() {}
-            }
-        });
+        task.spawn(accept::each(listener, move |stream| {
+            let behind = behind.clone();
+            // Errors mean that one side went away, which is its right.
+            async move { drop(behind.meet(stream).await) }
+        }));
         Self { way, _task: task }
     }
 

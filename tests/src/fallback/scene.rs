@@ -17,6 +17,7 @@ use super::kubelet::Kubelet;
 use super::network;
 use super::runtime::Containerd;
 use super::{Cell, Fault, Pull, Replicas};
+use crate::accept;
 use crate::agent::{Stage, token};
 use crate::cache::replicas::ports;
 use crate::cache::{Cache, Identity};
@@ -226,15 +227,12 @@ impl Scene {
 
 /// Leads whoever connects to an address of this machine.
 async fn lead(listener: TcpListener, to: std::net::SocketAddr) {
-    let mut connections = JoinSet::new();
-    while let Ok((mut near, _)) = listener.accept().await {
-        connections.spawn(async move {
-            if let Ok(mut far) = TcpStream::connect(to).await {
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-            }
-        });
-        while connections.try_join_next().is_some() {}
-    }
+    let through = move |mut near| async move {
+        if let Ok(mut far) = TcpStream::connect(to).await {
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        }
+    };
+    accept::each(listener, through).await;
 }
 
 /// A repository for which every relay asks this replica before the other.
