@@ -29,21 +29,23 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the state folder and keeps it from every other process that asks, for as long as the result lives: two that write the same
-/// files would each take the other's for a stranger's.
+/// files would each take the other's for a stranger's. What a former process left half written is removed.
 ///
 /// # Errors
-/// The folder cannot be made, or another process keeps it.
+/// The folder cannot be made or read, or another process keeps it.
 pub fn occupy(state_dir: &Path) -> io::Result<File> {
     make_folder(state_dir)?;
     let folder = File::open(state_dir)?;
     match folder.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            format!("another agent works with {}; stop it first", state_dir.display()),
-        )),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("another agent works with {}; stop it first", state_dir.display());
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+        }
         // A file system without locks is no reason to leave the node without an agent.
-        Err(TryLockError::Error(_)) | Ok(()) => Ok(folder),
+        Err(TryLockError::Error(_)) | Ok(()) => {}
     }
+    sweep(state_dir)?;
+    Ok(folder)
 }
 
 /// Removes what crashes left of writes.
@@ -146,6 +148,8 @@ mod tests {
         let second = occupy(dir.path()).unwrap_err();
         assert!(second.to_string().contains("another agent works with"), "{second}");
         drop(first);
-        occupy(dir.path()).unwrap();
+        std::fs::write(dir.path().join(".breakwater-Ab12"), "half").unwrap();
+        let _third = occupy(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), [""; 0]);
     }
 }

@@ -38,7 +38,6 @@ impl Journal {
     /// Reads the journal. One that cannot be read counts as lost: our part is recognised in the files themselves.
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
         durable::make_folder(state_dir)?;
-        durable::sweep(state_dir)?;
         let path = state_dir.join(durable::JOURNAL);
         let entries = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
