@@ -11,6 +11,7 @@
 
 pub mod claims;
 pub mod conditions;
+pub mod lacking;
 pub mod mirror;
 pub mod mirror_status;
 pub mod names;
@@ -24,6 +25,7 @@ pub mod selector;
 pub mod yaml;
 
 pub use claims::{claims, holder};
+pub use lacking::Lacking;
 pub use mirror::{
     Alternate, CaBundle, CacheSpec, ConfigMapKey, CredentialSource, Fallback, Freshness, ImagesSpec, NodeBootstrap,
     NodesSpec, OnError, Proxy, RegistryMirror, RegistryMirrorSpec, SecretReference, StaleAction, StorageSpec,

@@ -5,6 +5,7 @@ use clap::error::ErrorKind;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::num::ParseIntError;
+use std::str::FromStr;
 use std::time::Duration;
 
 const AFTER_HELP: &str = "\
@@ -91,11 +92,12 @@ pub struct Args {
     #[arg(
         long,
         env = "BREAKWATER_IMAGE_PULL_SECRETS",
-        value_delimiter = ',',
+        default_value = "",
+        hide_default_value = true,
         value_name = "NAME",
         help_heading = "Cluster"
     )]
-    pub image_pull_secrets: Vec<String>,
+    pub image_pull_secrets: SecretNames,
 
     /// Name of this Pod: who holds the lease, and who reports Events
     #[arg(
@@ -121,6 +123,36 @@ pub struct Args {
         help_heading = "Operation"
     )]
     pub log_format: LogFormat,
+}
+
+/// Names of Secrets; none where the setting is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretNames(Vec<String>);
+
+/// A name that no Secret can have.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no name of a Secret: it must consist of lower-case letters, digits, - and .")]
+pub struct InvalidSecretName(String);
+
+impl SecretNames {
+    /// Each name.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+impl FromStr for SecretNames {
+    type Err = InvalidSecretName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSecretName> {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let is_of_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+        let parse = |name: &str| match name.chars().all(is_of_a_name) {
+            true => Ok(name.to_owned()),
+            false => Err(InvalidSecretName(name.to_owned())),
+        };
+        names.map(parse).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// The form of the log.
@@ -153,6 +185,17 @@ mod tests {
         assert_eq!(listen_address(":8080").unwrap(), "[::]:8080".parse().unwrap());
         assert_eq!(listen_address("127.0.0.1:0").unwrap(), "127.0.0.1:0".parse().unwrap());
         assert!(listen_address("localhost").is_err());
+    }
+
+    #[test]
+    fn names_of_secrets_are_separated_by_commas_and_an_empty_setting_has_none() {
+        let parse = |text: &str| text.parse::<SecretNames>().map(|names| names.0);
+        assert!(parse("").unwrap().is_empty() && parse(",").unwrap().is_empty());
+        assert_eq!(parse("a, b.c-1").unwrap(), ["a", "b.c-1"]);
+        let refused = parse("a,Not_A_Name").unwrap_err().to_string();
+        assert!(refused.contains("\"Not_A_Name\" is no name of a Secret"), "{refused}");
+        let cli = Cli::try_parse_from(["breakwater-operator", "--image-pull-secrets=a,b"]).unwrap();
+        assert_eq!(cli.operator.image_pull_secrets.iter().collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub use claims::Growth;
 pub(crate) use pod::duration_text;
 pub(crate) use replicas::introduce;
 
+use crate::args::SecretNames;
 use crate::pki::{Authority, IssueFailed, Leaf, SecretData, Tokens};
 use crate::validate::Valid;
 use breakwater_crds::names::{
@@ -40,7 +41,7 @@ pub struct Settings {
     /// Image that they run.
     pub image: String,
     /// Secrets that they pull it with.
-    pub image_pull_secrets: Vec<String>,
+    pub image_pull_secrets: SecretNames,
 }
 
 /// Secrets of one cache. Made apart from [`build`], because making keys takes random numbers.
@@ -228,7 +229,7 @@ mod tests {
         Settings {
             namespace: "breakwater-system".to_owned(),
             image: "example.test/image:1".to_owned(),
-            image_pull_secrets: Vec::new(),
+            image_pull_secrets: SecretNames::default(),
         }
     }
 
@@ -254,14 +255,14 @@ mod tests {
 
     #[test]
     fn the_image_is_pulled_with_the_secrets_that_are_named() {
-        let secrets = |names: &[&str]| {
+        let secrets = |names: &str| {
             let valid = valid("{registry: docker.io}");
-            let image_pull_secrets = names.iter().map(|name| (*name).to_owned()).collect();
+            let image_pull_secrets = names.parse().unwrap();
             let settings = Settings { image_pull_secrets, ..settings() };
             pod::template(&valid, &settings).spec.unwrap().image_pull_secrets
         };
-        assert_eq!((secrets(&[]), secrets(&[""])), (None, None));
-        let named = secrets(&["a", "b"]).unwrap();
+        assert_eq!(secrets(""), None);
+        let named = secrets("a,b").unwrap();
         assert_eq!(named.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     }
 

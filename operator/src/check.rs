@@ -3,10 +3,11 @@
 use crate::args::CheckArgs;
 use crate::fleet::pod_is_ready;
 use crate::lease;
+use crate::skew::MEND;
 use crate::startup::DEFINITIONS;
 use crate::watches::AGENT;
-use breakwater_crds::RegistryMirror;
 use breakwater_crds::names::LABEL_NAME;
+use breakwater_crds::{Lacking, RegistryMirror, yaml};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
@@ -51,11 +52,8 @@ pub async fn check(args: CheckArgs, client: Client) -> bool {
 async fn look(args: &CheckArgs, client: &Client) -> kube::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for name in DEFINITIONS {
-        let found = definitions.get_opt(name).await?;
-        let established = is_crd_established().matches_object(found.as_ref());
-        let text = format!("definition {name}");
-        findings.push(if established { Ok(text) } else { Err(format!("{text} is not established: apply the CRDs")) });
+    for (name, ours) in DEFINITIONS.into_iter().zip(yaml::definitions()) {
+        findings.push(definition(name, &ours, definitions.get_opt(name).await?.as_ref()));
     }
     if findings.iter().any(Result::is_err) {
         return Ok(findings);
@@ -68,6 +66,18 @@ async fn look(args: &CheckArgs, client: &Client) -> kube::Result<Vec<Finding>> {
     let mirrors: Api<RegistryMirror> = Api::all(client.clone());
     findings.extend(mirrors.list(&ListParams::default()).await?.iter().map(mirror));
     Ok(findings)
+}
+
+fn definition(name: &str, ours: &CustomResourceDefinition, served: Option<&CustomResourceDefinition>) -> Finding {
+    let Some(served) = served.filter(|served| is_crd_established().matches_object(Some(served))) else {
+        return Err(format!("definition {name} is not established: apply the CRDs"));
+    };
+    let lacking = Lacking::of(ours, served);
+    if lacking.is_empty() {
+        Ok(format!("definition {name}"))
+    } else {
+        Err(format!("definition {name} lacks {lacking}; {MEND}"))
+    }
 }
 
 fn leader(lease: Option<&Lease>, now: Timestamp) -> Finding {

@@ -24,6 +24,7 @@ pub mod references;
 pub mod report;
 pub mod run;
 pub mod secrets;
+pub mod skew;
 pub mod slim;
 pub mod startup;
 pub mod status;

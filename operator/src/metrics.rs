@@ -2,6 +2,7 @@
 //! all of it.
 
 use crate::images::ImageMetrics;
+use crate::startup::DEFINITIONS;
 use breakwater_crds::{NodeCounts, RegistryMirror};
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
@@ -28,6 +29,7 @@ pub struct Metrics {
     errors: Family<ErrorLabels, Counter>,
     leader: Gauge,
     authority_ends: Gauge,
+    lacking: Family<DefinitionLabel, Gauge>,
 }
 
 /// How a pass ended.
@@ -45,6 +47,11 @@ pub enum Ended {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
     result: Ended,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DefinitionLabel {
+    definition: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -97,11 +104,20 @@ impl Metrics {
             "When the certificate authority of the caches ends, in seconds since 1970; 0 on a standby or without one",
             authority_ends.clone(),
         );
+        let lacking = Family::<DefinitionLabel, Gauge>::default();
+        for definition in DEFINITIONS {
+            let _ = lacking.get_or_create(&DefinitionLabel { definition });
+        }
+        registry.register(
+            "breakwater_definition_fields_lacking",
+            "Fields that a CustomResourceDefinition lacks because it is older than this operator, and that are lost",
+            lacking.clone(),
+        );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("breakwater_build", "The build of this operator", build);
         registry.register_collector(Box::new(mirrors));
         registry.register_collector(Box::new(images));
-        Self { registry, duration, runs, errors, leader, authority_ends }
+        Self { registry, duration, runs, errors, leader, authority_ends, lacking }
     }
 
     /// Measures one pass until the guard is dropped, so early returns and errors count too.
@@ -133,6 +149,11 @@ impl Metrics {
     /// Says when the certificate authority ends.
     pub fn authority_ends(&self, end: jiff::Timestamp) {
         self.authority_ends.set(end.as_second());
+    }
+
+    /// Says how many fields a definition lacks.
+    pub fn definition_lacks(&self, definition: &'static str, fields: usize) {
+        self.lacking.get_or_create(&DefinitionLabel { definition }).set(i64::try_from(fields).unwrap_or(i64::MAX));
     }
 
     /// The text that a scrape gets.

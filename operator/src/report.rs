@@ -3,6 +3,7 @@
 use crate::events;
 use crate::images::ImagesReport;
 use crate::memory::{Memory, Reported};
+use crate::skew::Lacks;
 use breakwater_crds::conditions::IMAGES_SURVIVABLE;
 use breakwater_crds::names::MANAGER;
 use breakwater_crds::{RegistryMirror, RegistryMirrorStatus};
@@ -11,7 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{DeserializeGuard, ObjectMeta};
 use kube::runtime::events::Recorder;
 use kube::{Api, Client, Resource};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,13 +42,14 @@ pub struct Reporter {
     // Guarded: the answer to a write is the mirror itself, which may be one that cannot be read.
     api: Api<DeserializeGuard<RegistryMirror>>,
     recorder: Recorder,
+    lacks: Lacks,
 }
 
 impl Reporter {
     /// A reporter that shares one recorder, so that repeated Events are counted and not repeated.
     #[must_use]
-    pub fn new(client: Client, recorder: Recorder) -> Self {
-        Self { api: Api::all(client), recorder }
+    pub fn new(client: Client, recorder: Recorder, lacks: Lacks) -> Self {
+        Self { api: Api::all(client), recorder, lacks }
     }
 
     /// Writes `new` if it differs from what is there. Returns how long to wait where it is too early for that.
@@ -65,17 +67,15 @@ impl Reporter {
         if *old == new {
             return Ok(None);
         }
+        let body = self.body(name, &new);
+        if self.body(name, old) == body {
+            return Ok(None);
+        }
         let mut writes = memory.reported(name).map(|reported| reported.writes).unwrap_or_default();
         let since: Vec<_> = writes.iter().map(Instant::elapsed).collect();
         if let Some(wait) = too_early(old, &new, &since) {
             return Ok(Some(wait));
         }
-        let body = json!({
-            "apiVersion": RegistryMirror::api_version(&()),
-            "kind": RegistryMirror::kind(&()),
-            "metadata": {"name": name},
-            "status": new,
-        });
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&body);
         match tokio::time::timeout(CALL_DEADLINE, self.api.patch_status(name, &params, &patch)).await {
@@ -92,6 +92,18 @@ impl Reporter {
         memory.set_reported(name, Reported { from_version, status: new, writes });
         self.publish(metadata, events).await;
         Ok(None)
+    }
+
+    /// A status as it is sent, without what the definition lacks.
+    fn body(&self, name: &str, status: &RegistryMirrorStatus) -> Value {
+        let mut body = json!({
+            "apiVersion": RegistryMirror::api_version(&()),
+            "kind": RegistryMirror::kind(&()),
+            "metadata": {"name": name},
+            "status": status,
+        });
+        self.lacks.borrow().take_from(&mut body);
+        body
     }
 
     /// Tells of images that have become exposed for long, once.

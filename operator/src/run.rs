@@ -14,6 +14,7 @@ use crate::metrics::{Metrics, MirrorConditions};
 use crate::pki::keeper::{Keeper, Trust};
 use crate::report::Reporter;
 use crate::secrets::SecretReader;
+use crate::skew::{Lacks, Skew};
 use crate::startup::{NotReady, definitions_established};
 use crate::telemetry::LogLevel;
 use crate::upstream::keep_reports;
@@ -87,22 +88,29 @@ pub async fn run(args: Args, client: Client, log_level: LogLevel, stop: Cancella
     let listener = health::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %address, %image, %namespace, "starting");
-    let mut listening = JoinSet::new();
+    let mut tasks = JoinSet::new();
     let admin = Admin { readiness: readiness.clone(), metrics: metrics.clone(), log_level };
-    listening.spawn(health::serve(listener, admin));
+    tasks.spawn(health::serve(listener, admin));
 
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         established = definitions_established(&client) => established.map_err(Stopped::NotReady)?,
     }
+    let (mut skew, lacks) = Skew::new(&client, metrics.clone());
+    // Before the first status: one with a field that is not defined would be refused as a whole.
+    let look_again = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        look_again = skew.look() => look_again,
+    };
+    tasks.spawn(skew.keep(look_again));
     readiness.set();
     let candidate = Candidate::new(client.clone(), &namespace, pod_name.clone());
     let settings = Settings { namespace, image, image_pull_secrets };
     let watching = watches::paced(&client);
-    let leader = Leader { client, watching, settings, nodes_namespace, pod_name, metrics, conditions, images };
+    let leader = Leader { client, watching, settings, nodes_namespace, pod_name, metrics, conditions, images, lacks };
     tokio::select! {
         ended = take_part(&leader, candidate, stop) => ended,
-        _ = listening.join_next() => Err(Stopped::TaskEnded),
+        _ = tasks.join_next() => Err(Stopped::TaskEnded),
     }
 }
 
@@ -140,6 +148,7 @@ struct Leader {
     metrics: Arc<Metrics>,
     conditions: MirrorConditions,
     images: ImageMetrics,
+    lacks: Lacks,
 }
 
 impl Leader {
@@ -152,7 +161,7 @@ impl Leader {
 
     /// Reconciles until `stop` is cancelled and what is under way has ended.
     async fn lead(&self, stop: CancellationToken) -> Result<(), Stopped> {
-        let Self { client, watching, settings, nodes_namespace, pod_name, metrics, conditions, images } = self;
+        let Self { client, watching, settings, nodes_namespace, pod_name, metrics, conditions, images, lacks } = self;
         let namespace = settings.namespace.as_str();
         let mut tasks = JoinSet::new();
         let controller =
@@ -195,7 +204,7 @@ impl Leader {
             trust,
             upstreams,
             images: surveys,
-            reporter: Reporter::new(client.clone(), recorder),
+            reporter: Reporter::new(client.clone(), recorder, lacks.clone()),
             memory: Memory::default(),
             metrics: metrics.clone(),
             client: client.clone(),

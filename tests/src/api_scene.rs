@@ -11,8 +11,9 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Api, Resource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -54,6 +55,14 @@ impl Scene {
     /// Fails when it cannot be started.
     pub fn operator(&self, name: &str) -> Result<Operator> {
         Operator::start(name, &self.kubeconfig, self.cluster.state())
+    }
+
+    /// The same, whose caches run this image.
+    ///
+    /// # Errors
+    /// As [`Self::operator`].
+    pub fn operator_with_image(&self, name: &str, image: &str) -> Result<Operator> {
+        Operator::with_image(image, name, &self.kubeconfig, self.cluster.state())
     }
 
     /// An interface to objects of the caches' namespace.
@@ -136,6 +145,39 @@ impl Scene {
         deleted.map(drop).with_context(|| format!("delete every {}", K::kind(&())))
     }
 
+    /// Does without end what the garbage collector does, which does not run here: removes what was made for mirrors that are gone.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses.
+    pub async fn collect_garbage(&self) -> Result<()> {
+        loop {
+            self.collect::<StatefulSet>().await?;
+            self.collect::<Service>().await?;
+            self.collect::<PodDisruptionBudget>().await?;
+            self.collect::<Secret>().await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn collect<K>(&self) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        // The children first: an owner that is made between the two lists must not look like one that is gone.
+        let children = self.system::<K>().list(&ListParams::default()).await.context("list children")?;
+        let mirrors = self.mirrors().list(&ListParams::default()).await.context("list the mirrors")?;
+        let is_gone = |uid: &str| mirrors.iter().all(|mirror| mirror.metadata.uid.as_deref() != Some(uid));
+        for child in children.iter().filter(|child| child.owner_references().iter().any(|owner| is_gone(&owner.uid))) {
+            let exactly = Preconditions { uid: child.uid(), ..Preconditions::default() };
+            let params = DeleteParams::background().preconditions(exactly);
+            match self.system::<K>().delete(&child.name_any(), &params).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+                deleted => drop(deleted.context("delete a child")?),
+            }
+        }
+        Ok(())
+    }
+
     /// All that an operator makes, without what differs from one time to the next, as text to be compared.
     ///
     /// # Errors
@@ -148,9 +190,9 @@ impl Scene {
         found.extend(self.kind::<PodDisruptionBudget>().await?);
         found.extend(self.kind::<Secret>().await?);
         for mirror in self.mirrors().list(&ListParams::default()).await.context("list the mirrors")? {
-            let status = mirror.status.unwrap_or_default();
-            let said = |it: &_| -> Value { conditions(it) };
-            found.push(json!({"generation": status.observed_generation, "conditions": said(&status.conditions)}));
+            let (status, generation) = (mirror.status.unwrap_or_default(), mirror.metadata.generation);
+            let is_current = status.observed_generation == generation;
+            found.push(json!({"isCurrent": is_current, "conditions": conditions(&status.conditions, generation)}));
         }
         let mut text = serde_json::to_string_pretty(&found).context("write JSON")?;
         for service in &services {
@@ -176,8 +218,11 @@ impl Scene {
     }
 }
 
-fn conditions(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> Value {
-    conditions.iter().map(|it| json!([it.type_, it.status, it.reason, it.message, it.observed_generation])).collect()
+/// Each, and whether it speaks of this generation.
+fn conditions(conditions: &[Condition], generation: Option<i64>) -> Value {
+    let said =
+        |it: &Condition| json!([it.type_, it.status, it.reason, it.message, it.observed_generation == generation]);
+    conditions.iter().map(said).collect()
 }
 
 /// Without what the API server gives, and without the content of Secrets.

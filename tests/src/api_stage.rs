@@ -70,6 +70,14 @@ impl Stage {
     /// # Errors
     /// Fails when the operator makes no Secrets, or the API server refuses.
     pub async fn cache(&self, upstream: &Upstream, data: &Path) -> Result<Cache> {
+        self.cache_of_size(upstream, data, "40Gi").await
+    }
+
+    /// The same, with no more room than this.
+    ///
+    /// # Errors
+    /// As [`Self::cache`].
+    pub async fn cache_of_size(&self, upstream: &Upstream, data: &Path, size: &str) -> Result<Cache> {
         let name = names::cache_name(&upstream.host());
         let folder = self.folder.path().join(&name);
         for (part, secret) in [("tls", names::tls_secret(&name)), ("tokens", names::tokens_secret(&name))] {
@@ -77,7 +85,8 @@ impl Stage {
         }
         let address = own_loopback_address();
         let identity = Identity::given(&folder, address, names::cache_server_name(&name));
-        let cache = Cache::of(upstream).identity(identity).port(names::TLS_PORT).data(data).start().await;
+        let cache = Cache::of(upstream).identity(identity).port(names::TLS_PORT).data(data);
+        let cache = cache.flag("--cache-size", size).start().await;
         let pod = names::pod_name(&name, 0);
         self.create_pod(&name, &pod).await?;
         let status = format!(

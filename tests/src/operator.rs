@@ -16,6 +16,9 @@ use crate::cluster::until;
 /// How long it may take to say where it listens, or to end.
 const LIMIT: Duration = Duration::from_secs(40);
 
+/// The image that its caches run. Nothing pulls it.
+pub const IMAGE: &str = "breakwater.test/breakwater:1";
+
 /// A running operator, killed when this is dropped.
 pub struct Operator {
     child: Child,
@@ -38,11 +41,23 @@ impl Operator {
     /// # Errors
     /// As [`Self::start`].
     pub fn of(program: &Path, name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
+        Self::spawn(program, IMAGE, name, kubeconfig, folder)
+    }
+
+    /// One of the build under test that has its caches run this image.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn with_image(image: &str, name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
+        Self::spawn(&binary(OPERATOR), image, name, kubeconfig, folder)
+    }
+
+    fn spawn(program: &Path, image: &str, name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
         let begins = usize::try_from(file.metadata().context("look at a log")?.size()).context("a log is too long")?;
         let child = Command::new(program)
-            .args(["--image", "breakwater.test/breakwater:1", "--pod-name", name, "--listen", "127.0.0.1:0"])
+            .args(["--image", image, "--pod-name", name, "--listen", "127.0.0.1:0"])
             .args(["--log-format", "json"])
             .env("KUBECONFIG", kubeconfig)
             .env_remove("RUST_LOG")

@@ -9,7 +9,7 @@ use breakwater_tests::api_stage::{Stage, condition};
 use breakwater_tests::cache::Cache;
 use breakwater_tests::cluster::until;
 use breakwater_tests::operator::Operator;
-use breakwater_tests::upstream::{Content, Upstream};
+use breakwater_tests::upstream::{Account, Content, Scheme, Upstream};
 use serde_json::Value;
 
 const MIRROR: &str = "hub";
@@ -55,6 +55,11 @@ struct Scene {
 
 /// A mirror with its cache, whose registry has `app-1` to `app-9`.
 async fn scene(spec: &str) -> Result<Scene> {
+    scene_with_room(spec, "40Gi").await
+}
+
+/// The same with a cache of this size.
+async fn scene_with_room(spec: &str, size: &str) -> Result<Scene> {
     let (stage, upstream) = (Stage::start().await?, Upstream::start().await);
     for seed in 1..=9 {
         upstream.push(&format!("team/app-{seed}"), "v1", &Content::image(seed, &[4096, 100]));
@@ -68,7 +73,7 @@ async fn scene(spec: &str) -> Result<Scene> {
     );
     stage.cluster.apply(&mirror).await?;
     let data = tempfile::tempdir().context("make a folder")?;
-    let cache = match stage.cache(&upstream, &data.path().join("data")).await {
+    let cache = match stage.cache_of_size(&upstream, &data.path().join("data"), size).await {
         Ok(cache) => cache,
         Err(error) => return Err(error.context(operator.log())),
     };
@@ -91,6 +96,12 @@ impl Scene {
     fn image(&self, number: u8) -> String {
         format!("{}/team/app-{number}:v1", self.upstream.host())
     }
+}
+
+/// Each exposed image and why.
+fn reasons(status: &breakwater_crds::RegistryMirrorStatus) -> Vec<String> {
+    let exposed = status.images.iter().flat_map(|images| &images.exposed);
+    exposed.map(|it| format!("{} {}", it.image.rsplit('/').next().unwrap_or_default(), it.reason)).collect()
 }
 
 fn names(numbers: &[u8]) -> BTreeSet<String> {
@@ -158,10 +169,6 @@ async fn what_cannot_be_held_is_named_with_its_reason_and_ready_does_not_care() 
         workload("DaemonSet", "cni", &bootstrap),
     ];
     scene.stage.cluster.apply(&manifests.concat()).await?;
-    let reasons = |status: &breakwater_crds::RegistryMirrorStatus| -> Vec<String> {
-        let exposed = status.images.iter().flat_map(|images| &images.exposed);
-        exposed.map(|it| format!("{} {}", it.image.rsplit('/').next().unwrap_or_default(), it.reason)).collect()
-    };
     let expected = ["app-2:v1 NodeBootstrap", "foreign:v1 NoSuchPlatform", "none:v1 NotFound"];
     let status = scene.stage.status(MIRROR, "three images to be exposed", |status| reasons(status) == expected).await?;
     let survivable = condition(&status, "ImagesSurvivable").context("no condition")?;
@@ -176,6 +183,31 @@ async fn what_cannot_be_held_is_named_with_its_reason_and_ready_does_not_care() 
     scene.survivable("2/2").await?;
     let kept: BTreeSet<_> = ["team/none:v1", "team/foreign:v1"].map(str::to_owned).into();
     assert!(scene.pinned().await?.is_superset(&kept), "images outlive their last user for a while");
+    scene.stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_room_and_what_the_registry_refuses_is_exposed_until_that_is_mended() -> Result<()> {
+    let scene = scene_with_room("images: {}", "3500Ki").await?;
+    scene.upstream.push("team/big", "v1", &Content::image(30, &[2 << 20, 2 << 20]));
+    let big = format!("{}/team/big:v1", scene.upstream.host());
+    let both =
+        [workload("Deployment", "small", &server(&scene.image(1))), workload("Deployment", "big", &server(&big))];
+    scene.stage.cluster.apply(&both.concat()).await?;
+    let expected = ["big:v1 NoSpace"];
+    scene.stage.status(MIRROR, "an image to have no room", |status| reasons(status) == expected).await?;
+    scene.stage.cluster.kubectl(&["delete", "deployment", "big"]).await?;
+    scene.survivable("1/1").await?;
+
+    // From now on nobody reads anonymously. What is here already is not lost by that.
+    scene.upstream.require(Scheme::Bearer, &[Account::new("", "someone", "secret")]);
+    scene.stage.cluster.apply(&workload("Deployment", "private", &server(&scene.image(2)))).await?;
+    let expected = ["app-2:v1 NoCredential"];
+    let status = scene.stage.status(MIRROR, "an image to be refused", |status| reasons(status) == expected).await?;
+    assert_eq!(status.summary.as_ref().map(|summary| summary.survivable.as_str()), Some("1/2"));
+    let metrics = scene.operator.metrics().await?;
+    let line = r#"breakwater_images_exposed{name="hub",reason="NoCredential"} 1"#;
+    assert!(metrics.contains(line), "{line} in {metrics}");
     scene.stage.cluster.remove().await
 }
 

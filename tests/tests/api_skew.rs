@@ -53,3 +53,53 @@ async fn agents_of_other_versions_count() -> Result<()> {
     operator.kill().await?;
     scene.cluster.remove().await
 }
+
+/// Takes fields out of a definition's schema, as one of an older version does not have them.
+async fn take_out(scene: &Scene, definition: &str, fields: &[&str]) -> Result<()> {
+    let patch: Vec<_> = fields
+        .iter()
+        .map(|field| {
+            let path = field.replace('.', "/properties/");
+            json!({"op": "remove", "path": format!("/spec/versions/0/schema/openAPIV3Schema/properties/{path}")})
+        })
+        .collect();
+    let patch = serde_json::to_string(&patch).context("write a patch")?;
+    scene.cluster.kubectl(&["patch", "crd", definition, "--type=json", "-p", &patch]).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn older_definitions_are_named_and_all_that_they_hold_is_written() -> Result<()> {
+    let scene = Scene::start().await?;
+    let missing = ["spec.images.nodeBootstrap", "status.summary", "status.upstream.rateLimitRemaining"];
+    take_out(&scene, "registrymirrors.breakwater.dev", &missing).await?;
+    scene.mirror("docker-io", "{registry: docker.io}").await?;
+    let mut operator = scene.operator("one")?;
+    scene.condition("docker-io", "Ready", "False", "CacheStarting").await.with_context(|| operator.log())?;
+    ensure!(operator.log().contains(&missing.join(", ")), "{}", operator.log());
+    let lacks = |count| {
+        format!(r#"breakwater_definition_fields_lacking{{definition="registrymirrors.breakwater.dev"}} {count}"#)
+    };
+    ensure!(operator.metrics().await?.contains(&lacks(3)), "{}", operator.metrics().await?);
+    ensure!(!operator.log().contains("pass failed"), "{}", operator.log());
+    node(&scene, "node-1", r#"{"status":{"active":["docker.io"]}}"#).await?;
+    let counted = async || {
+        let status = scene.mirrors().get("docker-io").await.context("get the mirror")?.status.unwrap_or_default();
+        ensure!(status.summary.is_none(), "{status:?}");
+        Ok(status.nodes.filter(|nodes| nodes.active == 1))
+    };
+    until(SETTLE, "the other fields to be written", counted).await?;
+
+    let definitions = breakwater_tests::binaries::workspace().join("config/crd");
+    scene.cluster.kubectl(&["apply", "-k", &definitions.to_string_lossy()]).await?;
+    let whole = async || Ok(operator.metrics().await?.contains(&lacks(0)).then_some(()));
+    until(SETTLE, "the operator to notice", whole).await?;
+    scene.mirror("docker-io", "{registry: docker.io, freshness: {tagTTL: 7m}}").await?;
+    let summed = async || {
+        let status = scene.mirrors().get("docker-io").await.context("get the mirror")?.status.unwrap_or_default();
+        Ok(status.summary.filter(|summary| summary.nodes == "1/1"))
+    };
+    until(SETTLE, "the field to be written", summed).await?;
+    operator.still_runs()?;
+    operator.kill().await?;
+    scene.cluster.remove().await
+}

@@ -33,9 +33,7 @@ const ANNOTATION_CA_BUNDLE: &str = "breakwater.dev/ca-bundle-sha256";
 /// The template. Secrets are files that the cache reads again when they change, so nothing here depends on their content, but for
 /// the certificates of `caBundle`.
 pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
-    // An environment variable that is set to nothing names one without a name.
-    let pull_secrets = settings.image_pull_secrets.iter().filter(|name| !name.is_empty());
-    let pull_secrets = pull_secrets.map(|name| LocalObjectReference { name: name.clone() });
+    let pull_secrets = settings.image_pull_secrets.iter().map(|name| LocalObjectReference { name: name.to_owned() });
     let mut spec = PodSpec {
         containers: vec![container(valid, settings)],
         image_pull_secrets: Some(pull_secrets.collect::<Vec<_>>()).filter(|secrets| !secrets.is_empty()),

@@ -120,8 +120,11 @@ mod tests {
         for (service, ip) in services.iter_mut().zip(["10.96.0.7", "fd00::7"]) {
             service.spec.as_mut().unwrap().cluster_ip = Some(ip.to_owned());
         }
-        let settings =
-            super::super::Settings { namespace: "n".to_owned(), image: "i".to_owned(), image_pull_secrets: Vec::new() };
+        let settings = super::super::Settings {
+            namespace: "n".to_owned(),
+            image: "i".to_owned(),
+            image_pull_secrets: Default::default(),
+        };
         let mut statefulset = super::super::statefulset(&two, &settings);
         assert_eq!(statefulset.spec.replicas, Some(2));
         introduce(&mut statefulset, &services);

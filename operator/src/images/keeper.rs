@@ -286,3 +286,33 @@ impl List {
         lasting.map(|(image, _)| image.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::verdict::Exposed;
+
+    #[test]
+    fn an_image_is_told_of_after_ten_minutes_without_a_pause_between_them() {
+        let (start, minutes) = (Instant::now(), |count: u64| Duration::from_secs(60 * count));
+        let name = |text: &str| ImageName::parse(text).unwrap();
+        let report = |images: &[&str]| {
+            let exposed = |text: &&str| Exposed { image: name(text), reason: "NotFound", message: None };
+            ImagesReport { exposed: images.iter().map(exposed).collect(), ..ImagesReport::default() }
+        };
+        let mirror = crate::fixture::parse("{metadata: {name: hub}, spec: {registry: docker.io}}");
+        let mut list = List { of: (0, None), mirror, wanted: None, exposed: HashMap::new() };
+        let mut lasting = |images: &[&str], now| {
+            list.lasting(&report(images), start + now).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(lasting(&["a:1"], minutes(0)), none);
+        assert_eq!(lasting(&["a:1", "b:1"], minutes(5)), none);
+        assert_eq!(lasting(&["a:1", "b:1"], LASTING - Duration::from_millis(1)), none);
+        assert_eq!(lasting(&["a:1", "b:1"], LASTING), ["docker.io/library/a:1"]);
+        // One that was whole for a moment begins anew.
+        assert_eq!(lasting(&["a:1"], minutes(11)), ["docker.io/library/a:1"]);
+        assert_eq!(lasting(&["a:1", "b:1"], minutes(16)), ["docker.io/library/a:1"]);
+        assert_eq!(lasting(&["a:1", "b:1"], minutes(26)), ["docker.io/library/a:1", "docker.io/library/b:1"]);
+    }
+}
