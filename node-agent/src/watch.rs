@@ -1,6 +1,7 @@
 //! Keeps [`Known`] current from the API server. With the server away, everything stays as it was last known.
 
 mod contact;
+mod paced;
 
 use crate::known::{Endpoint, Known, Node, Slice, Trust, slim};
 use crate::spread::{random_part, spread};
@@ -13,6 +14,7 @@ use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher as watch_objects;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt};
+use paced::paced;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
@@ -49,23 +51,24 @@ pub struct Sources {
 /// Starts the watches; they end when the set is dropped.
 pub fn start(client: &Client, sources: &Sources, known: &Sender<Known>) -> JoinSet<()> {
     let Sources { node_name, namespace, agent_namespace } = sources;
+    let watching = &paced(client);
     let (mut tasks, contact) = (JoinSet::new(), Arc::new(Contact::default()));
     let renew = RENEW + spread(node_name, RENEW_SPREAD);
     let all = watcher::Config::default().timeout(u32::try_from(renew.as_secs()).unwrap_or(u32::MAX));
     let by_name = |name: &str| all.clone().fields(&format!("metadata.name={name}"));
 
-    let mirrors = watch_objects(Api::<DeserializeGuard<RegistryMirror>>::all(client.clone()), all.clone());
+    let mirrors = watch_objects(Api::<DeserializeGuard<RegistryMirror>>::all(watching.clone()), all.clone());
     tasks.spawn(follow("RegistryMirrors", contact.clone(), mirrors, noting(known, take_mirror)));
 
     let caches = all.clone().labels(&format!("{}={}", names::LABEL_NAME, names::CACHE));
-    let slices = watch_objects(Api::<EndpointSlice>::namespaced(client.clone(), namespace), caches);
+    let slices = watch_objects(Api::<EndpointSlice>::namespaced(watching.clone(), namespace), caches);
     tasks.spawn(follow("EndpointSlices", contact.clone(), slices, noting(known, take_slice)));
 
     let secrets =
-        watch_objects(Api::<Secret>::namespaced(client.clone(), agent_namespace), by_name(names::RELAY_SECRET));
+        watch_objects(Api::<Secret>::namespaced(watching.clone(), agent_namespace), by_name(names::RELAY_SECRET));
     tasks.spawn(follow("Secrets", contact.clone(), secrets, noting(known, take_secret)));
 
-    let metadata = watch_objects(Api::<PartialObjectMeta<NodeObject>>::all(client.clone()), by_name(node_name));
+    let metadata = watch_objects(Api::<PartialObjectMeta<NodeObject>>::all(watching.clone()), by_name(node_name));
     tasks.spawn(follow("Nodes", contact, metadata, noting(known, take_node)));
 
     tasks.spawn(learn_runtime(Api::all(client.clone()), node_name.clone(), known.clone()));

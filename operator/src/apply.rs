@@ -99,11 +99,12 @@ impl Fingerprint {
     }
 }
 
-/// Applies all children, Secrets before the Pod that mounts them, and returns them as the API server has them.
+/// Applies all children of a mirror, Secrets before the Pod that mounts them, and returns them as the API server has them.
 ///
 /// # Errors
 /// The first child that could not be applied.
 pub async fn apply(
+    mirror: &str,
     resources: Resources<Built>,
     client: &Client,
     namespace: &str,
@@ -112,7 +113,7 @@ pub async fn apply(
 ) -> Result<Resources<Applied>, ApplyFailed> {
     // Without `..`: a new child cannot be forgotten here.
     let Resources { tls, tokens, service, peers, former_peers, budget, mut statefulset, growth, stage: _ } = resources;
-    let applier = Applier { client, namespace, memory };
+    let applier = Applier { mirror, client, namespace, memory };
     let secret = |name: &str| stores.secret(name).map(|found| found.metadata.clone());
     let [seen_tls, seen_tokens] = [secret(&tls.name_any()), secret(&tokens.name_any())];
     let tls = applier.one(tls, seen_tls.as_ref()).await?;
@@ -144,6 +145,7 @@ pub async fn apply(
 }
 
 struct Applier<'a> {
+    mirror: &'a str,
     client: &'a Client,
     namespace: &'a str,
     memory: &'a Memory,
@@ -198,7 +200,7 @@ impl Applier<'_> {
         let key = format!("{kind}/{name}");
         let wanted = hash_of(&object);
         let seen = seen.map(Fingerprint::of);
-        if seen.is_some() && self.memory.applied(&key) == seen.map(|seen| (wanted, seen)) {
+        if seen.is_some() && self.memory.applied(self.mirror, &key) == seen.map(|seen| (wanted, seen)) {
             return Ok(object);
         }
         let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
@@ -210,7 +212,7 @@ impl Applier<'_> {
             Ok(Ok(applied)) => applied,
         };
         tracing::debug!(%kind, %name, "applied");
-        self.memory.set_applied(key, (wanted, Fingerprint::of(applied.meta())));
+        self.memory.set_applied(self.mirror, key, (wanted, Fingerprint::of(applied.meta())));
         Ok(applied)
     }
 }

@@ -238,7 +238,8 @@ async fn build_and_apply(
     };
     let material = Material::complete(valid, &authority, &context.settings, now).map_err(PassFailed::Build)?;
     let resources = build(valid, &material, &context.settings);
-    match apply(resources, &context.client, &context.settings.namespace, &context.stores, &context.memory).await {
+    let (name, namespace) = (valid.mirror.name_any(), &context.settings.namespace);
+    match apply(&name, resources, &context.client, namespace, &context.stores, &context.memory).await {
         Ok(applied) => {
             let version = |metadata: &ObjectMeta| metadata.resource_version.clone();
             if let (Some(tls), Some(tokens)) = (version(&applied.tls.metadata), version(&applied.tokens.metadata)) {

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 /// The longest pause after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Remembered facts; all locks are held for a look-up only.
+/// Remembered facts; the lock is held for a look-up only.
 #[derive(Debug, Default)]
 pub struct Memory {
-    children: Mutex<HashMap<String, (u64, Fingerprint)>>,
     mirrors: Mutex<HashMap<String, Remembered>>,
 }
 
 #[derive(Debug, Default)]
 struct Remembered {
+    children: HashMap<String, (u64, Fingerprint)>,
     reported: Option<Reported>,
     exposed: BTreeSet<ImageName>,
     failures: u32,
@@ -36,14 +36,14 @@ pub struct Reported {
 }
 
 impl Memory {
-    /// What was last sent of a child, and how the API server answered.
-    pub(crate) fn applied(&self, child: &str) -> Option<(u64, Fingerprint)> {
-        lock(&self.children).get(child).cloned()
+    /// What was last sent of a mirror's child, and how the API server answered.
+    pub(crate) fn applied(&self, mirror: &str, child: &str) -> Option<(u64, Fingerprint)> {
+        lock(&self.mirrors).get(mirror)?.children.get(child).cloned()
     }
 
     /// Remembers what was sent of a child.
-    pub(crate) fn set_applied(&self, child: String, state: (u64, Fingerprint)) {
-        lock(&self.children).insert(child, state);
+    pub(crate) fn set_applied(&self, mirror: &str, child: String, state: (u64, Fingerprint)) {
+        lock(&self.mirrors).entry(mirror.to_owned()).or_default().children.insert(child, state);
     }
 
     /// The status last written for a mirror.

@@ -126,9 +126,14 @@ impl Reporter {
             let note = event.note.as_deref().unwrap_or_default();
             let mirror = metadata.name.as_deref().unwrap_or_default();
             tracing::info!(%mirror, reason = %event.reason, "{note}");
-            let published = tokio::time::timeout(CALL_DEADLINE, self.recorder.publish(&event, &reference)).await;
-            if let Ok(Err(error)) = published {
-                tracing::warn!(%mirror, error = %crate::error_chain(&error), "cannot write an Event");
+            match tokio::time::timeout(CALL_DEADLINE, self.recorder.publish(&event, &reference)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%mirror, error = %crate::error_chain(&error), "cannot write an Event");
+                }
+                Err(_) => {
+                    tracing::warn!(%mirror, "cannot write an Event: no answer within {}s", CALL_DEADLINE.as_secs());
+                }
             }
         }
     }

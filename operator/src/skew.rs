@@ -43,7 +43,7 @@ impl Skew {
             look_again = self.look().await;
         }
         // They are not made older again under an operator that runs.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Looks once; says whether it is worth another look.
