@@ -4,46 +4,62 @@
 
 use super::ask::Digest;
 use aws_lc_rs::digest::Context;
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Blobs up to this size are always looked at, ...
 const ALWAYS: u64 = 4 * 1024 * 1024;
-/// ... larger ones while they come to no more than this, ...
+/// ... larger ones while those before come to no more than this, ...
 const BUDGET: u64 = 64 * 1024 * 1024;
 /// ... which is there anew after this time, ...
 const RENEWAL: Duration = Duration::from_secs(8);
-/// ... and of those beyond it one in so many.
+/// ... and of those beyond it one in so many ...
 const ONE_IN: u64 = 16;
+/// ... and what is among so many that were not looked at last: a runtime asks again for what it has refused.
+const UNSEEN: usize = 256;
 
 /// Which blobs of one registry are looked at.
 #[derive(Debug)]
 pub(super) struct Auditor {
     left: u64,
     since: Option<Instant>,
+    unseen: VecDeque<Digest>,
 }
 
 impl Default for Auditor {
     fn default() -> Self {
-        Self { left: BUDGET, since: None }
+        Self { left: BUDGET, since: None, unseen: VecDeque::new() }
     }
 }
 
 impl Auditor {
     /// For a blob that comes whole; None where it is not looked at.
     pub(super) fn audit(&mut self, expected: &Digest, length: u64, now: Instant) -> Option<Audit> {
-        let is_due = length <= ALWAYS || self.affords(length, now) || drawn();
+        let was_unseen = self.unseen.iter().position(|unseen| unseen == expected);
+        let is_due = length <= ALWAYS || self.affords(length, now) || was_unseen.is_some() || drawn();
+        match (is_due, was_unseen) {
+            (true, Some(place)) => drop(self.unseen.remove(place)),
+            (true, None) => {}
+            (false, _) => {
+                self.unseen.truncate(UNSEEN - 1);
+                self.unseen.push_front(expected.clone());
+            }
+        }
         is_due.then(|| Audit { seen: expected.context(), expected: expected.clone() })
     }
 
+    /// The first is looked at whatever its size, as most pulls come after a pause.
     fn affords(&mut self, length: u64, now: Instant) -> bool {
         if now.duration_since(*self.since.get_or_insert(now)) >= RENEWAL {
-            *self = Self { left: BUDGET, since: Some(now) };
+            (self.left, self.since) = (BUDGET, Some(now));
         }
-        let left = self.left.checked_sub(length);
-        self.left = left.unwrap_or(self.left);
-        left.is_some()
+        let affords = self.left == BUDGET || length <= self.left;
+        if affords {
+            self.left = self.left.saturating_sub(length);
+        }
+        affords
     }
 }
 
@@ -88,14 +104,25 @@ mod tests {
 
     #[test]
     fn an_image_is_looked_at_whole_and_a_flood_in_part() {
-        let (mut auditor, now) = (Auditor::default(), Instant::now());
-        let mut looks = |length, now| auditor.audit(&digest(), length, now).is_some();
+        let (mut auditor, now, mut names) = (Auditor::default(), Instant::now(), 0_u64..);
+        let mut looks = |length, now| {
+            let name = names.next().unwrap();
+            auditor.audit(&Digest::parse(&format!("sha256:{name:064x}")).unwrap(), length, now).is_some()
+        };
         assert!((0..4).all(|_| looks(BUDGET / 4, now)), "an image");
         assert!((0..1000).all(|_| looks(ALWAYS, now)));
         let looked_at = (0..8000).filter(|_| looks(BUDGET / 4, now)).count();
         assert!((300..700).contains(&looked_at), "{looked_at}");
-        assert!(looks(BUDGET, now + RENEWAL), "the next image");
-        let looked_at = (0..8000).filter(|_| looks(BUDGET + 1, now + RENEWAL * 2)).count();
+        assert!(looks(BUDGET * 100, now + RENEWAL), "the next image");
+        let looked_at = (0..8000).filter(|_| looks(BUDGET / 4, now + RENEWAL)).count();
         assert!((300..700).contains(&looked_at), "{looked_at}");
+    }
+
+    #[test]
+    fn what_is_asked_for_again_is_looked_at() {
+        let (mut auditor, now) = (Auditor::default(), Instant::now());
+        assert!(auditor.audit(&digest(), BUDGET, now).is_some());
+        let mut looks = || auditor.audit(&digest(), BUDGET, now).is_some();
+        assert!((0..100).all(|_| looks() || looks()));
     }
 }

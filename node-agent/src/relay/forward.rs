@@ -90,7 +90,11 @@ impl Attempt<'_> {
         if is_sending && replica.is_refused(origin) {
             return Err(Unserved::Offended);
         }
+        let rest = if is_sending { Rest::of(content, &parts) } else { None };
         match (parts.status, &content.kind) {
+            (status @ StatusCode::PARTIAL_CONTENT, _) if is_manifest || !headers.contains_key(header::RANGE) => {
+                return Err(Unserved::Status(status));
+            }
             (StatusCode::OK, Kind::Manifest(_)) => {
                 let digest = verify::manifest_digest(content, &parts.headers)?;
                 let bytes = verify::verified(source, origin, &digest, time, reserve).await?;
@@ -101,16 +105,15 @@ impl Attempt<'_> {
                 // Nobody could tell its end from a break, or go on with it.
                 return Err(Unserved::Unfit("a blob without a length"));
             }
-            (StatusCode::OK, Kind::Blob(digest)) if is_sending && verify::is_small(&source) => {
+            (_, Kind::Blob(digest)) if rest.as_ref().is_some_and(Rest::is_whole) && verify::is_small(&source) => {
                 let bytes = verify::verified(source, origin, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
-            (StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
-            (StatusCode::PARTIAL_CONTENT, _) if headers.contains_key(header::RANGE) && !is_manifest => {}
+            (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
+            (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
             (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}
             (status, _) => return Err(Unserved::Status(status)),
         }
-        let rest = if method == Method::GET { Rest::of(content, &parts) } else { None };
         let blob = match &content.kind {
             Kind::Blob(digest) => Some(digest.clone()),
             Kind::Manifest(_) | Kind::Other => None,

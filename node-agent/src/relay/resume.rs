@@ -69,19 +69,15 @@ impl Rest {
         }
         let number = |name| parts.headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
         let length = number(header::CONTENT_LENGTH)?;
-        let next = match parts.status {
-            StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT => start(&parts.headers)?,
+        let (next, is_all) = match parts.status {
+            StatusCode::OK => (0, true),
+            StatusCode::PARTIAL_CONTENT => {
+                let (start, total) = content_range(&parts.headers)?;
+                (start, start == 0 && total == Some(length))
+            }
             _ => return None,
         };
-        Some(Self {
-            content: content.clone(),
-            next,
-            end: next + length,
-            is_all: parts.status == StatusCode::OK,
-            broke: Vec::new(),
-            since_break: 0,
-        })
+        Some(Self { content: content.clone(), next, end: next + length, is_all, broke: Vec::new(), since_break: 0 })
     }
 
     /// Whether it is all of the blob.
@@ -134,15 +130,16 @@ impl Rest {
     fn continues(&self, status: StatusCode, headers: &HeaderMap) -> bool {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         status == StatusCode::PARTIAL_CONTENT
-            && start(headers) == Some(self.next)
+            && content_range(headers).is_some_and(|(start, _)| start == self.next)
             && length == Some(self.end - self.next)
     }
 }
 
-/// `bytes 5-9/10` begins at 5.
-fn start(headers: &HeaderMap) -> Option<u64> {
+/// `bytes 5-9/10` begins at 5 and is of 10 in all, where that is said.
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
-    range.split_once('-')?.0.parse().ok()
+    let (range, total) = range.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
 
 #[cfg(test)]
@@ -180,6 +177,18 @@ mod tests {
         assert!(!fits(200, "bytes 14-19/100", "6"));
         assert!(!fits(206, "bytes 13-19/100", "7"));
         assert!(!fits(206, "bytes 14-18/100", "5"));
+    }
+
+    #[test]
+    fn a_part_may_be_all_of_it() {
+        let whole = |status, range, length| {
+            let headers = [("content-range", range), ("content-length", length)];
+            rest(status, &headers).is_some_and(|rest| rest.is_whole())
+        };
+        assert!(whole(200, "", "10") && whole(206, "bytes 0-9/10", "10"));
+        assert!(
+            !whole(206, "bytes 0-8/10", "9") && !whole(206, "bytes 1-9/10", "9") && !whole(206, "bytes 0-9/*", "10")
+        );
     }
 
     #[test]
