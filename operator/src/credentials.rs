@@ -4,7 +4,8 @@ use crate::pki::SecretData;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-const KEY: &str = ".dockerconfigjson";
+/// The key of its Secrets that is read.
+pub const KEY: &str = ".dockerconfigjson";
 
 /// One Secret of `credentials`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod upstream;
 
 use crate::build::{Applied, Resources};
 use crate::observe::Observed;
+use crate::upstream::one_line;
 use crate::validate::{Refusal, Valid};
 use breakwater_crds::conditions::{
     CACHE_READY, IMAGES_SURVIVABLE, NODES_READY, READY, RECONCILING, STALLED, Status, UPSTREAM_CREDENTIALS_ACCEPTED,
@@ -35,6 +36,9 @@ const ORDER: [&str; 8] = [
 
 /// A failing Pod is given so long to mend itself before the mirror counts as stalled.
 const FAILING_UNTIL_STALLED: SignedDuration = SignedDuration::from_mins(10);
+
+/// A refusal by the API server may repeat all that it refuses; each agent reads the status.
+const MAX_MESSAGE: usize = 1024;
 
 /// Why the children are not as they should be, although the mirror is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +169,8 @@ fn stamped(old: &[Condition], verdicts: Vec<Verdict>, generation: Option<i64>, n
     let mut conditions: Vec<_> =
         old.iter().filter(|old| verdicts.iter().any(|verdict| verdict.kind == old.type_)).cloned().collect();
     for verdict in verdicts {
-        set(&mut conditions, verdict, generation, &Time(whole_seconds(now)));
+        let message = one_line(&verdict.message, MAX_MESSAGE);
+        set(&mut conditions, Verdict { message, ..verdict }, generation, &Time(whole_seconds(now)));
     }
     conditions.sort_by_key(|condition| ORDER.iter().position(|kind| *kind == condition.type_));
     conditions

@@ -1,13 +1,13 @@
 //! The Pod template of a cache. Pure.
 
 use super::{CA_BUNDLE_KEY, Settings, annotations, claims, labels};
-use crate::validate::Valid;
+use crate::{credentials, validate::Valid};
 use breakwater_crds::names::{
     ADMIN_PORT, ADMIN_PORT_NAME, DATA_VOLUME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret,
 };
 use breakwater_crds::{Alternate, OnError, RegistryMirrorSpec, StaleAction, quantity};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LocalObjectReference,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, KeyToPath, LocalObjectReference,
     PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
     SecurityContext, Volume, VolumeMount,
 };
@@ -223,17 +223,26 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
         secret: Some(SecretVolumeSource { secret_name: Some(name), optional, ..SecretVolumeSource::default() }),
         ..Volume::default()
     };
+    // Optional: without its Secret the cache starts all the same and pulls anonymously. Of a Secret that the user names, only
+    // what it is named for reaches the Pod.
+    let login = |volume: String, name: String, keys: &[&str]| {
+        let key = |key: &&str| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), ..KeyToPath::default() };
+        let mut volume = secret(volume, name, Some(true));
+        if let Some(source) = &mut volume.secret {
+            source.items = Some(keys.iter().map(key).collect());
+        }
+        volume
+    };
     let spec = &valid.mirror.spec;
     let mut volumes = vec![
         secret(TLS.to_owned(), tls_secret(&valid.name), None),
         secret(TOKENS.to_owned(), tokens_secret(&valid.name), None),
     ];
-    for (index, name) in credentials(spec).into_iter().enumerate() {
-        // Optional: without its Secret the cache starts all the same and pulls anonymously.
-        volumes.push(secret(credentials_volume(index), name.to_owned(), Some(true)));
+    for (index, name) in credential_secrets(spec).into_iter().enumerate() {
+        volumes.push(login(credentials_volume(index), name.to_owned(), &[credentials::KEY]));
     }
     if let Some(name) = proxy_login(spec) {
-        volumes.push(secret(PROXY_LOGIN.to_owned(), name.to_owned(), Some(true)));
+        volumes.push(login(PROXY_LOGIN.to_owned(), name.to_owned(), &["username", "password"]));
     }
     if spec.cache.storage.ephemeral {
         let size_limit = Some(spec.cache.storage.size.clone());
@@ -258,7 +267,7 @@ fn mounts(spec: &RegistryMirrorSpec) -> Vec<VolumeMount> {
         mount(TLS, TLS_DIR.to_owned(), Some(true)),
         mount(TOKENS, TOKEN_DIR.to_owned(), Some(true)),
     ];
-    for (index, name) in credentials(spec).into_iter().enumerate() {
+    for (index, name) in credential_secrets(spec).into_iter().enumerate() {
         let path = format!("{CREDENTIALS_DIR}/{name}");
         mounts.push(mount(&credentials_volume(index), path, Some(true)));
     }
@@ -269,7 +278,7 @@ fn mounts(spec: &RegistryMirrorSpec) -> Vec<VolumeMount> {
 }
 
 /// The Secrets of `credentials`, each once: two mounts of one path are refused.
-fn credentials(spec: &RegistryMirrorSpec) -> Vec<&str> {
+fn credential_secrets(spec: &RegistryMirrorSpec) -> Vec<&str> {
     let mut names = Vec::new();
     for source in &spec.credentials {
         if !names.contains(&source.secret_ref.name.as_str()) {
