@@ -4,6 +4,7 @@ mod contact;
 mod paced;
 
 use crate::known::{Endpoint, Known, Node, Slice, Trust, slim};
+use crate::relay::trust_only;
 use crate::spread::{random_part, spread};
 use breakwater_crds::{RegistryMirror, RelayKey, names};
 use contact::Contact;
@@ -213,7 +214,7 @@ fn take_secret(known: &mut Known, change: Change<Secret>) {
                 tracing::warn!(
                     secret = names::RELAY_SECRET,
                     missing,
-                    "secret is incomplete, keeping the last good one"
+                    "secret lacks a usable key, keeping the last good one"
                 );
             }
         }
@@ -226,7 +227,9 @@ fn parse_trust(secret: &Secret) -> Result<Trust, &'static str> {
         String::from_utf8(bytes.0.clone()).map_err(|_| key)
     };
     let key = RelayKey::parse(&text(names::RELAY_KEY)?).map_err(|_| names::RELAY_KEY)?;
-    Ok(Trust { ca: text(names::CA_CERTIFICATE_KEY)?, key })
+    let ca = text(names::CA_CERTIFICATE_KEY)?;
+    trust_only(&ca).map_err(|_| names::CA_CERTIFICATE_KEY)?;
+    Ok(Trust { ca, key })
 }
 
 fn take_node(known: &mut Known, change: Change<PartialObjectMeta<NodeObject>>) {

@@ -1,5 +1,6 @@
 //! Asks one Pod again and again whether it lives, so that requests need not find out.
 
+use super::health::Standing;
 use super::replica::Replica;
 use crate::spread::random_part;
 use std::sync::Arc;
@@ -20,7 +21,12 @@ pub(super) async fn probe_forever(replica: Arc<Replica>) {
         replica.witness(sign.as_ref().copied());
         replica.forgive();
         replica.tidy();
-        let pause = if replica.is_settled() { SETTLED } else { WATCHFUL };
+        let pause = match replica.standing() {
+            Standing::In if replica.is_settled() => SETTLED,
+            // Whether that was an accident is found out as fast as traffic would find it out.
+            Standing::In => LEAST,
+            _ => WATCHFUL,
+        };
         // Nodes that started together do not probe together for ever.
         let pause = pause - random_part(pause * 3 / 20);
         sleep(LEAST).await;

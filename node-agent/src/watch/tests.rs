@@ -1,6 +1,7 @@
 //! Objects of the API server, and what the agent keeps of them.
 
 use super::*;
+use k8s_openapi::ByteString;
 use serde_json::json;
 
 fn slice(labels: &serde_json::Value, ports: &serde_json::Value) -> EndpointSlice {
@@ -31,21 +32,24 @@ fn a_slice_of_a_cache_is_read_whatever_its_readiness() {
     }
 }
 
-fn secret(data: &serde_json::Value) -> Secret {
-    serde_json::from_value(json!({"metadata": {"name": "breakwater-relay"}, "data": data})).unwrap()
+fn secret(data: &[(&str, &str)]) -> Secret {
+    let data = data.iter().map(|(key, value)| ((*key).to_owned(), ByteString((*value).into()))).collect();
+    Secret { data: Some(data), ..Secret::default() }
 }
 
 #[test]
 fn a_bad_or_vanished_secret_takes_nothing_away() {
     let mut known = Known::default();
-    // base64 of "pem" and of sixty-four times "a".
-    let key = format!("{}YQ==", "YWFh".repeat(21));
-    take_secret(&mut known, Change::Set(secret(&json!({"ca.crt": "cGVt", "relay.key": key}))));
+    let ca = rcgen::generate_simple_self_signed(vec!["x".into()]).unwrap().cert.pem();
+    let key = "a".repeat(64);
+    take_secret(&mut known, Change::Set(secret(&[("ca.crt", &ca), ("relay.key", &key)])));
     let good = known.clone();
-    assert_eq!(good.trust.as_ref().map(|trust| trust.ca.as_str()), Some("pem"));
-    take_secret(&mut known, Change::Set(secret(&json!({"ca.crt": "cGVt", "relay.key": "c2hvcnQ="}))));
+    assert_eq!(good.trust.as_ref().map(|trust| &trust.ca), Some(&ca));
+    for (ca, key) in [(ca.as_str(), "short"), ("no certificate", key.as_str())] {
+        take_secret(&mut known, Change::Set(secret(&[("ca.crt", ca), ("relay.key", key)])));
+    }
     take_secret(&mut known, Change::All(Vec::new()));
-    take_secret(&mut known, Change::Gone(secret(&json!({}))));
+    take_secret(&mut known, Change::Gone(secret(&[])));
     assert_eq!(known, good);
 }
 
