@@ -245,7 +245,7 @@ impl Replica {
             Some(Ok((response, connection))) => {
                 self.witness(Ok(()));
                 if !only_if_cached {
-                    self.conduct().answer(Origin::of(response.headers()));
+                    self.conduct().answer(Origin::of(response.headers()), Instant::now());
                 }
                 Ok((response, connection))
             }
