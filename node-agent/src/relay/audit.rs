@@ -37,17 +37,22 @@ impl Default for Auditor {
 impl Auditor {
     /// For a blob that comes whole; None where it is not looked at.
     pub(super) fn audit(&mut self, expected: &Digest, length: u64, now: Instant) -> Option<Audit> {
-        let was_unseen = self.unseen.iter().position(|unseen| unseen == expected);
-        let is_due = length <= ALWAYS || self.affords(length, now) || was_unseen.is_some() || drawn();
-        match (is_due, was_unseen) {
-            (true, Some(place)) => drop(self.unseen.remove(place)),
-            (true, None) => {}
-            (false, _) => {
-                self.unseen.truncate(UNSEEN - 1);
-                self.unseen.push_front(expected.clone());
-            }
+        self.is_due(expected, length, now).then(|| Audit { seen: expected.context(), expected: expected.clone() })
+    }
+
+    fn is_due(&mut self, expected: &Digest, length: u64, now: Instant) -> bool {
+        if length <= ALWAYS {
+            return true;
         }
-        is_due.then(|| Audit { seen: expected.context(), expected: expected.clone() })
+        let unseen = self.unseen.len();
+        self.unseen.retain(|unseen| unseen != expected);
+        let is_asked_again = self.unseen.len() < unseen;
+        if self.affords(length, now) || is_asked_again || drawn() {
+            return true;
+        }
+        self.unseen.truncate(UNSEEN - 1);
+        self.unseen.push_front(expected.clone());
+        false
     }
 
     /// The first is looked at whatever its size, as most pulls come after a pause.
