@@ -291,6 +291,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_of_any_length_makes_a_message_that_agents_can_bear() {
+        let (valid, seen) = cluster("False", Report::default());
+        let obstacle = Obstacle { reason: reason::CHILD_REFUSED, message: "é".repeat(50_000) };
+        let status = of_children(&valid, &seen, Err(&obstacle), &RegistryMirrorStatus::default(), now());
+        let message = &find(&status, STALLED).message;
+        assert!(message.chars().count() == MAX_MESSAGE && message.ends_with('…'), "{message}");
+        assert!(status.conditions.iter().all(|condition| condition.message.chars().count() <= MAX_MESSAGE));
+    }
+
+    #[test]
     fn an_obstacle_stalls_and_a_pod_that_fails_for_long_does_too() {
         let (valid, mut seen) = cluster("False", Report::default());
         let old = RegistryMirrorStatus::default();
