@@ -227,6 +227,20 @@ async fn a_volume_smaller_than_the_limit_never_fills_up() {
 }
 
 #[tokio::test]
+async fn small_blobs_that_fill_a_volume_with_their_records_make_room_for_the_next() {
+    let (upstream, volume) = (Upstream::start().await, Volume::of("8m"));
+    let blobs: Vec<Blob> = (0..500).map(|seed| Content::blob(seed, 16 << 10)).collect();
+    blobs.iter().for_each(|blob| upstream.put_blob(REPOSITORY, blob));
+    let cache = Cache::of(&upstream).data(&volume.path().join("data")).flag("--cache-size", "40Gi").start().await;
+    for blob in &blobs {
+        assert_whole(&cache, blob).await;
+    }
+    let mark = upstream.mark();
+    assert_whole(&cache, &blobs[499]).await;
+    assert_eq!(upstream.content_requests_since(mark).len(), 0, "what came last is here");
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_what_is_new_and_serves_what_is_here() {
     let (upstream, volume) = (Upstream::start().await, Volume::of("8m"));
     let (warm, small, large) = (Content::blob(1, MIB), Content::blob(2, 1000), Content::blob(3, 3 * MIB));

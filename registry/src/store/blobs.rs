@@ -214,6 +214,11 @@ impl Blobs {
         self.shelves.used()
     }
 
+    /// How many blobs these are.
+    pub(super) fn files(&self) -> u64 {
+        self.shelves.files()
+    }
+
     /// Writes to the files when they were used, and to the log what was verified.
     pub(super) fn remember(&self, due: Due) {
         for (digest, at) in self.recency.take_due(due) {

@@ -13,14 +13,17 @@ use std::{
 
 use tracing::{debug, info};
 
-use super::Store;
+use super::{
+    Store,
+    space::{BESIDE, BLOCK},
+};
 use crate::digest::Digest;
 
 /// So many of the oldest are found by one survey.
 const BATCH: usize = 8192;
 /// A survey that takes longer is left to the background.
 const QUICK: Duration = Duration::from_millis(20);
-/// Space that others took is made up for by what has not been used for this long. What is at work stays.
+/// Where others fill the volume, what has not been used for this long makes up for it: they would take what is at work too.
 const IDLE: Duration = Duration::from_secs(60);
 /// From this size on more is evicted than must be, so that surveys are rare.
 const GAP_FROM: u64 = 1 << 30;
@@ -53,6 +56,13 @@ struct Survey {
     used: u64,
     /// Whether anything that it found could go.
     was_useful: bool,
+}
+
+/// What one run has evicted so far.
+#[derive(Clone, Copy, Default)]
+struct Freed {
+    files: u64,
+    bytes: u64,
 }
 
 /// How much may be done for room.
@@ -88,7 +98,7 @@ impl Store {
         let limit = self.space.limit().unwrap_or(u64::MAX);
         let gap = if limit >= GAP_FROM { limit / GAP_PART } else { 0 };
         let wanted = excess() + gap;
-        self.evict(&mut oldest, effort, Duration::ZERO, |freed| wanted.saturating_sub(freed));
+        self.evict(&mut oldest, effort, Duration::ZERO, |freed| wanted.saturating_sub(freed.bytes));
         excess() == 0
     }
 
@@ -108,14 +118,17 @@ impl Store {
         if self.pinned.is_known()
             && let Some(mut oldest) = self.evictor.begin(Effort::Thorough)
         {
-            self.evict(&mut oldest, Effort::Thorough, IDLE, |freed| bytes.saturating_sub(freed));
+            let is_ours = self.space.is_ours(self.used(), self.blobs.files());
+            let idle = if is_ours { Duration::ZERO } else { IDLE };
+            let missing = |freed: Freed| (bytes + BESIDE).saturating_sub(freed.bytes + freed.files * BLOCK);
+            self.evict(&mut oldest, Effort::Thorough, idle, missing);
         }
         self.space.look();
     }
 
     /// Evicts what was not used for `idle`, oldest first, until `missing` says that nothing is.
-    fn evict(&self, oldest: &mut Oldest, effort: Effort, idle: Duration, missing: impl Fn(u64) -> u64) {
-        let (mut freed, mut count) = (0, 0_u64);
+    fn evict(&self, oldest: &mut Oldest, effort: Effort, idle: Duration, missing: impl Fn(Freed) -> u64) {
+        let mut freed = Freed::default();
         let mut surveyed = false;
         while missing(freed) > 0 {
             let Some(candidate) = oldest.queue.pop_front() else {
@@ -131,15 +144,15 @@ impl Store {
                 break;
             }
             let bytes = self.evict_one(&candidate);
-            (freed, count) = (freed + bytes, count + u64::from(bytes > 0));
+            freed = Freed { files: freed.files + u64::from(bytes > 0), bytes: freed.bytes + bytes };
             if let Some(survey) = &mut oldest.surveyed {
                 survey.was_useful |= bytes > 0;
             }
         }
-        if count > 0 {
-            self.tally.evicted.fetch_add(count, Ordering::Relaxed);
-            self.tally.evicted_bytes.fetch_add(freed, Ordering::Relaxed);
-            info!(count, bytes = freed, "evicted");
+        if freed.files > 0 {
+            self.tally.evicted.fetch_add(freed.files, Ordering::Relaxed);
+            self.tally.evicted_bytes.fetch_add(freed.bytes, Ordering::Relaxed);
+            info!(count = freed.files, bytes = freed.bytes, "evicted");
         } else if missing(freed) > 0 {
             debug!("nothing left to evict");
         }

@@ -1,5 +1,5 @@
-//! The folders of committed content, and how many bytes stand in each: exact, as whoever adds to a folder, takes from it
-//! or counts it holds the folder's lock. Knows digests and sizes, not what the content is.
+//! The folders of committed content, and how many files and bytes stand in each: exact, as whoever adds to a folder, takes
+//! from it or counts it holds the folder's lock. Knows digests and sizes, not what the content is.
 
 use std::{
     fs::{self, Metadata},
@@ -26,14 +26,32 @@ const PER_ALGORITHM: usize = 256;
 /// All folders of content.
 pub(super) struct Shelves {
     dir: PathBuf,
-    bytes: Vec<Mutex<u64>>,
+    shelves: Vec<Mutex<Shelf>>,
+    files: AtomicU64,
     used: AtomicU64,
+}
+
+/// What stands in one folder.
+#[derive(Clone, Copy, Default)]
+struct Shelf {
+    files: u64,
+    bytes: u64,
+}
+
+impl Shelf {
+    fn with(self, file: &Metadata) -> Self {
+        Self { files: self.files + counted(file), bytes: self.bytes + length(file) }
+    }
+
+    fn without(self, file: &Metadata) -> Self {
+        Self { files: self.files.saturating_sub(counted(file)), bytes: self.bytes.saturating_sub(length(file)) }
+    }
 }
 
 impl Shelves {
     pub(super) fn new(dir: PathBuf) -> Self {
-        let bytes = (0..ALGORITHMS.len() * PER_ALGORITHM).map(|_| Mutex::default()).collect();
-        Self { dir, bytes, used: AtomicU64::new(0) }
+        let shelves = (0..ALGORITHMS.len() * PER_ALGORITHM).map(|_| Mutex::default()).collect();
+        Self { dir, shelves, files: AtomicU64::new(0), used: AtomicU64::new(0) }
     }
 
     pub(super) fn path(&self, digest: &Digest) -> PathBuf {
@@ -49,38 +67,43 @@ impl Shelves {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn lock(&self, algorithm: Algorithm, name: &str) -> MutexGuard<'_, u64> {
-        let first = ALGORITHMS.iter().position(|known| *known == algorithm).unwrap_or_default() * PER_ALGORITHM;
-        let byte = usize::from_str_radix(name, 16).unwrap_or_default();
-        self.bytes[first + byte.min(PER_ALGORITHM - 1)].lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many files these are.
+    pub(super) fn files(&self) -> u64 {
+        self.files.load(Ordering::Relaxed)
     }
 
-    fn set(&self, shelf: &mut u64, bytes: u64) {
+    fn lock(&self, algorithm: Algorithm, name: &str) -> MutexGuard<'_, Shelf> {
+        let first = ALGORITHMS.iter().position(|known| *known == algorithm).unwrap_or_default() * PER_ALGORITHM;
+        let byte = usize::from_str_radix(name, 16).unwrap_or_default();
+        self.shelves[first + byte.min(PER_ALGORITHM - 1)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, shelf: &mut Shelf, now: Shelf) {
         // Wrapping is what makes a difference of either sign right.
-        self.used.fetch_add(bytes.wrapping_sub(*shelf), Ordering::Relaxed);
-        *shelf = bytes;
+        self.files.fetch_add(now.files.wrapping_sub(shelf.files), Ordering::Relaxed);
+        self.used.fetch_add(now.bytes.wrapping_sub(shelf.bytes), Ordering::Relaxed);
+        *shelf = now;
     }
 
     /// Renames a file to its place; what stood there is replaced if it is a file, and else set aside.
     pub(super) fn put(&self, from: &Path, digest: &Digest, quarantine: &Quarantine) -> io::Result<()> {
         let to = self.path(digest);
-        let size = fs::metadata(from)?.len();
+        let new = fs::metadata(from)?;
         let mut shelf = self.lock(digest.algorithm(), &digest.hex()[..2]);
         let replaced = match renameat_with(CWD, from, CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => 0,
-            Err(Errno::NOENT) => rename(from, &to).map(|()| 0)?,
+            Ok(()) => None,
+            Err(Errno::NOENT) => rename(from, &to).map(|()| None)?,
             // It exists, or the file system cannot say.
             Err(_) => {
-                let there = fs::symlink_metadata(&to);
-                let replaced = there.as_ref().map_or(0, length);
-                if there.is_ok_and(|there| !there.is_file()) {
+                let there = fs::symlink_metadata(&to).ok();
+                if there.as_ref().is_some_and(|there| !there.is_file()) {
                     quarantine.receive(&to);
                 }
-                rename(from, &to).map(|()| replaced)?
+                rename(from, &to).map(|()| there)?
             }
         };
-        let bytes = shelf.saturating_sub(replaced) + size;
-        self.set(&mut shelf, bytes);
+        let before = replaced.map_or(*shelf, |replaced| shelf.without(&replaced));
+        self.set(&mut shelf, before.with(&new));
         Ok(())
     }
 
@@ -93,8 +116,8 @@ impl Shelves {
         if path.symlink_metadata().is_ok() {
             return 0;
         }
-        let bytes = shelf.saturating_sub(length(&found));
-        self.set(&mut shelf, bytes);
+        let left = shelf.without(&found);
+        self.set(&mut shelf, left);
         length(&found)
     }
 
@@ -117,23 +140,27 @@ impl Shelves {
                 }
                 let name = format!("{byte:02x}");
                 let mut shelf = self.lock(algorithm, &name);
-                let mut bytes = 0;
+                let mut now = Shelf::default();
                 for entry in fs::read_dir(self.folder(algorithm, &name)).into_iter().flatten().flatten() {
                     let digest = entry.file_name().to_str().and_then(digest_named);
                     if let (Some(digest), Ok(found)) = (digest, entry.metadata())
                         && found.is_file()
                     {
-                        bytes += found.len();
+                        now = now.with(&found);
                         each(digest, &found);
                     }
                 }
-                self.set(&mut shelf, bytes);
+                self.set(&mut shelf, now);
             }
         }
     }
 }
 
-/// What a file counts; anything else was never counted.
+/// Anything but a file was never counted.
+fn counted(found: &Metadata) -> u64 {
+    u64::from(found.is_file())
+}
+
 fn length(found: &Metadata) -> u64 {
     if found.is_file() { found.len() } else { 0 }
 }

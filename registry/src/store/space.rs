@@ -15,6 +15,12 @@ use super::size::{CacheSize, part};
 const KEEP_FREE_PERCENT: u8 = 2;
 /// More than that helps nobody on a large volume.
 const KEEP_FREE_MOST: u64 = 1 << 30;
+/// Files take whole ones.
+pub(super) const BLOCK: u64 = 4096;
+/// What a blob takes besides its bytes: the rest of its last block, and a block each for a link and a tag.
+pub(super) const BESIDE: u64 = 3 * BLOCK;
+/// Of what is taken, so small a part may be somebody else's on a volume that is ours.
+const OTHERS_PART: u64 = 8;
 
 /// The volume that the cache stands on.
 pub struct Space {
@@ -63,6 +69,14 @@ impl Space {
         self.capacity.load(Ordering::Relaxed) == 0 || bytes <= self.free()
     }
 
+    /// Whether it is the cache itself that fills the volume: with `bytes` of content in so many `files`.
+    pub(super) fn is_ours(&self, bytes: u64, files: u64) -> bool {
+        self.look();
+        let taken = self.capacity.load(Ordering::Relaxed).saturating_sub(self.free());
+        let ours = bytes.saturating_add(files.saturating_mul(BESIDE));
+        ours >= taken - taken / OTHERS_PART
+    }
+
     /// Something came: the limit may be exceeded.
     pub(super) fn wake(&self) {
         self.grown.notify_one();
@@ -93,6 +107,15 @@ mod tests {
         assert!(space(CacheSize::Percent(50)).limit().unwrap() < all);
         let space = space(CacheSize::Percent(50));
         assert!(space.has_room(0) && !space.has_room(u64::MAX));
+    }
+
+    #[test]
+    fn a_volume_is_ours_if_our_content_fills_it() {
+        let space = Space::new("/no/such/folder".into(), CacheSize::Percent(90));
+        space.capacity.store(40 << 20, Ordering::Relaxed);
+        assert!(space.is_ours(39 << 20, 10));
+        assert!(space.is_ours(14 << 20, 2000), "small blobs take more than their bytes");
+        assert!(!space.is_ours(30 << 20, 10), "somebody has a quarter of it");
     }
 
     #[test]
