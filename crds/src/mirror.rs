@@ -7,6 +7,7 @@ mod cache;
 mod freshness;
 mod images;
 mod nodes;
+mod rules;
 mod sources;
 
 pub use cache::{CacheSpec, StorageSpec, WhenDeleted};
@@ -18,7 +19,7 @@ pub use sources::{Alternate, CaBundle, ConfigMapKey, CredentialSource, Proxy, Se
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use sources::BARE_URL;
+use rules::{bare_url, host, number, port};
 
 /// The desired state of one mirror: which registry, where it lives, how its cache and the nodes treat it.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -76,9 +77,11 @@ pub struct RegistryMirrorSpec {
             .message(Message::Expression(
                 "'must be the host as it stands in image names, with no scheme or path: write ' + \
                  self.replace('https://', '').replace('http://', '').split('/')[0]".into())),
-        validation = Rule::new(
-            "self.contains('/') || self.matches('^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$')")
-            .message("must be a host name with an optional port, such as docker.io or registry.example.com:5000"),
+        validation = host("must be a host name with an optional port, such as docker.io or registry.example.com:5000"),
+        validation = port(),
+        validation = number(),
+        validation = Rule::new("self.contains('/') || self == 'localhost' || self.matches('[.:A-Z]')")
+            .message("must have a dot or a port: what is before the first slash of an image's name is else taken for a part of Docker Hub"),
         validation = Rule::new("!(self in ['index.docker.io', 'registry-1.docker.io'])")
             .message("must be the name that images use for Docker Hub: write docker.io"),
         validation = Rule::new("self == oldSelf")
@@ -89,8 +92,11 @@ pub struct RegistryMirrorSpec {
     /// Where the registry lives, for the cache and as the nodes' way back: a scheme and a host, with no path.
     /// Default: `https://` and `registry`; the address of `docker.io` is known.
     #[schemars(length(min = 1, max = 512))]
-    #[x_kube(validation = Rule::new(BARE_URL)
-        .message("must be http:// or https:// and a host with an optional port, with no path, user or query, such as https://registry.example.com:5000"))]
+    #[x_kube(
+        validation = bare_url("must be http:// or https:// and a host with an optional port, with no path, user or query, such as https://registry.example.com:5000"),
+        validation = port(),
+        validation = number()
+    )]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// A quantity of bytes, rounded up as Kubernetes does; None for what is no quantity, negative, or more than 16Ei.
 #[must_use]
 pub fn bytes(quantity: &Quantity) -> Option<u64> {
-    let text = quantity.0.as_str();
+    let text = quantity.0.strip_prefix('+').unwrap_or(&quantity.0);
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -28,6 +28,8 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
     };
     match suffix {
         "" => Some((1, 1)),
+        "n" => Some((1, 1_000_000_000)),
+        "u" => Some((1, 1_000_000)),
         "m" => Some((1, 1000)),
         "k" => Some((1000, 1)),
         _ if suffix.len() == 2 && suffix.ends_with('i') => power("KMGTPE", 1024),
@@ -58,6 +60,10 @@ mod tests {
             ("15E2", Some(1500)),
             ("1500m", Some(2)),
             ("5e-1", Some(1)),
+            ("1e+3", Some(1000)),
+            ("+1Gi", Some(1 << 30)),
+            ("104857600000000u", Some(100 << 20)),
+            ("1n", Some(1)),
             (".5Gi", Some(512 << 20)),
             ("", None),
             (".", None),

@@ -8,6 +8,9 @@ use std::fmt::Write as _;
 const FOREIGN: &[&str] =
     &["spec.nodes.selector", "spec.cache.resources", "spec.cache.affinity", "spec.cache.tolerations", "conditions"];
 
+/// Its rules are many, and those that every user of Pods knows.
+const LIKE_PODS: &str = "spec.cache.affinity";
+
 /// The page.
 #[must_use]
 pub fn page(definitions: &[CustomResourceDefinition]) -> String {
@@ -101,6 +104,10 @@ fn kind(field: &Value) -> String {
 
 /// What the rules say to those who break them; a message that is computed is left to the API server.
 fn messages(path: &str, schema: &Value, found: &mut Vec<String>) {
+    if path == LIKE_PODS {
+        found.push(format!("`{path}` must be what a Pod may have; each message names the field below it"));
+        return;
+    }
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         if let Some(message) = rule["message"].as_str() {
             found.push(format!("`{path}{}` {}", rule["fieldPath"].as_str().unwrap_or_default(), cell(message)));

@@ -1,53 +1,22 @@
 //! Schemas of Kubernetes' own types, bounded and without their essays. The types themselves stay Kubernetes' own.
+//!
+//! They refuse what the API server would refuse of the Pod that is made from them, so that it is said at `kubectl apply`.
 
-use k8s_openapi::api::core::v1::Affinity;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+mod affinity;
+mod labels;
 
-/// A quantity as every other controller publishes it.
-const QUANTITY: &str = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
+pub(crate) use affinity::affinity;
 
-/// `LabelSelector`, with the operators as an enum and the rule that a real API server holds for its own kinds.
-pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "object",
-        "properties": {
-            "matchLabels": {
-                "description": "Labels that a node must have, with these values.",
-                "type": "object",
-                "maxProperties": 64,
-                "additionalProperties": {"type": "string", "maxLength": 63},
-            },
-            "matchExpressions": {
-                "description": "Further requirements; all of them must hold.",
-                "type": "array",
-                "maxItems": 32,
-                "items": {
-                    "type": "object",
-                    "required": ["key", "operator"],
-                    "properties": {
-                        "key": {"description": "The label's key.", "type": "string", "minLength": 1, "maxLength": 317},
-                        "operator": {
-                            "description": "How the label's value relates to `values`.",
-                            "type": "string",
-                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
-                        },
-                        "values": {
-                            "description": "The values for In and NotIn.",
-                            "type": "array",
-                            "maxItems": 64,
-                            "items": {"type": "string", "maxLength": 63},
-                        },
-                    },
-                    "x-kubernetes-validations": [{
-                        "rule": "self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 \
-                                 : !has(self.values) || self.values.size() == 0",
-                        "message": "must have values with In and NotIn, and none with Exists and DoesNotExist",
-                    }],
-                },
-            },
-        },
-    })
+use labels::{LABEL_KEY, MOST_OF_KEY, keys, value};
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// A quantity as every other controller publishes it, but for negative ones.
+const QUANTITY: &str =
+    r"^\+?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
+
+/// The nodes' `LabelSelector`.
+pub(crate) fn node_labels(_: &mut SchemaGenerator) -> Schema {
+    labels::selector("Labels that a node must have, with these values.", 32, 64)
 }
 
 /// `ResourceRequirements` without dynamic resource claims, which a cache has no use for.
@@ -59,8 +28,14 @@ pub(crate) fn resources(_: &mut SchemaGenerator) -> Schema {
             "maxProperties": 16,
             "additionalProperties": {
                 "pattern": QUANTITY,
+                "minimum": 0,
                 "x-kubernetes-int-or-string": true,
             },
+            "x-kubernetes-validations": [{
+                "rule": "self.all(name, name in ['cpu', 'memory', 'ephemeral-storage'] || name.startsWith('hugepages-') || \
+                         name.contains('/'))",
+                "message": "must be of cpu, memory, ephemeral-storage, hugepages-SIZE or a resource with a domain, such as example.com/gpu",
+            }],
         })
     };
     json_schema!({
@@ -69,6 +44,17 @@ pub(crate) fn resources(_: &mut SchemaGenerator) -> Schema {
             "requests": list("What the scheduler sets aside: `cpu: 100m`, `memory: 128Mi`."),
             "limits": list("What the container may use at most."),
         },
+        "x-kubernetes-validations": [{
+            "rule": "!has(self.requests) || !has(self.limits) || ['cpu', 'memory', 'ephemeral-storage'].all(name, \
+                     !(name in self.requests) || !(name in self.limits) || \
+                     quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)",
+            "fieldPath": ".requests",
+            "message": "must not exceed limits: lower the request, or raise its limit",
+            "messageExpression": "'must not exceed limits: lower ' + ['cpu', 'memory', 'ephemeral-storage'].filter(name, \
+                     name in self.requests && name in self.limits && \
+                     quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) > 0)[0] + \
+                     ', or raise its limit'",
+        }],
     })
 }
 
@@ -77,25 +63,36 @@ pub(crate) fn node_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 64,
-        "additionalProperties": {"type": "string", "maxLength": 63},
+        "additionalProperties": value(),
+        "x-kubernetes-validations": [keys()],
     })
 }
 
 /// A Pod's `tolerations`, with the rules that a real API server holds for Pods.
 pub(crate) fn tolerations(_: &mut SchemaGenerator) -> Schema {
+    let mut taint_value = value();
+    taint_value["description"] = "The taint's value, with Equal.".into();
     json_schema!({
         "type": "array",
         "maxItems": 32,
         "items": {
             "type": "object",
             "properties": {
-                "key": {"description": "The taint's key; none with Exists is every taint.", "type": "string", "maxLength": 317},
+                "key": {
+                    "description": "The taint's key; none with Exists is every taint.",
+                    "type": "string",
+                    "maxLength": MOST_OF_KEY,
+                    "x-kubernetes-validations": [{
+                        "rule": format!("self == '' || self.matches('{LABEL_KEY}')"),
+                        "message": "must be a taint's key: letters, digits, -, _ and ., such as pool or example.com/pool",
+                    }],
+                },
                 "operator": {
                     "description": "How the taint's value relates to `value`. Default: Equal.",
                     "type": "string",
                     "enum": ["Equal", "Exists"],
                 },
-                "value": {"description": "The taint's value, with Equal.", "type": "string", "maxLength": 63},
+                "value": taint_value,
                 "effect": {
                     "description": "The taint's effect; none is every effect.",
                     "type": "string",
@@ -123,33 +120,4 @@ pub(crate) fn tolerations(_: &mut SchemaGenerator) -> Schema {
             ],
         },
     })
-}
-
-/// A Pod's `affinity`, each description cut to its first sentence.
-pub(crate) fn affinity(generator: &mut SchemaGenerator) -> Schema {
-    let mut schema = Affinity::json_schema(generator);
-    if let Some(object) = schema.as_object_mut() {
-        object.values_mut().for_each(shorten_descriptions);
-    }
-    schema
-}
-
-fn shorten_descriptions(schema: &mut Value) {
-    match schema {
-        Value::Object(fields) => {
-            if let Some(Value::String(text)) = fields.get_mut("description") {
-                *text = first_sentence(text).to_owned();
-            }
-            fields.values_mut().for_each(shorten_descriptions);
-        }
-        Value::Array(items) => items.iter_mut().for_each(shorten_descriptions),
-        _ => {}
-    }
-}
-
-/// Up to a full stop before a capital; `i.e.` ends none.
-fn first_sentence(text: &str) -> &str {
-    let ends = text.match_indices(". ").map(|(at, _)| at + 1);
-    let end = ends.into_iter().find(|end| text[end + 1..].starts_with(char::is_uppercase));
-    end.map_or(text, |end| &text[..end])
 }

@@ -12,6 +12,7 @@ use breakwater_crds::{RegistryMirror, Selector, SelectorInvalid, holder};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Resource, ResourceExt};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 /// A mirror that can be built.
@@ -107,30 +108,33 @@ fn usable(references: &References) -> Result<Option<String>, InvalidReference> {
 
 fn check_spec(mirror: &RegistryMirror) -> Result<(), Refusal> {
     let invalid = |field, problem: &str| Err(Refusal::InvalidSpec { field, problem: problem.to_owned() });
-    let host = |text: &str| {
-        let (name, port) = text.rsplit_once(':').unwrap_or((text, "1"));
-        let edges = [name.chars().next(), name.chars().last()];
-        edges.iter().all(|c| c.is_some_and(|c| c.is_ascii_alphanumeric()))
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
-            && port.parse::<u16>().is_ok()
-    };
-    if !host(&mirror.spec.registry) {
+    let spec = &mirror.spec;
+    if !is_host(&spec.registry) {
         return invalid("spec.registry", "must be a host name with an optional port, such as docker.io");
     }
-    let url = mirror.spec.upstream_url();
-    if !url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).is_some_and(host) {
-        return invalid("spec.url", "must be http:// or https:// and a host with an optional port");
+    let upstream = spec.upstream_url();
+    let alternates = spec.alternates.iter().map(|alternate| ("spec.alternates", &*alternate.url));
+    let proxy = spec.proxy.iter().map(|proxy| ("spec.proxy.url", &*proxy.url));
+    for (field, url) in [("spec.url", &*upstream)].into_iter().chain(alternates).chain(proxy) {
+        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+        if !rest.is_some_and(|rest| is_host(rest.strip_suffix('/').unwrap_or(rest))) {
+            return invalid(field, "must be http:// or https:// and a host with an optional port from 1 to 65535");
+        }
     }
-    let proxy = mirror.spec.proxy.as_ref().map(|proxy| proxy.url.trim_end_matches('/'));
-    if proxy.is_some_and(|url| !url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).is_some_and(host))
-    {
-        return invalid("spec.proxy.url", "must be http:// or https:// and a host with an optional port");
-    }
-    let freshness = &mirror.spec.freshness;
+    let freshness = &spec.freshness;
     if freshness.tag_ttl.is_negative() || freshness.max_stale.is_negative() {
         return invalid("spec.freshness", "must have durations that are not negative");
     }
     Ok(())
+}
+
+/// A host with an optional port, as the cache takes it.
+fn is_host(text: &str) -> bool {
+    let (name, port) = text.rsplit_once(':').unwrap_or((text, "1"));
+    let edges = [name.chars().next(), name.chars().last()];
+    edges.iter().all(|c| c.is_some_and(|c| c.is_ascii_alphanumeric()))
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
+        && port.parse::<NonZeroU16>().is_ok()
 }
 
 /// Which of the two possible names the cache has: the one it already has, else the plain one unless that is another registry's.
@@ -269,18 +273,21 @@ mod tests {
             "spec.registry must be a host name with an optional port, such as docker.io",
         );
         check("{registry: 'x:99999'}", "spec.registry must be a host name with an optional port, such as docker.io");
-        check(
-            "{registry: x.y, url: 'ftp://x'}",
-            "spec.url must be http:// or https:// and a host with an optional port",
-        );
-        check(
-            "{registry: x.y, url: 'https://u@x'}",
-            "spec.url must be http:// or https:// and a host with an optional port",
-        );
+        let url = "must be http:// or https:// and a host with an optional port from 1 to 65535";
+        for (fields, field) in [
+            ("url: 'ftp://x'", "spec.url"),
+            ("url: 'https://u@x'", "spec.url"),
+            ("url: 'https://x:99999'", "spec.url"),
+            ("url: 'https://x:0'", "spec.url"),
+            ("proxy: {url: 'http://x:65536'}", "spec.proxy.url"),
+            ("alternates: [{url: 'http://a'}, {url: 'http://b:70000'}]", "spec.alternates"),
+        ] {
+            check(&format!("{{registry: x.y, {fields}}}"), &format!("{field} {url}"));
+        }
         check(
             "{registry: x.y, nodes: {selector: {matchExpressions: [{key: a, operator: Gt}]}}}",
             "spec.nodes.selector operator Gt must be In, NotIn, Exists or DoesNotExist",
         );
-        check("{registry: 'x.y:5000', url: 'http://10.0.0.1:5000/'}", "cache-x-y-5000");
+        check("{registry: 'x.y:5000', url: 'http://10.0.0.1:5000/', proxy: {url: 'http://p:3128/'}}", "cache-x-y-5000");
     }
 }

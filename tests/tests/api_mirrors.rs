@@ -3,7 +3,8 @@
 
 use anyhow::{Context, Result};
 use breakwater_crds::RegistryMirror;
-use breakwater_tests::cluster::Cluster;
+use breakwater_tests::api_scene::SETTLE;
+use breakwater_tests::cluster::{Cluster, until};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -114,6 +115,100 @@ const CREATE: &[Case] = &[
     ("{registry: docker.io, cache: {affinity: {podAffinity: {near: x}}}}", "field not declared in schema"),
 ];
 
+const PORT: &str = "must have a port from 1 to 65535, or none";
+const ADDRESS: &str = "must have an IPv4 address such as 10.1.2.3";
+const KEY: &str = "must be a label's key";
+const VALUE: &str = "must be a label's value";
+
+/// What would else show when the cache does not start, or in no place at all.
+const HOSTS_AND_PLACES: &[Case] = &[
+    ("{registry: 'r.example:65535', url: 'https://10.0.0.255:1/', proxy: {url: 'http://proxy:03128'}}", ""),
+    ("{registry: localhost}", ""),
+    ("{registry: 'r.example:65536'}", PORT),
+    ("{registry: docker.io, url: 'https://x:99999'}", "spec.url: Invalid value: \"https://x:99999\": must have a port"),
+    ("{registry: docker.io, url: 'https://x:0/'}", PORT),
+    ("{registry: docker.io, url: 'https://x:1234567890'}", PORT),
+    ("{registry: docker.io, proxy: {url: 'http://p:65536'}}", "spec.proxy.url: Invalid value: \"http://p:65536\""),
+    (
+        "{registry: docker.io, alternates: [{url: 'http://a'}, {url: 'http://b:70000'}]}",
+        "spec.alternates[1].url: Invalid value: \"http://b:70000\": must have a port",
+    ),
+    ("{registry: docker.io, url: 'https://10.0.0.256:5000'}", ADDRESS),
+    ("{registry: 10.0.0}", ADDRESS),
+    ("{registry: docker.io, url: 'https://mirror..example'}", "and a host with an optional port"),
+    ("{registry: ghcr}", "must have a dot or a port"),
+    (
+        "{registry: docker.io, alternates: [{url: 'http://a', repositoryPrefix: a..b}]}",
+        "must be the beginning of a repository's name",
+    ),
+    ("{registry: docker.io, cache: {storage: {storageClassName: Fast_SSD}}}", "must be the name of a StorageClass"),
+    ("{registry: docker.io, cache: {storage: {size: 2Pi}}}", "must be at most 1Pi"),
+    ("{registry: docker.io, credentials: [{secretRef: {name: a..b}}]}", "must be the name of a Secret"),
+    ("{registry: docker.io, cache: {nodeSelector: {example.com/pool: a, 'a_B.c': ''}}}", ""),
+    ("{registry: docker.io, cache: {nodeSelector: {a: b, 'c d': e}}}", "zone, and not c d"),
+    ("{registry: docker.io, cache: {nodeSelector: {pool: 'a b'}}}", VALUE),
+    ("{registry: docker.io, cache: {tolerations: [{key: 'a b', operator: Exists}]}}", "must be a taint's key"),
+    ("{registry: docker.io, cache: {tolerations: [{key: a, value: 'b c'}]}}", "spec.cache.tolerations[0].value"),
+    (
+        "{registry: docker.io, cache: {resources: {requests: {cpu: 1, memory: 1Gi}, limits: {cpu: 1000m, memory: 1Gi}}}}",
+        "",
+    ),
+    (
+        "{registry: docker.io, cache: {resources: {requests: {cpu: 1, memory: 2Gi}, limits: {cpu: 2, memory: 1Gi}}}}",
+        "spec.cache.resources.requests: Invalid value: must not exceed limits: lower memory, or raise its limit",
+    ),
+    ("{registry: docker.io, cache: {resources: {requests: {cpu: -1}}}}", "greater than or equal to 0"),
+    ("{registry: docker.io, cache: {resources: {limits: {memory: -1Gi}}}}", "spec.cache.resources.limits.memory"),
+    ("{registry: docker.io, cache: {resources: {limits: {example.com/gpu: 1, hugepages-2Mi: 4Mi}}}}", ""),
+    ("{registry: docker.io, cache: {resources: {limits: {disk: 1Gi}}}}", "must be of cpu, memory, ephemeral-storage"),
+    ("{registry: docker.io, nodes: {selector: {matchLabels: {'a b': c}}}}", "zone, and not a b"),
+    ("{registry: docker.io, nodes: {selector: {matchExpressions: [{key: 'a b', operator: Exists}]}}}", KEY),
+    ("{registry: docker.io, nodes: {selector: {matchExpressions: [{key: a, operator: In, values: ['b c']}]}}}", VALUE),
+];
+
+/// What `affinity` may hold, each in its place below `spec.cache`.
+const AFFINITY: &[Case] = &[
+    (
+        "nodeAffinity: {PREFERRED: [{weight: 100, preference: {matchExpressions: [{key: a, operator: Gt, values: ['-5']}]}}]}",
+        "",
+    ),
+    (
+        "nodeAffinity: {REQUIRED: {nodeSelectorTerms: [{matchFields: [{key: metadata.name, operator: In, values: [n1]}]}]}}",
+        "",
+    ),
+    (
+        "podAffinity: {REQUIRED: [{topologyKey: zone, namespaces: [a], namespaceSelector: {}, matchLabelKeys: [a/b], \
+          labelSelector: {matchExpressions: [{key: a, operator: NotIn, values: [b]}]}}]}",
+        "",
+    ),
+    ("nodeAffinity: {PREFERRED: [{weight: 1000, preference: {}}]}", "[0].weight: Invalid value: 1000"),
+    ("podAffinity: {PREFERRED: [{weight: 0, podAffinityTerm: {topologyKey: a}}]}", "[0].weight: Invalid value: 0"),
+    ("nodeAffinity: {REQUIRED: {nodeSelectorTerms: []}}", "should have at least 1 items"),
+    (
+        "nodeAffinity: {REQUIRED: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: In}]}]}}",
+        "must have values with In",
+    ),
+    (
+        "nodeAffinity: {REQUIRED: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Lt, values: [b]}]}]}}",
+        "one whole number with Gt and Lt",
+    ),
+    ("nodeAffinity: {REQUIRED: {nodeSelectorTerms: [{matchExpressions: [{key: a b, operator: Exists}]}]}}", KEY),
+    (
+        "nodeAffinity: {REQUIRED: {nodeSelectorTerms: [{matchFields: [{key: spec.x, operator: In, values: [n1]}]}]}}",
+        "supported values: \"metadata.name\"",
+    ),
+    ("podAffinity: {REQUIRED: [{topologyKey: a b}]}", KEY),
+    ("podAffinity: {REQUIRED: [{topologyKey: a, namespaces: [A]}]}", "must be the name of a namespace"),
+    (
+        "podAntiAffinity: {REQUIRED: [{topologyKey: a, labelSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}]}",
+        "must have values with In and NotIn",
+    ),
+    (
+        "podAntiAffinity: {PREFERRED: [{weight: 1, podAffinityTerm: {topologyKey: a, labelSelector: {matchLabels: {a: b c}}}}]}",
+        VALUE,
+    ),
+];
+
 /// What may be changed of a stored mirror of docker.io with a claim of 50Gi.
 const UPDATE: &[Case] = &[
     ("{registry: docker.io, freshness: {tagTTL: 5m}}", ""),
@@ -130,7 +225,26 @@ const UPDATE: &[Case] = &[
         "must not change, because a claim keeps its class",
     ),
     ("{registry: docker.io, cache: {storage: {ephemeral: true}}}", "must not change: delete the RegistryMirror"),
+    ("{registry: docker.io, url: 'https://x:99999'}", PORT),
+    ("{registry: docker.io, cache: {nodeSelector: {'a b': c}}}", "zone, and not a b"),
+    (
+        "{registry: docker.io, cache: {resources: {requests: {cpu: 2}, limits: {cpu: 1}}}}",
+        "lower cpu, or raise its limit",
+    ),
+    (
+        "{registry: docker.io, cache: {affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: \
+       [{weight: 101, preference: {}}]}}}}",
+        "[0].weight: Invalid value: 101",
+    ),
 ];
+
+/// Nothing in it but `freshness` would be accepted today.
+const STORED_BEFORE_THE_RULES: &str = "{registry: ghcr, url: 'https://x:99999', proxy: {url: 'http://p:65536'}, \
+    alternates: [{url: 'http://a:70000', repositoryPrefix: a..b}], credentials: [{secretRef: {name: a..b}}], \
+    cache: {storage: {size: 2Pi, storageClassName: Fast_SSD}, nodeSelector: {a b: c d}, tolerations: [{key: a b, value: c d}], \
+      resources: {requests: {cpu: 2, disk: 1}, limits: {cpu: 1}}, \
+      affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1000, preference: {}}]}}}, \
+    nodes: {selector: {matchLabels: {a b: c d}, matchExpressions: [{key: a b, operator: In}]}}, freshness: {tagTTL: 1m}}";
 
 async fn api_server() -> Result<(Cluster, Api<RegistryMirror>)> {
     let cluster = Cluster::control_plane_only().await?;
@@ -177,6 +291,15 @@ async fn apply_says_what_is_wrong_and_where() -> Result<()> {
     for (spec, expected) in CREATE {
         check(spec, expected, apply(&mirrors, "case", spec, true).await?);
     }
+    for (spec, expected) in HOSTS_AND_PLACES {
+        check(spec, expected, apply(&mirrors, "case", spec, true).await?);
+    }
+    for (affinity, expected) in AFFINITY {
+        let when = |text: &str| format!("{text}DuringSchedulingIgnoredDuringExecution");
+        let affinity = affinity.replace("PREFERRED", &when("preferred")).replace("REQUIRED", &when("required"));
+        let spec = format!("{{registry: docker.io, cache: {{affinity: {{{affinity}}}}}}}");
+        check(&spec, expected, apply(&mirrors, "case", &spec, true).await?);
+    }
     let long = "x".repeat(64);
     check(
         "a name of 64 characters",
@@ -187,6 +310,55 @@ async fn apply_says_what_is_wrong_and_where() -> Result<()> {
     for (spec, expected) in UPDATE {
         check(spec, expected, apply(&mirrors, "stored", spec, true).await?);
     }
+    cluster.remove().await
+}
+
+/// A definition as if no rule had been thought of.
+fn without_rules(schema: &mut Value) {
+    const RULES: [&str; 9] = [
+        "x-kubernetes-validations",
+        "pattern",
+        "minimum",
+        "maximum",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "enum",
+    ];
+    match schema {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !RULES.contains(&name.as_str()));
+            fields.values_mut().for_each(without_rules);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_rules),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_before_the_rules_can_still_be_changed_and_mended() -> Result<()> {
+    let (cluster, mirrors) = api_server().await?;
+    let [definition, _] = breakwater_crds::yaml::definitions();
+    let mut without = serde_json::to_value(&definition).context("write JSON")?;
+    without_rules(&mut without);
+    cluster.apply(&without.to_string()).await?;
+    let stored = STORED_BEFORE_THE_RULES;
+    until(SETTLE, "a definition without rules to hold", async || Ok(apply(&mirrors, "old", stored, false).await?.ok()))
+        .await?;
+    cluster.apply(&breakwater_crds::yaml::document(&definition)?).await?;
+    until(SETTLE, "the rules to hold", async || Ok(apply(&mirrors, "new", stored, true).await?.err())).await?;
+
+    let later = stored.replace("tagTTL: 1m", "tagTTL: 5m");
+    let changed = apply(&mirrors, "old", &later, false).await?.map_err(anyhow::Error::msg)?;
+    assert_eq!(changed.spec.freshness.tag_ttl, std::time::Duration::from_secs(300));
+    let status =
+        json!({"apiVersion": "breakwater.dev/v1alpha1", "kind": "RegistryMirror", "status": {"observedGeneration": 2}});
+    let params = PatchParams::apply("operator");
+    mirrors.patch_status("old", &params, &Patch::Apply(status)).await.context("write a status")?;
+    let mended = later.replace("x:99999", "x:9999").replace("weight: 1000", "weight: 10");
+    check("two of its fields mended", "", apply(&mirrors, "old", &mended, false).await?);
+    check("a field made bad again", PORT, apply(&mirrors, "old", &later, true).await?);
     cluster.remove().await
 }
 

@@ -1,5 +1,6 @@
 //! The cache of a mirror: its replicas, their storage and their places. Holds no behaviour but defaults.
 
+use super::rules::object_name;
 use k8s_openapi::api::core::v1::{Affinity, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::KubeSchema;
@@ -44,8 +45,7 @@ pub struct CacheSpec {
 
     /// PriorityClass of the replicas. Pods of others can need images from a cache to start, hence the default.
     #[schemars(length(min = 1, max = 253), extend("default" = "system-cluster-critical"))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
-        .message("must be the name of a PriorityClass: lower-case letters, digits, - and ."))]
+    #[x_kube(validation = object_name("must be the name of a PriorityClass: lower-case letters, digits, - and ."))]
     #[serde(default = "cluster_critical")]
     pub priority_class_name: String,
 }
@@ -88,13 +88,15 @@ const fn one() -> i32 {
         .message("must not change, because a claim keeps its class: delete the RegistryMirror and its claim, then create it anew")
 )]
 pub struct StorageSpec {
-    /// Size of the volume, at least 100Mi; with `ephemeral` the limit of the emptyDir. More makes claims grow, where their
+    /// Size of the volume, 100Mi to 1Pi; with `ephemeral` the limit of the emptyDir. More makes claims grow, where their
     /// StorageClass has `allowVolumeExpansion`; less is refused.
     #[schemars(with = "String", length(min = 1, max = 32))]
     #[serde(default = "default_size")]
     #[x_kube(
         validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('100Mi')) >= 0")
             .message("must be a quantity of at least 100Mi, such as 50Gi"),
+        validation = Rule::new("!isQuantity(self) || quantity(self).compareTo(quantity('1Pi')) <= 0")
+            .message("must be at most 1Pi, such as 50Gi"),
         validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) >= 0")
             .message("must not shrink, because a claim can only grow: delete the RegistryMirror and its claim, then create it anew")
     )]
@@ -102,6 +104,7 @@ pub struct StorageSpec {
 
     /// StorageClass of the claim. Default: the cluster's default class.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = object_name("must be the name of a StorageClass: lower-case letters, digits, - and ."))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class_name: Option<String>,
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct NodesSpec {
     /// Nodes by label; empty selects all.
-    #[schemars(schema_with = "crate::schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::node_labels")]
     #[serde(default)]
     pub selector: LabelSelector,
 

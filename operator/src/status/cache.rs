@@ -62,7 +62,12 @@ fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
     let not = |reason, message| Verdict { kind: CACHE_READY, status: Status::False, reason, message };
     let name = pod_name(facts.name, ordinal);
     let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == name) else {
-        return not(reason::CACHE_STARTING, format!("waiting for {name} to be created"));
+        // Why it is not created stands in an Event alone, which nobody watches: a PriorityClass that does not exist, a quota.
+        let message = format!(
+            "waiting for {name} to be created; kubectl describe statefulset {} says what hinders it",
+            facts.name
+        );
+        return not(reason::CACHE_STARTING, message);
     };
     if let Some(node) = lost_node(facts.fleet, pod) {
         let message = format!(
@@ -301,7 +306,8 @@ mod tests {
         assert_eq!(told(&[serving.clone(), pod(1, "n1", "True")]), "True CacheServes: all 2 replicas of cache-a serve");
         assert_eq!(
             told(std::slice::from_ref(&serving)),
-            "True CacheStarting: 1 of 2 replicas serving; waiting for cache-a-1 to be created"
+            "True CacheStarting: 1 of 2 replicas serving; waiting for cache-a-1 to be created; \
+             kubectl describe statefulset cache-a says what hinders it"
         );
         assert_eq!(
             told(&[serving, pod(1, "n2", "True")]),
