@@ -3,25 +3,30 @@
 use crate::metrics::Metrics;
 use crate::telemetry::LogLevel;
 use bytes::Bytes;
+use futures::FutureExt;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// A caller that takes longer to send its headers is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// So is one that takes longer to read its answer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// A log level is a word.
 const MAX_BODY: usize = 64;
-/// Kubelet and Prometheus need a handful.
+/// Kubelet and Prometheus need a handful, and each for one answer.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Whether the operator is ready: it has found its API, and leads or stands by.
@@ -59,9 +64,10 @@ pub struct Admin {
     pub log_level: LogLevel,
 }
 
-/// Answers until it is dropped; its connections end with it.
+/// Answers until it is dropped; its connections end with it. Where there are too many, the eldest makes room: a probe is answered at
+/// once, while who holds a connection for long is no probe.
 pub async fn serve(listener: TcpListener, admin: Admin) {
-    let mut connections = JoinSet::new();
+    let (mut connections, mut open) = (JoinSet::new(), VecDeque::<AbortHandle>::new());
     loop {
         while connections.try_join_next().is_some() {}
         let Ok((stream, peer)) = listener.accept().await else {
@@ -69,21 +75,29 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        if connections.len() >= MAX_CONNECTIONS {
-            continue;
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= MAX_CONNECTIONS {
+            open.pop_front().inspect(AbortHandle::abort);
         }
         let admin = admin.clone();
-        let service = service_fn(move |request| {
-            let admin = admin.clone();
-            async move { Ok::<_, Infallible>(answer(request, &admin, peer.ip()).await) }
-        });
-        connections.spawn(
-            hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service),
-        );
+        open.push_back(connections.spawn(async move {
+            one_answer(stream, |request| answer(request, &admin, peer.ip())).await;
+        }));
     }
+}
+
+/// Within a deadline; what went wrong is the caller's own affair.
+async fn one_answer<F>(stream: impl AsyncRead + AsyncWrite + Unpin, answer: impl Fn(Request<Incoming>) -> F)
+where
+    F: Future<Output = Response<Full<Bytes>>>,
+{
+    let service = service_fn(|request| answer(request).map(Ok::<_, Infallible>));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    drop(tokio::time::timeout(CONNECTION_TIMEOUT, served).await);
 }
 
 async fn answer(request: Request<Incoming>, admin: &Admin, peer: IpAddr) -> Response<Full<Bytes>> {
@@ -141,6 +155,16 @@ fn may_set(peer: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_no_answer_is_cut_off() {
+        let (mut caller, ours) = tokio::io::duplex(1024);
+        caller.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let begun = tokio::time::Instant::now();
+        one_answer(ours, async |_| Response::new(Full::new(Bytes::from(vec![b'x'; 1 << 20])))).await;
+        assert!(begun.elapsed() >= HEADER_TIMEOUT && begun.elapsed() <= CONNECTION_TIMEOUT, "{:?}", begun.elapsed());
+    }
 
     #[test]
     fn the_log_level_is_set_from_loopback_alone() {

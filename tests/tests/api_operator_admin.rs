@@ -10,6 +10,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::ListParams;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 async fn ask(operator: &Operator, method: Method, path: &str, body: &'static str) -> Result<(StatusCode, String)> {
     let url = format!("http://{}{path}", operator.admin().await?);
@@ -94,6 +97,28 @@ async fn the_level_of_the_log_changes_on_demand_and_no_level_tells_secrets() -> 
             let is_told = !telling.is_empty() && !key.ends_with(".crt") && operator.log().contains(telling);
             ensure!(!is_told, "the log tells {key} of {:?}", secret.metadata.name);
         }
+    }
+    operator.kill().await?;
+    scene.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_read_no_answer_keep_no_probe_from_its_own() -> Result<()> {
+    /// More than there is room for.
+    const SLOW: usize = 100;
+    let scene = Scene::start().await?;
+    let operator = scene.operator("one")?;
+    let address = operator.admin().await?;
+    // Far more than the kernel keeps for a reader that takes nothing.
+    let questions = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5_000);
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        let mut stream = TcpStream::connect(address).await.context("connect")?;
+        // As much of it as is taken at once.
+        let _ = tokio::time::timeout(Duration::from_millis(50), stream.write_all(questions.as_bytes())).await;
+        slow.push(stream);
+        let (status, _) = ask(&operator, Method::GET, "/healthz", "").await?;
+        ensure!(status == StatusCode::OK, "after {} slow readers: {status}", slow.len());
     }
     operator.kill().await?;
     scene.cluster.remove().await
