@@ -269,7 +269,10 @@ where
     while let Some(pass) = passes.next().await {
         match pass {
             Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
-            Err(ControllerError::ObjectNotFound(mirror)) => context.memory.forget(&mirror.name),
+            Err(ControllerError::ObjectNotFound(mirror)) => {
+                context.memory.forget(&mirror.name);
+                context.secrets.keep_only_of(&context.stores.mirrors());
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::error_chain(&error), "watch of mirrors interrupted, beginning again");
             }

@@ -3,9 +3,11 @@
 use crate::credentials::{Finding, judge};
 use crate::pki::{Leaf, SecretData, Tokens};
 use crate::references::{self, InvalidReference};
+use crate::watches::{Watched, readable};
+use breakwater_crds::names::{cache_name, hashed_cache_name, tls_secret, tokens_secret};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -94,6 +96,21 @@ impl SecretReader {
         Ok(value)
     }
 
+    /// Forgets all but what the caches of these mirrors are served by: no key stays in memory for longer than its mirror. One that
+    /// cannot be read may have any cache. What holds no key is read anew.
+    pub(crate) fn keep_only_of(&self, mirrors: &[Watched]) {
+        if readable(mirrors).count() < mirrors.len() {
+            return;
+        }
+        let registries = readable(mirrors).map(|mirror| mirror.spec.registry.as_str());
+        let caches: Vec<_> =
+            registries.flat_map(|registry| [cache_name(registry), hashed_cache_name(registry)]).collect();
+        self.leaves.keep_only(&caches.iter().map(|cache| tls_secret(cache)).collect());
+        self.tokens.keep_only(&caches.iter().map(|cache| tokens_secret(cache)).collect());
+        self.credentials.keep_only(&HashSet::new());
+        self.proxy_logins.keep_only(&HashSet::new());
+    }
+
     /// Remembers a certificate that was just written.
     pub(crate) fn wrote_leaf(&self, name: &str, version: &str, leaf: Leaf) {
         self.leaves.put(name, version, Some(leaf));
@@ -121,7 +138,57 @@ impl<T: Clone> Versions<T> {
         known.get(name).filter(|(of, _)| version.is_none_or(|version| of == version)).map(|(_, value)| value.clone())
     }
 
+    fn keep_only(&self, names: &HashSet<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
+    }
+
     fn put(&self, name: &str, version: &str, value: T) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), (version.to_owned(), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{authority, mirror, now};
+    use kube::core::DeserializeGuard;
+    use std::sync::Arc;
+
+    fn watched(spec: &str) -> Watched {
+        Arc::new(DeserializeGuard(Ok((*mirror("m", 1, spec)).clone())))
+    }
+
+    fn unreadable() -> Watched {
+        let text =
+            "{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirror, metadata: {name: m}, spec: {registry: 1}}";
+        Arc::new(serde_saphyr::from_str(text).unwrap())
+    }
+
+    #[tokio::test]
+    async fn keys_are_kept_for_as_long_as_there_is_a_mirror_for_them() {
+        let client = Client::new(
+            tower::service_fn(|_: http::Request<kube::client::Body>| async {
+                Ok::<_, std::io::Error>(http::Response::new(kube::client::Body::empty()))
+            }),
+            "x",
+        );
+        let secrets = SecretReader::new(client, "x");
+        let authority = authority();
+        for cache in ["cache-a-b", "cache-c-d"] {
+            let leaf = Leaf::renewed(None, &authority, &[cache.to_owned()], now()).unwrap();
+            secrets.wrote_leaf(&tls_secret(cache), "1", leaf);
+            secrets.wrote_tokens(&tokens_secret(cache), "1", Tokens::completed(None, &authority, cache).unwrap());
+        }
+        let kept = || {
+            let of = |cache| secrets.leaves.get(&tls_secret(cache), None).is_some();
+            let tokens = |cache| secrets.tokens.get(&tokens_secret(cache), None).is_some();
+            ["cache-a-b", "cache-c-d"].map(|cache| of(cache) && tokens(cache))
+        };
+        secrets.keep_only_of(&[watched("{registry: a.b}"), unreadable()]);
+        assert_eq!(kept(), [true, true], "a mirror that cannot be read may be of any registry");
+        secrets.keep_only_of(&[watched("{registry: a.b}")]);
+        assert_eq!(kept(), [true, false]);
+        secrets.keep_only_of(&[]);
+        assert_eq!(kept(), [false, false]);
     }
 }
