@@ -48,6 +48,11 @@ fn random_hex() -> Result<String, IssueFailed> {
 /// A certificate authority's life begins so much earlier than it is made, because the clocks of nodes differ.
 const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
+/// A time so much later; the last that there is where the clock is beyond reason.
+fn plus(time: jiff::Timestamp, duration: jiff::SignedDuration) -> jiff::Timestamp {
+    time.saturating_add(duration).unwrap_or(time)
+}
+
 /// Sets a certificate's life.
 fn set_life(params: &mut rcgen::CertificateParams, begin: jiff::Timestamp, end: jiff::Timestamp) {
     // The library takes another kind of time than the rest of this crate and exports this constructor alone.

@@ -159,7 +159,8 @@ fn stalled(
         && cache.reason == reason::POD_FAILING
         && old.conditions.iter().any(|old| {
             let is_false = old.type_ == CACHE_READY && old.status == Status::False.as_str();
-            is_false && now.duration_since(old.last_transition_time.0) > FAILING_UNTIL_STALLED
+            // A time in the future was written before the clock was put right: so long ago that nobody knows.
+            is_false && now.duration_since(old.last_transition_time.0).abs() > FAILING_UNTIL_STALLED
         });
     failing_for_long.then(|| Verdict { kind: STALLED, status: Status::True, ..cache.clone() })
 }
@@ -183,7 +184,8 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 
 /// A point in time for people: `09:02Z`, with the date once it is a day old.
 fn clock(time: Timestamp, now: Timestamp) -> String {
-    let format = if now.duration_since(time) < SignedDuration::from_hours(24) { "%H:%MZ" } else { "%Y-%m-%d %H:%MZ" };
+    let format =
+        if now.duration_since(time).abs() < SignedDuration::from_hours(24) { "%H:%MZ" } else { "%Y-%m-%d %H:%MZ" };
     time.strftime(format).to_string()
 }
 
@@ -321,6 +323,25 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_jumps_is_no_news_and_keeps_no_mirror_from_stalling() {
+        let active = Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] };
+        let (valid, seen) = cluster("True", active);
+        let ready = of_children(&valid, &seen, Ok(&applied(1)), &RegistryMirrorStatus::default(), now());
+        for hours in [2, -2, 400 * 24, -400 * 24] {
+            let jumped = now() + SignedDuration::from_hours(hours);
+            assert_eq!(of_children(&valid, &seen, Ok(&applied(1)), &ready, jumped), ready, "{hours}");
+            let (valid, mut seen) = cluster("False", Report::default());
+            seen.plain.pods = vec![Arc::new(parse(
+                "{metadata: {name: cache-docker-io-0}, status: {containerStatuses: [{name: c, image: i, imageID: '', ready: false, \
+                 restartCount: 9, state: {waiting: {reason: ErrImagePull}}}]}}",
+            ))];
+            let failing = of_children(&valid, &seen, Ok(&applied(1)), &RegistryMirrorStatus::default(), jumped);
+            let corrected = of_children(&valid, &seen, Ok(&applied(1)), &failing, now());
+            assert_eq!(find(&corrected, STALLED).reason, reason::POD_FAILING, "{hours}");
+        }
+    }
+
+    #[test]
     fn a_lost_authority_stalls_a_mirror_that_goes_on_serving() {
         let active = Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] };
         let lost = Obstacle { reason: reason::NO_AUTHORITY, message: "damaged".to_owned() };
@@ -369,5 +390,6 @@ mod tests {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         assert_eq!(clock(at("2026-11-21T09:02:08Z"), at("2026-11-21T10:00:00Z")), "09:02Z");
         assert_eq!(clock(at("2026-11-19T09:02:08Z"), at("2026-11-21T10:00:00Z")), "2026-11-19 09:02Z");
+        assert_eq!(clock(at("2027-11-21T09:02:08Z"), at("2026-11-21T10:00:00Z")), "2027-11-21 09:02Z");
     }
 }

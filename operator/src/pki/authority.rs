@@ -2,7 +2,7 @@
 //!
 //! `ca.crt` is a bundle: the certificate that signs is the one that belongs to `ca.key`; all of them are trusted.
 
-use super::{IssueFailed, SKEW, SecretData, random_hex, set_life, text, value};
+use super::{IssueFailed, SKEW, SecretData, plus, random_hex, set_life, text, value};
 use breakwater_crds::RelayKey;
 use breakwater_crds::names::{CA_CERTIFICATE_KEY, CA_PRIVATE_KEY, RELAY_KEY};
 use jiff::{SignedDuration, Timestamp};
@@ -124,7 +124,7 @@ pub(super) fn self_signed(now: Timestamp) -> Result<(String, String), IssueFaile
     params.distinguished_name.push(DnType::CommonName, "Breakwater CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_life(&mut params, now - SKEW, now + LIFE);
+    set_life(&mut params, plus(now, -SKEW), plus(now, LIFE));
     let key = KeyPair::generate().map_err(IssueFailed::Certificate)?;
     let certificate = params.self_signed(&key).map_err(IssueFailed::Certificate)?;
     Ok((certificate.pem(), key.serialize_pem()))

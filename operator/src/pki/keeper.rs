@@ -110,7 +110,8 @@ impl Keeper {
     async fn create(&self) -> Result<Secret, NoAuthority> {
         let data = match &self.known {
             Some(known) => known.clone(),
-            None => Authority::create(jiff::Timestamp::now()).map_err(NoAuthority::Issue)?,
+            // By the API server's clock: one that begins in the future would be trusted by no node until then, and it is never replaced.
+            None => Authority::create(self.servers_clock().await?).map_err(NoAuthority::Issue)?,
         };
         let secret = Secret { data: Some(data), ..named(CA_SECRET) };
         match call(self.secrets.create(&PostParams::default(), &secret)).await {

@@ -1,6 +1,6 @@
 //! The server certificate of one cache. No I/O.
 
-use super::{Authority, IssueFailed, SecretData, set_life, text, value};
+use super::{Authority, IssueFailed, SecretData, plus, set_life, text, value};
 use breakwater_crds::names::CA_CERTIFICATE_KEY;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PublicKeyData};
@@ -67,8 +67,9 @@ impl Leaf {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let ca = authority.identity();
-        // It begins with its authority, so that one made by a clock that was ahead does no harm once the clock is right.
-        set_life(&mut params, ca.begin, ca.end.min(now + LIFE));
+        // It begins with its authority, so that one made by a clock that was ahead does no harm once the clock is right; nor is one made
+        // by a clock that is behind over before it begins.
+        set_life(&mut params, ca.begin, ca.end.min(plus(now.max(ca.begin), LIFE)));
         let key = KeyPair::generate().map_err(IssueFailed::Certificate)?;
         let certificate = params.signed_by(&key, authority.issuer()).map_err(IssueFailed::Certificate)?;
         Ok(Self {
@@ -170,7 +171,33 @@ mod tests {
             Leaf::renewed(Some(leaf), &authority, &names, at(NOW + days * DAY)).unwrap() == *leaf
         };
         assert!(kept(&made(0), -5000), "a clock that is behind renews nothing");
-        assert!(!kept(&made(-5000), 0), "what it made is renewed when it is right");
+        assert_eq!(life(-5000), (-1, 364), "what it makes is valid all the same");
+        assert!(kept(&made(-5000), -5000) && kept(&made(-5000), 0));
+        assert!(!kept(&made(-5000), 183), "and renewed at half of its life by a clock that is right");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_to_and_fro_makes_at_most_one_leaf_each_time() {
+        let (authority, names) = (authority(), ["a".to_owned()]);
+        let mut leaf = Leaf::renewed(None, &authority, &names, at(NOW)).unwrap();
+        let mut made = 0;
+        for hours in [2, 0, -2, 0, 400 * 24, 0, -400 * 24, 0, 400 * 24, 0, 1_000_000, 0, -1_000_000, 0] {
+            for look in 0..3 {
+                let now = at(NOW + hours * 3600 + look);
+                let next = Leaf::renewed(Some(&leaf), &authority, &names, now).unwrap();
+                made += i32::from(next != leaf);
+                leaf = next;
+            }
+        }
+        assert_eq!(made, 2, "at the first +400 days, and at the century that follows");
+        let last = Timestamp::MAX;
+        let beyond = Leaf::renewed(Some(&leaf), &authority, &names, last).unwrap();
+        assert_eq!(
+            Leaf::renewed(Some(&beyond), &authority, &names, last).unwrap(),
+            beyond,
+            "nor does it at the end of time"
+        );
+        assert!(Authority::create(last).is_ok() && Authority::create(Timestamp::MIN).is_ok());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! of the bundle but what has run out, so leaves of both are trusted while they are replaced.
 
 use super::authority::{self, AuthorityInvalid, Identity};
-use super::{IssueFailed, SKEW, SecretData, text, value};
+use super::{IssueFailed, SKEW, SecretData, plus, text, value};
 use breakwater_crds::names::{CA_CERTIFICATE_KEY, CA_NEXT_PRIVATE_KEY, CA_PRIVATE_KEY};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::KeyPair;
@@ -42,10 +42,6 @@ fn in_use_from(signing: &Identity, next: &Identity) -> Timestamp {
     let published = plus(next.begin, SKEW);
     let usual = plus(published, PUBLISHED_BEFORE_USE).min(plus(signing.end, -LAST_MOMENT));
     usual.max(plus(published, PUBLISHED_AT_LEAST)).min(signing.end)
-}
-
-fn plus(time: Timestamp, duration: SignedDuration) -> Timestamp {
-    time.checked_add(duration).unwrap_or(time)
 }
 
 /// Adds a successor that does not sign yet.

@@ -84,7 +84,8 @@ fn sort<'a>(facts: &Facts<'a>) -> Sorted<'a> {
 }
 
 fn is_young(node: &NodeFacts, now: Timestamp) -> bool {
-    node.created.is_some_and(|created| now.duration_since(created) < YOUNG)
+    // By the API server's clock against ours: a node made far in the future is no young one.
+    node.created.is_some_and(|created| now.duration_since(created).abs() < YOUNG)
 }
 
 fn judge(facts: &Facts<'_>, sorted: &Sorted<'_>) -> (Status, &'static str, String) {
@@ -220,6 +221,13 @@ mod tests {
             false,
             "0/1 False NodesPending: waiting for a to pull through the cache",
         );
+    }
+
+    #[test]
+    fn a_node_is_young_by_any_clock_that_is_about_right() {
+        for (age, expected) in [(4, true), (-1, true), (6, false), (-2 * 60, false), (400 * 24 * 60, false)] {
+            assert_eq!(is_young(&node("a", age, None).facts, NOW.parse().unwrap()), expected, "{age} minutes");
+        }
     }
 
     #[test]

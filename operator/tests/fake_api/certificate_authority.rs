@@ -45,12 +45,14 @@ async fn of_two_operators_that_make_one_the_first_wins() {
     let theirs = authority();
     let not_found = (404, failure(404, "NotFound"));
     let exists = (409, failure(409, "AlreadyExists"));
-    let kept = keep(vec![not_found, exists, (200, secret(&theirs))]).await;
+    let clock = (201, stamped(jiff::Timestamp::now()));
+    let kept = keep(vec![not_found, clock, exists, (200, secret(&theirs))]).await;
     let bundle = kept.trust.borrow().as_ref().unwrap().bundle().to_owned();
     assert_eq!(bundle.as_bytes(), theirs["ca.crt"].0);
     let path = "/api/v1/namespaces/breakwater-system/secrets";
-    let expected = [format!("GET {path}/breakwater-ca"), format!("POST {path}"), format!("GET {path}/breakwater-ca")];
-    assert_eq!(kept.calls.all()[..3], expected);
+    let get = format!("GET {path}/breakwater-ca");
+    let expected = [get.clone(), format!("POST {path}"), format!("POST {path}"), get];
+    assert_eq!(kept.calls.all()[..4], expected);
 }
 
 #[tokio::test]
@@ -134,4 +136,16 @@ async fn a_clock_that_is_ahead_and_a_conflict_leave_the_authority_in_force() {
         assert_eq!(kept.trust.borrow().as_ref().unwrap().bundle().as_bytes(), old["ca.crt"].0);
         assert_eq!(kept.calls.writes().len(), steps);
     }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_makes_no_authority_of_the_future() {
+    let theirs = authority();
+    let a_year_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(400 * 24);
+    let script = vec![(404, failure(404, "NotFound")), (201, stamped(a_year_ago)), (201, secret(&theirs))];
+    let kept = keep(script).await;
+    let made: Value = serde_json::from_str(&kept.calls.bodies()[2]).unwrap();
+    let data: SecretData = serde_json::from_value(made["data"].clone()).unwrap();
+    let ends = Authority::parse(&data, a_year_ago).unwrap().ends();
+    assert!(ends < jiff::Timestamp::now() + jiff::SignedDuration::from_hours(9 * 365 * 24), "{ends}");
 }

@@ -11,11 +11,16 @@ use std::sync::{Arc, Mutex};
 
 /// What was asked: `GET /path`.
 #[derive(Clone, Default)]
-pub(crate) struct Calls(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Calls(Arc<Mutex<Vec<(String, String)>>>);
 
 impl Calls {
     pub(crate) fn all(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
+    }
+
+    /// What was sent with each.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().map(|(_, body)| body.clone()).collect()
     }
 
     pub(crate) fn writes(&self) -> Vec<String> {
@@ -31,8 +36,9 @@ pub(crate) fn client(script: Vec<(u16, Value)>) -> (Client, Calls) {
         let (seen, script) = (seen.clone(), script.clone());
         async move {
             let (parts, body) = request.into_parts();
-            let _ = body.collect().await;
-            seen.0.lock().unwrap().push(format!("{} {}", parts.method, parts.uri.path()));
+            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let body = String::from_utf8_lossy(&body).into_owned();
+            seen.0.lock().unwrap().push((format!("{} {}", parts.method, parts.uri.path()), body));
             let (code, answer) = script.lock().unwrap().pop_front().unwrap_or((500, failure(500, "InternalError")));
             let mut response = Response::new(Body::from(answer.to_string().into_bytes()));
             *response.status_mut() = StatusCode::from_u16(code).unwrap();
