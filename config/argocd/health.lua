@@ -10,6 +10,9 @@ end
 if found.Stalled ~= nil and found.Stalled.status == "True" then
   return {status = "Degraded", message = found.Stalled.message}
 end
+if found.Reconciling ~= nil and found.Reconciling.status == "True" then
+  return {status = "Progressing", message = found.Reconciling.message}
+end
 if found.Ready == nil then
   return {status = "Progressing", message = "waiting for the operator"}
 end

@@ -31,7 +31,11 @@ pub async fn assess(cluster: &Cluster) -> Result<Vec<Assessment>> {
     tokio::task::spawn_blocking(move || judge(&objects)).await.context("judge the mirrors")?
 }
 
-fn judge(objects: &str) -> Result<Vec<Assessment>> {
+/// Judges the objects of a list, in JSON.
+///
+/// # Errors
+/// Fails when a tool's code does.
+pub fn judge(objects: &str) -> Result<Vec<Assessment>> {
     let mut child = Command::new(Toolchain::assess()?)
         .arg(workspace().join("config/argocd/health.lua"))
         .stdin(Stdio::piped())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/argoproj/argo-cd/v3/pkg/apis/application/v1alpha1"
 	"github.com/argoproj/argo-cd/v3/util/lua"
+	"github.com/argoproj/gitops-engine/pkg/health"
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
@@ -41,7 +42,8 @@ func assess(script string) error {
 		if err != nil {
 			return fmt.Errorf("kstatus of %s: %w", object.GetName(), err)
 		}
-		argo, err := overrides.GetResourceHealth(object)
+		// The script is asked by Argo CD's own judgement, which knows of deletion.
+		argo, err := health.GetResourceHealth(object, overrides)
 		if err != nil {
 			return fmt.Errorf("health of %s: %w", object.GetName(), err)
 		}
