@@ -1,6 +1,7 @@
 //! Holds the workspace to its own rules: crate arrows, module comments, file sizes, generated files, documented reasons.
 
 mod chart;
+mod columns;
 mod commands;
 mod dependencies;
 mod links;
