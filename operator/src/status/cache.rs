@@ -126,15 +126,18 @@ fn unscheduled(name: &str, pod: &Pod, claim: Option<&PersistentVolumeClaim>) -> 
     let bound = |claim: &PersistentVolumeClaim| {
         claim.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Bound")
     };
-    match claim.filter(|claim| !bound(claim)) {
+    let class = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
+    match claim.filter(|claim| !bound(claim)).map(class) {
         // The default class is written into a claim when it is made or once there is one: none there means none in the cluster.
-        Some(claim) if claim.spec.as_ref().is_some_and(|spec| spec.storage_class_name.is_none()) => Some((
+        Some(None) => Some((
             reason::VOLUME_PENDING,
             format!("{name} has no volume: no StorageClass is the default; set cache.storage.storageClassName"),
         )),
-        Some(_) if detail.to_lowercase().contains("persistentvolumeclaim") => {
-            Some((reason::VOLUME_PENDING, format!("{name} has no volume: {detail}; look at its claim")))
-        }
+        // It may be one that does not exist.
+        Some(Some(class)) if detail.to_lowercase().contains("persistentvolumeclaim") => Some((
+            reason::VOLUME_PENDING,
+            format!("{name} has no volume of StorageClass {class}: {detail}; look at its claim"),
+        )),
         _ => Some((reason::UNSCHEDULABLE, format!("{name} finds no node: {detail}"))),
     }
 }
@@ -246,7 +249,7 @@ mod tests {
             LIVE_NODE,
             &unbound,
             Some("{spec: {storageClassName: fast}, status: {phase: Pending}}"),
-            "False VolumePending: cache-a-0 has no volume: 0/3 nodes are available: pod has unbound immediate \
+            "False VolumePending: cache-a-0 has no volume of StorageClass fast: 0/3 nodes are available: pod has unbound immediate \
              PersistentVolumeClaims; look at its claim",
         );
         check_on(
