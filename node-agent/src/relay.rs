@@ -9,6 +9,7 @@ mod cache;
 mod canary;
 mod conduct;
 mod connect;
+mod doubt;
 mod forward;
 mod health;
 mod listen;

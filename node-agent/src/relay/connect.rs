@@ -31,6 +31,8 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Below the 60 s and more after which servers close idle connections.
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 16;
+/// More than an answer that says nothing but that it is one.
+const REST: usize = 4 * 1024;
 /// What is read from a socket at once, ...
 const RECEIVED: usize = 16 * 1024;
 /// ... and what of it is passed on at once: with the two records that TLS holds by itself, this is what a stream costs.
@@ -116,6 +118,25 @@ impl Connection {
         }
         drive(&mut self.driver, cx);
         Pin::new(body).poll_frame(cx)
+    }
+
+    /// Reads what is left of an answer of a few bytes, after which the connection takes the next request. One that is longer ends it.
+    pub(super) async fn read_rest(&mut self, mut body: Incoming) {
+        let mut came = 0;
+        while came <= REST
+            && let Some(Ok(frame)) = poll_fn(|cx| self.poll_frame(&mut body, cx)).await
+        {
+            came += frame.data_ref().map_or(0, Bytes::len);
+        }
+    }
+
+    /// Waits until it has ended, while nothing is asked over it.
+    pub(super) async fn ended(&mut self) {
+        poll_fn(|cx| {
+            drive(&mut self.driver, cx);
+            if self.driver.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Whether it can take a request now.

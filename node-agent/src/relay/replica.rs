@@ -10,7 +10,7 @@ use super::route::Route;
 use crate::known::Endpoint;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use std::net::SocketAddr;
@@ -174,9 +174,14 @@ impl Replica {
         self.pool.put(connection);
     }
 
+    /// The way to it as it is now.
+    pub(super) fn route(&self) -> Arc<Route> {
+        self.route.load_full()
+    }
+
     /// Closes connections that are of no use any more.
     pub(super) fn tidy(&self) {
-        self.pool.tidy(&self.route.load_full());
+        self.pool.tidy(&self.route());
     }
 
     /// Takes a sign of life, or of none, into account.
@@ -231,7 +236,7 @@ impl Replica {
         let only_if_cached = is_late && !matches!(content.kind, Kind::Manifest(None) | Kind::Other);
         let before = time.left();
         let reserve = if is_late { reserve.max(before.saturating_sub(OWN_ANSWER)) } else { reserve };
-        let route = self.route.load_full();
+        let route = self.route();
         let asking = || match request::build(&route, method, content, headers) {
             asking if only_if_cached => request::only_if_cached(asking),
             asking => asking,
@@ -276,7 +281,7 @@ impl Replica {
     /// Ends once it is plain that not the upstream is waited for: what the cache itself has it tells at once.
     async fn hangs_over(&self, method: &Method, content: &Content) {
         sleep(DOUBT).await;
-        let route = self.route.load_full();
+        let route = self.route();
         let asked = request::only_if_cached(request::build(&route, method, content, &HeaderMap::new()));
         // Whether anybody is there at all is for the prober to find out.
         if let Ok(mut connection) = Connection::open(&route, self.address).await
@@ -302,24 +307,5 @@ impl Replica {
         let mut connection = Connection::open(route, self.address).await?;
         let response = connection.send(asking()).await?;
         Ok((response, connection))
-    }
-
-    /// Asks over a fresh connection whether anybody is there.
-    pub(super) async fn probe(&self, within: Duration) -> Result<(), ConnectFault> {
-        let (route, address) = (self.route.load_full(), self.address);
-        let asked = awake::wait(within, async {
-            let mut connection = Connection::open(&route, address).await?;
-            let base = Request::get("/v2/")
-                .header(header::HOST, &route.host)
-                .header(header::AUTHORIZATION, &route.authorization)
-                .body(Empty::new())
-                .unwrap_or_default();
-            connection.send(base).await.map(|response| response.status())
-        });
-        match asked.await {
-            None => Err(ConnectFault::Silent { address, after: within }),
-            Some(Ok(status)) if status == 401 || status == 403 => Err(ConnectFault::Refused { address, status }),
-            Some(answered) => answered.map(drop),
-        }
     }
 }

@@ -4,5 +4,6 @@
 mod lateness;
 mod misbehaviour;
 mod one_pod;
+mod prober;
 mod several_pods;
 mod support;

@@ -77,6 +77,8 @@ pub(crate) struct Cache {
 #[derive(Default)]
 struct State {
     requests: Mutex<Vec<String>>,
+    /// Another one came.
+    asked: Notify,
     connections: AtomicUsize,
     sent: AtomicU64,
     /// As a stopped process: connections are taken from the backlog and nothing else happens.
@@ -107,6 +109,21 @@ impl Cache {
     pub(crate) fn requests(&self) -> Vec<String> {
         let all = self.state.requests.lock().unwrap();
         all.iter().filter(|head| !head.starts_with("GET /v2/ ")).cloned().collect()
+    }
+
+    /// How many probes came.
+    pub(crate) fn probes(&self) -> usize {
+        self.state.requests.lock().unwrap().iter().filter(|head| head.starts_with("GET /v2/ ")).count()
+    }
+
+    /// Waits until so many did.
+    pub(crate) async fn until_probed(&self, times: usize) {
+        let wait = async {
+            while self.probes() < times {
+                self.state.asked.notified().await;
+            }
+        };
+        timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{} probes", self.probes()));
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -185,6 +202,7 @@ async fn converse(mut stream: TlsStream<TcpStream>, script: Arc<Script>, state: 
         }
         let head = String::from_utf8(head).unwrap();
         state.requests.lock().unwrap().push(head.clone());
+        state.asked.notify_one();
         let reply = script(&head);
         stream.write_all(reply.head.as_bytes()).await?;
         for step in reply.steps {
