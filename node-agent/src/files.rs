@@ -192,8 +192,10 @@ impl Files {
         if folder.read()? != current {
             return Err(Fault::Changed);
         }
-        let like = debt.original.map_or_else(|| fresh(0o644), |original| (original.mode, original.uid, original.gid));
-        let replaced = folder.replace(&file(text, like));
+        let replaced = folder.replace(&match debt.original {
+            None => fresh(text),
+            Some(Original { mode, uid, gid, .. }) => Found { text, mode, uid, gid, modified: None },
+        });
         if replaced.is_err() {
             drop(folder.sweep());
         }
@@ -208,10 +210,11 @@ impl Files {
         {
             return debt.original.clone();
         }
-        let like = |text: String| Original { text, mode: current.mode, uid: current.uid, gid: current.gid };
+        let Found { mode, uid, gid, .. } = *current;
+        let like = |text: String| Original { text, mode, uid, gid, modified: None };
         let owed = self.journal.get(name).and_then(|debt| debt.original.as_ref());
         match hosts_toml::unmerge(&current.text, &self.relay) {
-            None => Some(like(current.text.clone())),
+            None => Some(Original { modified: current.modified, ..like(current.text.clone()) }),
             Some(rest) if Some(rest.as_str()) == inherited => None,
             Some(rest) if rest.is_empty() && owed.is_none_or(|original| !original.text.is_empty()) => None,
             Some(rest) => Some(like(rest)),
@@ -274,7 +277,8 @@ impl Files {
             made_folder |= self.made_folder(name, current.as_ref(), original.is_none());
             match (current, original) {
                 (Some(current), Some(original)) if current.text != original.text => {
-                    folder.replace(&file(original.text, (original.mode, original.uid, original.gid)))?;
+                    let Original { text, mode, uid, gid, modified } = original;
+                    folder.replace(&Found { text, mode, uid, gid, modified })?;
                     changed = true;
                 }
                 (Some(_), None) => {
@@ -307,13 +311,10 @@ fn folder_of(root: &CertsDir, registry: &RegistryHost) -> Result<String, Fault> 
     Ok(registry.folder().to_owned())
 }
 
-fn fresh(mode: u32) -> (u32, u32, u32) {
+/// A file of our own.
+fn fresh(text: String) -> Found {
     let (uid, gid) = folder::own_ids();
-    (mode, uid, gid)
-}
-
-fn file(text: String, (mode, uid, gid): (u32, u32, u32)) -> Found {
-    Found { text, mode, uid, gid }
+    Found { text, mode: 0o644, uid, gid, modified: None }
 }
 
 /// Where tests end the process in thought; does nothing else.

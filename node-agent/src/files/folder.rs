@@ -2,17 +2,21 @@
 //! atomically. Knows nothing of what the files say.
 
 use super::Fault;
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::SystemTime;
 
 const HOSTS_TOML: &str = "hosts.toml";
 /// One name, as one agent writes: what a crash leaves behind is replaced by the next write.
 const TEMPORARY: &str = ".hosts.toml.breakwater";
 const SIZE_MAX: u64 = 1024 * 1024;
+/// A file with more attributes, or a longer one, was given them for nothing.
+const ATTRIBUTES_MAX: usize = 4 * 1024;
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// certs.d itself.
@@ -24,13 +28,15 @@ pub(super) type Identity = (u64, u64);
 /// The folder of one registry.
 pub(super) struct HostFolder(OwnedFd);
 
-/// A file as it was found.
+/// A file as it was found, or is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) text: String,
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// When it was written; None: now.
+    pub(super) modified: Option<SystemTime>,
 }
 
 impl CertsDir {
@@ -117,13 +123,14 @@ impl HostFolder {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Fault::Unsafe("hosts.toml is no regular file"));
         }
-        let mut bytes = Vec::new();
-        File::from(fd).take(SIZE_MAX + 1).read_to_end(&mut bytes).map_err(Fault::plain_io(ACTION))?;
+        let (file, mut bytes) = (File::from(fd), Vec::new());
+        let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
+        file.take(SIZE_MAX + 1).read_to_end(&mut bytes).map_err(Fault::plain_io(ACTION))?;
         if bytes.len() as u64 > SIZE_MAX {
             return Err(Fault::Unsafe("hosts.toml is larger than 1 MiB"));
         }
         let text = String::from_utf8(bytes).map_err(|_| Fault::NotText)?;
-        Ok(Some(Found { text, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }))
+        Ok(Some(Found { text, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, modified }))
     }
 
     /// Whether containerd finds certificates here while there is no `hosts.toml`.
@@ -148,13 +155,35 @@ impl HostFolder {
             rustix::fs::fchown(&fd, Some(uid), Some(gid)).map_err(Fault::io("keep the owner of hosts.toml"))?;
         }
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(file.mode)).map_err(Fault::io("keep the mode of hosts.toml"))?;
+        self.keep_attributes(&fd);
         let mut temporary = File::from(fd);
         temporary.write_all(file.text.as_bytes()).map_err(Fault::plain_io(ACTION))?;
+        if let Some(modified) = file.modified {
+            // A file system without such times has nothing to give back.
+            drop(temporary.set_modified(modified));
+        }
         temporary.sync_all().map_err(Fault::plain_io(ACTION))?;
         step()?;
         rustix::fs::renameat(&self.0, TEMPORARY, &self.0, HOSTS_TOML).map_err(Fault::io(ACTION))?;
         step()?;
         rustix::fs::fsync(&self.0).map_err(Fault::io(ACTION))
+    }
+
+    /// Gives the new file the attributes of the one that it replaces, as far as that is allowed. Signatures are not among them: they
+    /// are of other bytes.
+    fn keep_attributes(&self, to: &OwnedFd) {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(from) = rustix::fs::openat(&self.0, HOSTS_TOML, flags, Mode::empty()) else { return };
+        let mut names = Vec::with_capacity(ATTRIBUTES_MAX);
+        if rustix::fs::flistxattr(&from, spare_capacity(&mut names)).is_err() {
+            return;
+        }
+        for name in names.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
+            let mut value = Vec::with_capacity(ATTRIBUTES_MAX);
+            if rustix::fs::fgetxattr(&from, name, spare_capacity(&mut value)).is_ok() {
+                let _ = rustix::fs::fsetxattr(to, name, &value, XattrFlags::empty());
+            }
+        }
     }
 
     /// Removes `hosts.toml` and what a crash left of a write.
@@ -177,6 +206,11 @@ impl HostFolder {
             Err(error) => Err(Fault::io("remove hosts.toml")(error)),
         }
     }
+}
+
+/// Labels of SELinux, access lists, and what users note.
+fn is_kept(attribute: &[u8]) -> bool {
+    [&b"security.selinux"[..], b"system.posix_acl_access"].contains(&attribute) || attribute.starts_with(b"user.")
 }
 
 /// The user and group that new files of this process get.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// The debts, by folder name, as they are on disk.
 #[derive(Debug)]
@@ -32,6 +33,9 @@ pub(super) struct Original {
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// None where an older agent found it, or others changed it since.
+    #[serde(default)]
+    pub(super) modified: Option<SystemTime>,
 }
 
 impl Journal {

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use tempfile::TempDir;
 
+mod attributes;
 mod shared;
 
 const RELAY: &str = "http://127.0.0.1:429";
@@ -255,17 +256,6 @@ fn what_others_change_under_our_feet_is_theirs() {
     assert_eq!(node.tree()["docker.io/hosts.toml"], block("docker-io"));
     node.converge(&[]);
     assert_eq!(node.tree(), tree(&[("docker.io/", "")]));
-}
-
-#[test]
-fn mode_is_kept_on_the_merged_file_and_when_it_is_given_back() {
-    let node = Node::new(&[("docker.io/hosts.toml", "# a\n")]);
-    let path = node.certs().join("docker.io/hosts.toml");
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-    for wanted in [vec![wanted("docker.io")], vec![]] {
-        node.converge(&wanted);
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
-    }
 }
 
 #[test]
