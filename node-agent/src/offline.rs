@@ -18,17 +18,16 @@ use std::path::{Path, PathBuf};
 
 const HOSTS_TOML: &str = "hosts.toml";
 
-/// Why there is no answer.
+/// Why there is no answer. Each says all of it, causes included: nothing is told twice.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineFault {
     /// The mirrors cannot be read.
-    #[error("--from {path}: {source}")]
+    #[error("--from {path}: {why}; name a file of RegistryMirrors, or - for the standard input")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        why: io::Error,
     },
     /// The mirrors are no YAML.
     #[error("--from {path}: {why}")]
@@ -39,17 +38,16 @@ pub enum OfflineFault {
         why: String,
     },
     /// The node's files cannot be looked at.
-    #[error("--certs-dir {path}: {source}")]
+    #[error("--certs-dir {path}: {why}")]
     Look {
         /// The folder.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        why: io::Error,
     },
     /// The state folder cannot be used.
     #[error("--state-dir: {0}")]
-    State(#[source] io::Error),
+    State(io::Error),
 }
 
 /// What a subcommand found.
@@ -69,7 +67,7 @@ pub struct Told {
 pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
     let PlanArgs { from, labels, node: NodeArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } } = args;
     let text = if from == Path::new("-") { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(&from) };
-    let text = text.map_err(|source| OfflineFault::Read { path: from.clone(), source })?;
+    let text = text.map_err(|why| OfflineFault::Read { path: from.clone(), why })?;
     let (mirrors, mut troubles) = parse(&text).map_err(|why| OfflineFault::Parse { path: from, why })?;
     let node = Some(Node { uid: String::new(), labels: labels.into_iter().collect() });
     let known = Known { mirrors: Some(mirrors), node, ..Known::default() };
@@ -78,12 +76,11 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
 
     let wanted: Vec<_> = plan.mirrors.into_iter().map(|planned| planned.wanted).collect();
     if let Some(folder) = registries_conf_dir {
-        let (text, more) =
-            plan_drop_ins(&folder, &wanted).map_err(|source| OfflineFault::Look { path: folder, source })?;
+        let (text, more) = plan_drop_ins(&folder, &wanted).map_err(|why| OfflineFault::Look { path: folder, why })?;
         troubles.extend(more);
         return Ok(Told { text, troubles });
     }
-    let look = |source| OfflineFault::Look { path: certs_dir.clone(), source };
+    let look = |why| OfflineFault::Look { path: certs_dir.clone(), why };
     let copy = tempfile::tempdir().map_err(look)?;
     let (certs_copy, state_copy) = (copy.path().join("certs.d"), copy.path().join("state"));
     let before = imitate(&certs_dir, &certs_copy).map_err(look)?;
@@ -383,7 +380,10 @@ items:
         let dir = TempDir::new().unwrap();
         let mut args = plan_args(&dir, &[]);
         args.from = dir.path().join("none.yaml");
-        assert!(plan(args).unwrap_err().to_string().contains("none.yaml"));
+        let error = anyhow::Error::from(plan(args).unwrap_err());
+        let told = format!("{error:#}");
+        assert!(told.contains("none.yaml: No such file") && told.contains("; name a file"), "{told}");
+        assert_eq!(told.matches("No such file").count(), 1, "{told}");
         let args = plan_args(&dir, &[]);
         std::fs::write(&args.from, "a: [").unwrap();
         assert!(plan(args).unwrap_err().to_string().contains("mirrors.yaml"));
