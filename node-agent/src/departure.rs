@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::NodeSelectorTerm;
 use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Well within the Pod's grace period, with time left to give the files back and to drain.
 const ANSWER: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// What a stop means for the node's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +24,20 @@ pub enum Departure {
 /// Asks the API server. One that does not answer tells nothing, and the files stay. So they do while the node is unknown.
 pub async fn decide(client: Client, namespace: &str, daemon_set: &str, node: Option<&Node>) -> Departure {
     let api: Api<DaemonSet> = Api::namespaced(client, namespace);
-    match timeout(ANSWER, api.get(daemon_set)).await {
-        Ok(answer) => judge(answer.as_ref(), node),
-        Err(_) => Departure::Upgrade,
-    }
+    let clear_answer = async {
+        loop {
+            match api.get(daemon_set).await {
+                Err(error) if is_for_later(&error) => sleep(AGAIN).await,
+                answer => return judge(answer.as_ref(), node),
+            }
+        }
+    };
+    timeout(ANSWER, clear_answer).await.unwrap_or(Departure::Upgrade)
+}
+
+/// Whether an API server that struggles answered: its next answer may be clear.
+fn is_for_later(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if [429, 503, 504].contains(&status.code))
 }
 
 fn judge(answer: Result<&DaemonSet, &kube::Error>, node: Option<&Node>) -> Departure {
@@ -67,6 +78,9 @@ fn fits(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use std::sync::atomic::{AtomicU16, Ordering};
 
     #[test]
     fn only_a_clear_answer_ends_it() {
@@ -86,6 +100,21 @@ mod tests {
         };
         assert_eq!(found("{name: a}"), Departure::Upgrade);
         assert_eq!(found("{name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}"), Departure::End);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_struggles_is_asked_again_for_some_seconds() {
+        for (refusals, departure) in [(3, Departure::End), (100, Departure::Upgrade)] {
+            let asked = AtomicU16::new(0);
+            let service = tower::service_fn(move |_: Request<Body>| {
+                let code = if asked.fetch_add(1, Ordering::Relaxed) < refusals { 503 } else { 404 };
+                let status = format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","code":{code}}}"#);
+                let answer = Response::builder().status(code).body(Body::from(status.into_bytes()));
+                async move { answer }
+            });
+            let decided = decide(Client::new(service, "default"), "default", "agent", None).await;
+            assert_eq!(decided, departure, "after {refusals} refusals");
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use breakwater_node_agent::args::{Args, Cli, Command, LogFormat};
 use breakwater_node_agent::offline::{OfflineFault, Told};
 use breakwater_node_agent::{agent, offline};
 use clap::Parser;
-use kube::Client;
+use kube::{Client, Config};
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -15,6 +16,9 @@ use tracing_subscriber::EnvFilter;
 /// What `RUST_LOG` is where it is not set. Kubernetes' client tells each failed attempt, and prints whole answers and hence
 /// Secrets; what fails is told by who asked.
 const LOGGED: &str = "info,kube_runtime=error,kube_client=off";
+
+/// A connection on which the API server says nothing for so long is dead: it ends each watch sooner, and whatever else is asked has a deadline.
+const SILENCE: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
     // Fails only where one is installed already, which nobody else does.
@@ -53,7 +57,12 @@ fn run(args: Args) -> Result<()> {
         .build()
         .context("start the asynchronous runtime")?;
     runtime.block_on(async {
-        let client = Client::try_default().await.context("find the API server")?;
+        let mut config = Config::infer().await.context("find the API server")?;
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
+        // Who asked tries again, and knows how soon; the client itself would be minutes late after a long outage.
+        config.default_retry = false;
+        let client = Client::try_from(config).context("make a client for the API server")?;
         let stop = stop_on_signal()?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.node_name, "starting");
         agent::run(client, args, stop).await.context("run")
