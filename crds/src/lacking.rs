@@ -30,6 +30,15 @@ impl Lacking {
         lacking
     }
 
+    /// Adds what an API server names where it refuses a server-side apply: who may not read definitions learns of theirs so. Says
+    /// whether that was anything new.
+    pub fn learn(&mut self, refusal: &str) -> bool {
+        let before = self.len();
+        let lines = refusal.lines().filter_map(|line| line.strip_suffix(": field not declared in schema"));
+        self.0.extend(lines.filter_map(|line| line.rsplit(' ').next()?.strip_prefix('.')).map(without_keys));
+        self.len() > before
+    }
+
     /// Whether the definition has all that ours has.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -89,6 +98,13 @@ impl fmt::Display for Lacking {
     }
 }
 
+/// `a[k="v"].b` as `a[].b`.
+fn without_keys(path: &str) -> String {
+    let mut parts = path.split('[');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |path, part| format!("{path}[]{}", part.rsplit(']').next().unwrap_or_default()))
+}
+
 fn joined(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
@@ -138,6 +154,19 @@ mod tests {
         let left = json!({"spec": {"registry": "a"}, "status": {"images": {"inUse": 1, "exposed": [{"image": "a"}]}}});
         assert_eq!(object, left);
         assert!(Lacking::of(&served, &ours).is_empty(), "a newer definition lacks nothing");
+    }
+
+    #[test]
+    fn what_an_api_server_refuses_is_named_as_it_would_be_from_the_definition() {
+        let mut lacking = Lacking::default();
+        assert!(!lacking.learn("the server is currently unable to handle the request"));
+        assert!(lacking.learn(
+            "failed to create typed patch object (/n; breakwater.dev/v1alpha1, Kind=MirrorNode): .status.summary: field not declared in schema"
+        ));
+        let two = "failed to create typed patch object (/n; breakwater.dev/v1alpha1, Kind=MirrorNode): errors:\n  \
+            .status.summary: field not declared in schema\n  .status.inactive[registry=\"a.example:5000\"].reason: field not declared in schema";
+        assert!(lacking.learn(two) && !lacking.learn(two));
+        assert_eq!(lacking.to_string(), "status.inactive[].reason, status.summary");
     }
 
     #[test]

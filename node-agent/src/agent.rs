@@ -106,14 +106,14 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
         None => Folder::Certs(certs_dir),
     };
     let configure = Configure::new(&state_dir, configure_runtime && !drop_ins);
-    let telling = Telling { config_path, places, configure, reports, targets, tally };
+    let telling = Telling { config_path, places, configure, reports, targets, tally: tally.clone() };
 
     let mut touched = Touched::new();
     let mut agent = Agent::listening(relay_listen, telling).await;
     let relay_url = plan::relay_url(agent.relay_address());
     let mut upkeep = Upkeep::start(target, state_dir, relay_url, stored, touched.watches()).await?;
     let mut helpers = JoinSet::new();
-    helpers.spawn(report::report_forever(client.clone(), node_name.clone(), to_report));
+    helpers.spawn(report::report_forever(client.clone(), node_name.clone(), to_report, tally));
     helpers.spawn(prove_forever(to_prove, agent.relay.clone(), known));
     // Lives on while running downloads end.
     let mut admins = JoinSet::new();

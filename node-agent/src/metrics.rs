@@ -29,6 +29,8 @@ pub struct Tally {
     pub given_back: u64,
     /// Times that one was found otherwise than left.
     pub mended: u64,
+    /// Fields of the status that the API server's definition lacks.
+    pub lacking: usize,
 }
 
 /// What is true now.
@@ -117,21 +119,21 @@ struct OfPods {
 }
 
 fn describe_node(to: &mut Registry, tally: &Tally) {
-    let Tally { listening, proven, mirrors, files, written, given_back, mended } = tally;
-    let gauge = |is: bool| {
+    let Tally { listening, proven, mirrors, files, written, given_back, mended, lacking } = tally;
+    let gauge = |value: i64| {
         let gauge: Gauge = Gauge::default();
-        gauge.set(is.into());
+        gauge.set(value);
         gauge
     };
     to.register(
         "relay_listening",
         "Whether the relay listens; if not, every file is given back",
-        gauge(listening.is_some()),
+        gauge(listening.is_some().into()),
     );
     to.register(
         "node_runtime_proven",
         "Whether the container runtime was seen to read every hosts.toml that is in place",
-        gauge(*proven),
+        gauge((*proven).into()),
     );
     let states = |counts: &BTreeMap<&'static str, usize>| {
         let family = Family::<In, Gauge>::default();
@@ -159,6 +161,11 @@ fn describe_node(to: &mut Registry, tally: &Tally) {
         "Changes of hosts.toml files; mended: found otherwise than left and merged anew",
         actions,
     );
+    to.register(
+        "node_definition_fields_lacking",
+        "Fields that the definition of MirrorNodes lacks because it is older than this agent, and that are lost",
+        gauge(number(*lacking)),
+    );
 }
 
 fn number(count: usize) -> i64 {
@@ -175,6 +182,7 @@ mod tests {
             mirrors: [("active", 1)].into(),
             files: [("placed", 1), ("failed", 2)].into(),
             written: 3,
+            lacking: 2,
             ..Tally::default()
         };
         let view = View { standing: Standing::Out, pods: 2, answering: 1, trouble: None };
@@ -197,6 +205,7 @@ mod tests {
             r#"breakwater_node_mirrors{state="active"} 1"#,
             r#"breakwater_node_files{state="failed"} 2"#,
             r#"breakwater_node_file_actions_total{action="written"} 3"#,
+            "breakwater_node_definition_fields_lacking 2",
         ] {
             assert!(text.lines().any(|told| told == line), "{line}\n{text}");
         }

@@ -1,16 +1,17 @@
 //! Keeps this node's `MirrorNode` saying what the agent found. Writes on change only; never stands in the way of the node's
 //! own work.
 
+use crate::metrics::Tally;
 use crate::spread::spread;
 use crate::status::{Findings, stamp};
-use breakwater_crds::{MirrorNode, MirrorNodeStatus};
+use breakwater_crds::{Lacking, MirrorNode, MirrorNodeStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::sync::watch::Receiver;
+use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{sleep, timeout};
 
 /// The field manager of everything that an agent writes.
@@ -19,8 +20,8 @@ pub const FIELD_MANAGER: &str = "breakwater-node-agent";
 const GATHER: Duration = Duration::from_millis(200);
 const REQUEST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Somebody may have deleted the object; writing the same again changes nothing otherwise. On each node another part of
-/// the half of this is added, as to every pause.
+/// Somebody may have deleted the object, or replaced its definition; writing the same again changes nothing otherwise. On each node another
+/// part of the half of this is added, as to every pause.
 const REASSERT: Duration = Duration::from_secs(600);
 
 /// What to report.
@@ -46,11 +47,17 @@ enum Unwritten {
 }
 
 /// Writes each report until dropped.
-pub async fn report_forever(client: Client, node_name: String, mut reports: Receiver<Option<Report>>) {
+pub async fn report_forever(
+    client: Client,
+    node_name: String,
+    mut reports: Receiver<Option<Report>>,
+    tally: Sender<Tally>,
+) {
     let api: Api<MirrorNode> = Api::all(client);
     let mut written: Option<MirrorNodeStatus> = None;
     // The owner of the object that is there.
     let mut owner: Option<String> = None;
+    let (mut lacking, mut lacked) = (Lacking::default(), Lacking::default());
     let mut backoff = Duration::from_millis(500);
     let mut complained = false;
     loop {
@@ -63,7 +70,8 @@ pub async fn report_forever(client: Client, node_name: String, mut reports: Rece
             };
             let status = stamp(&report.findings, written, &Time(Timestamp::now()));
             let is_there = owner.take().is_some_and(|owner| owner == report.node_uid);
-            write(&api, &node_name, &report.node_uid, &status, is_there).await?;
+            write(&api, &node_name, &report.node_uid, &status, is_there, &mut lacking).await?;
+            tell_of_lacking(&lacking, &mut lacked, &tally);
             owner = Some(report.node_uid);
             *written = status;
             Ok(())
@@ -95,7 +103,9 @@ pub async fn report_forever(client: Client, node_name: String, mut reports: Rece
                 std::future::pending::<()>().await;
             }
         };
-        drop(timeout(pause, news).await);
+        if timeout(pause, news).await.is_err() && is_written {
+            lacking = Lacking::default();
+        }
         sleep(GATHER).await;
     }
 }
@@ -115,6 +125,21 @@ async fn read(api: &Api<MirrorNode>, node_name: &str) -> Result<MirrorNodeStatus
     Ok(found.and_then(|node| node.status).unwrap_or_default())
 }
 
+/// Says what an older definition does not hold, and when it holds all.
+fn tell_of_lacking(lacking: &Lacking, lacked: &mut Lacking, tally: &Sender<Tally>) {
+    if lacking == lacked {
+        return;
+    }
+    if lacking.is_empty() {
+        tracing::info!("the definition of MirrorNodes is of this version now");
+    } else {
+        tracing::warn!(%lacking, "the definition of MirrorNodes is older than this agent, what it lacks is lost; \
+            apply the definitions of this version: config/crd, or the chart");
+    }
+    tally.send_modify(|tally| tally.lacking = lacking.len());
+    lacked.clone_from(lacking);
+}
+
 /// One request where the object is there already.
 async fn write(
     api: &Api<MirrorNode>,
@@ -122,21 +147,43 @@ async fn write(
     node_uid: &str,
     status: &MirrorNodeStatus,
     is_there: bool,
+    lacking: &mut Lacking,
 ) -> Result<(), Unwritten> {
-    let identity = |metadata: serde_json::Value| json!({"apiVersion": MirrorNode::api_version(&()), "kind": MirrorNode::kind(&()), "metadata": metadata});
-    let owner =
-        json!({"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid, "blockOwnerDeletion": false});
-    let object = identity(json!({"name": node_name, "ownerReferences": [owner]}));
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    let mut with_status = identity(json!({"name": node_name}));
-    with_status["status"] = json!(status);
-    let with_status = Patch::Apply(&with_status);
     if is_there {
-        match api.patch_status(node_name, &parameters, &with_status).await {
+        match apply_status(api, node_name, status, lacking).await {
             Err(kube::Error::Api(answer)) if answer.is_not_found() => {}
-            answer => return answer.map(drop).map_err(Unwritten::ApplyStatus),
+            answer => return answer.map_err(Unwritten::ApplyStatus),
         }
     }
-    api.patch(node_name, &parameters, &Patch::Apply(&object)).await.map_err(Unwritten::Apply)?;
-    api.patch_status(node_name, &parameters, &with_status).await.map(drop).map_err(Unwritten::ApplyStatus)
+    let owner =
+        json!({"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid, "blockOwnerDeletion": false});
+    let object = identity(&json!({"name": node_name, "ownerReferences": [owner]}));
+    api.patch(node_name, &parameters(), &Patch::Apply(&object)).await.map_err(Unwritten::Apply)?;
+    apply_status(api, node_name, status, lacking).await.map_err(Unwritten::ApplyStatus)
+}
+
+/// Applies what of the status the definition holds. An apply with anything else is refused as a whole, and names it.
+async fn apply_status(
+    api: &Api<MirrorNode>,
+    node_name: &str,
+    status: &MirrorNodeStatus,
+    lacking: &mut Lacking,
+) -> Result<(), kube::Error> {
+    loop {
+        let mut object = identity(&json!({"name": node_name}));
+        object["status"] = json!(status);
+        lacking.take_from(&mut object);
+        match api.patch_status(node_name, &parameters(), &Patch::Apply(&object)).await {
+            Err(kube::Error::Api(answer)) if lacking.learn(&answer.message) => {}
+            answer => return answer.map(drop),
+        }
+    }
+}
+
+fn identity(metadata: &Value) -> Value {
+    json!({"apiVersion": MirrorNode::api_version(&()), "kind": MirrorNode::kind(&()), "metadata": metadata})
+}
+
+fn parameters() -> PatchParams {
+    PatchParams::apply(FIELD_MANAGER).force()
 }
