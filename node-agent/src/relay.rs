@@ -11,6 +11,7 @@ mod conduct;
 mod connect;
 mod doubt;
 mod forward;
+mod hang;
 mod health;
 mod listen;
 mod patience;

@@ -6,6 +6,7 @@ use super::ask::Digest;
 use super::audit::Audit;
 use super::cache::{Cache, Unserved};
 use super::conduct::Origin;
+use super::health::Standing;
 use super::patience::{Exhausted, Limits, Patience, SMALL, STALL};
 use super::resume::{Rest, Source};
 use bytes::Bytes;
@@ -29,6 +30,9 @@ pub(super) enum Cut {
     /// The cache sent nothing for too long.
     #[error("the cache sent nothing of a body for {0:?}")]
     Stalled(Duration),
+    /// The cache's Pod answers nobody any more.
+    #[error("the cache is gone and sent nothing of a body for {0:?}")]
+    Gone(Duration),
     /// It sends too slowly, whether from its disk or from the upstream.
     #[error("the cache sends a body too slowly for {0:?}")]
     Slow(Duration),
@@ -119,7 +123,7 @@ impl Streamed {
     /// What has come since the last look, or that nothing more will come from this Pod.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let Flow::From(source) = &mut self.flow else { return Poll::Ready(None) };
-        match Pin::new(source).poll_frame(cx) {
+        match Pin::new(&mut *source).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.patience.came(bytes, Instant::now());
@@ -135,20 +139,24 @@ impl Streamed {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Cut::Broken(error)))),
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => self.poll_patience(cx).map(|cut| Some(Err(cut))),
+            Poll::Pending => {
+                let is_out = source.replica.standing() == Standing::Out;
+                self.poll_patience(is_out, cx).map(|cut| Some(Err(cut)))
+            }
         }
     }
 
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
+    fn poll_patience(&mut self, is_out: bool, cx: &mut Context<'_>) -> Poll<Cut> {
         loop {
             let look_again = self.patience.wait(Instant::now());
             self.look_again.as_mut().reset(look_again);
             ready!(self.look_again.as_mut().poll(cx));
-            if let Some(exhausted) = self.patience.exhausted(Instant::now()) {
+            if let Some(exhausted) = self.patience.exhausted(Instant::now(), is_out) {
                 let waited = self.patience.lasts(exhausted);
                 return Poll::Ready(match exhausted {
                     Exhausted::Stalled => Cut::Stalled(waited),
                     Exhausted::Slow => Cut::Slow(waited),
+                    Exhausted::Gone => Cut::Gone(waited),
                 });
             }
         }
@@ -173,7 +181,7 @@ impl Streamed {
         let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
         let (cache, replica) = (self.cache.clone(), source.replica);
         // A closed connection may be a restart; who stalls would stall again.
-        let again = matches!(cut, Cut::Broken(_));
+        let again = matches!(cut, Cut::Broken(_) | Cut::Gone(_));
         let resuming = Box::pin(async move {
             let source = rest.go_on(&cache, &replica, again).await;
             (rest, source)

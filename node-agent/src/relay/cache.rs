@@ -131,7 +131,10 @@ impl Cache {
             let prober = AbortOnDropHandle::new(tokio::spawn(probe::probe_forever(replica.clone())));
             Arc::new(Probed { replica, _prober: prober })
         });
-        self.pods.store(Arc::new(Pods { probed: probed.collect(), route }));
+        let pods = Arc::new(Pods { probed: probed.collect(), route });
+        let stays = |old: &Probed| pods.probed.iter().any(|new| Arc::ptr_eq(&new.replica, &old.replica));
+        before.probed.iter().filter(|old| !stays(old)).for_each(|old| old.replica.retire());
+        self.pods.store(pods);
         self.news.verdicts.send_replace(());
         self.news.report.notify_one();
     }

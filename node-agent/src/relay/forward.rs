@@ -6,6 +6,7 @@ use super::awake::Time;
 use super::body::RelayBody;
 use super::cache::{Cache, HEADERS, Unserved};
 use super::conduct::{CACHE_STATUS, Origin};
+use super::hang::HangCheck;
 use super::replica::Replica;
 use super::resume::{Rest, Source};
 use super::verify;
@@ -46,12 +47,17 @@ pub(super) async fn forward(
 ) -> Result<Response<RelayBody>, Unserved> {
     let mut time = Time::new(HEADERS);
     let candidates = time.wait(Duration::ZERO, cache.candidates(content)).await.unwrap_or(Err(Unserved::Out))?;
+    let mut check = HangCheck::new(&candidates, method, content);
     let mut left = candidates.len();
     let mut unserved = Unserved::Out;
-    for replica in candidates {
+    for replica in &candidates {
         left -= 1;
+        if replica.is_refused(Origin::Disk) {
+            continue; // found out while another was waited for
+        }
         let reserve = if left > 0 { RESERVE } else { Duration::ZERO };
-        let ask = Attempt { cache, replica: &replica, method, content, headers, time: &mut time, reserve };
+        let (time, check) = (&mut time, &mut check);
+        let ask = Attempt { cache, replica, method, content, headers, time, reserve, check };
         match ask.answer().await {
             Ok(response) => return Ok(response),
             Err(fault) => unserved = fault,
@@ -64,7 +70,7 @@ pub(super) async fn forward(
 }
 
 /// One Pod asked for one content.
-struct Attempt<'a> {
+struct Attempt<'a, 'd> {
     cache: &'a Arc<Cache>,
     replica: &'a Arc<Replica>,
     method: &'a Method,
@@ -73,15 +79,16 @@ struct Attempt<'a> {
     time: &'a mut Time,
     /// Of the time, what is left to others.
     reserve: Duration,
+    check: &'a mut HangCheck<'d>,
 }
 
-impl Attempt<'_> {
+impl Attempt<'_, '_> {
     async fn answer(self) -> Result<Response<RelayBody>, Unserved> {
-        let Self { cache, replica, method, content, headers, time, reserve } = self;
+        let Self { cache, replica, method, content, headers, time, reserve, check } = self;
         // What a header says of a manifest the runtime believes, so it is verified as well: by asking for all of it.
         let is_manifest = matches!(content.kind, Kind::Manifest(_));
         let asked = if is_manifest { &Method::GET } else { method };
-        let (response, connection) = replica.ask(asked, content, headers, time, reserve).await?;
+        let (response, connection) = replica.ask(asked, content, headers, time, reserve, check).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
         let source = Source { body, replica: replica.clone(), connection: Some(connection) };

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 pub(super) const STALL: Duration = Duration::from_secs(15);
 /// The same for a body that fits into one packet or a few, and for a Pod that stalled before.
 const SHORT_STALL: Duration = Duration::from_secs(5);
+/// And from a Pod that answers nobody any more.
+const GONE_STALL: Duration = Duration::from_secs(1);
 /// What is small: nobody's link is so slow.
 pub(super) const SMALL: u64 = 64 * 1024;
 /// What the cache has on its disk comes faster than this ...
@@ -32,6 +34,8 @@ pub(super) enum Exhausted {
     Stalled,
     /// Too little came.
     Slow,
+    /// Nothing came, and nobody is there who could send it.
+    Gone,
 }
 
 /// How long a body is waited for.
@@ -81,6 +85,7 @@ impl Patience {
         match exhausted {
             Exhausted::Stalled => self.limits.stall,
             Exhausted::Slow => self.limits.window,
+            Exhausted::Gone => GONE_STALL,
         }
     }
 
@@ -112,9 +117,12 @@ impl Patience {
         self.came > 0 || self.limits.origin == Origin::Disk
     }
 
-    /// Whether it is over, when nothing came by the time to look again.
-    pub(super) fn exhausted(&mut self, now: Instant) -> Option<Exhausted> {
+    /// Whether it is over, when nothing came by the time to look again; `is_out` if the Pod answers nobody.
+    pub(super) fn exhausted(&mut self, now: Instant, is_out: bool) -> Option<Exhausted> {
         self.count(now);
+        if is_out && self.silent >= GONE_STALL {
+            return Some(Exhausted::Gone);
+        }
         if self.silent >= self.limits.stall {
             return Some(Exhausted::Stalled);
         }
@@ -151,7 +159,7 @@ mod tests {
                 patience.came(bytes, now);
             } else {
                 now = look;
-                if let Some(exhausted) = patience.exhausted(now) {
+                if let Some(exhausted) = patience.exhausted(now, false) {
                     assert_eq!(Some((now.duration_since(start).as_secs_f64().round(), exhausted)), expected);
                     return;
                 }
@@ -170,6 +178,17 @@ mod tests {
         check(limits(Upstream), 1.0, 1, Some((10.0, Exhausted::Slow)));
         check(limits(Upstream), 0.5, 512, Some((10.0, Exhausted::Slow)));
         check(limits(Upstream), 14.0, 40 * 1024, None);
+    }
+
+    #[test]
+    fn nothing_is_waited_for_from_a_pod_that_is_gone() {
+        let start = Instant::now();
+        let mut patience = Patience::new(limits(Upstream));
+        patience.came(1024, start);
+        patience.wait(start);
+        assert_eq!(patience.exhausted(start + LOOK, true), None, "what it sent may be on its way");
+        assert_eq!(patience.exhausted(start + 2 * LOOK, false), None);
+        assert_eq!(patience.exhausted(start + 3 * LOOK, true), Some(Exhausted::Gone));
     }
 
     #[test]
@@ -195,7 +214,7 @@ mod tests {
             // Each frame is here at once; the runtime takes a second for it.
             patience.came(1024, start + seconds(f64::from(i)));
         }
-        assert_eq!(patience.exhausted(start + seconds(200.0)), None);
+        assert_eq!(patience.exhausted(start + seconds(200.0), false), None);
         assert_eq!(patience.wait(start + seconds(200.0)), start + seconds(200.0) + LOOK);
     }
 
@@ -204,12 +223,12 @@ mod tests {
         let start = Instant::now();
         let mut patience = Patience::new(limits(Disk));
         patience.wait(start);
-        assert_eq!(patience.exhausted(start + seconds(60.0)), None, "nothing had a chance to come");
+        assert_eq!(patience.exhausted(start + seconds(60.0), false), None, "nothing had a chance to come");
         patience.wait(start + seconds(60.0));
         patience.came(1024, start + seconds(120.0));
         patience.wait(start + seconds(120.0));
-        assert_eq!(patience.exhausted(start + seconds(121.0)), None, "this much was here meanwhile");
-        let ends = (1..60).find(|look| patience.exhausted(start + seconds(121.0) + *look * LOOK).is_some());
+        assert_eq!(patience.exhausted(start + seconds(121.0), false), None, "this much was here meanwhile");
+        let ends = (1..60).find(|look| patience.exhausted(start + seconds(121.0) + *look * LOOK, false).is_some());
         assert_eq!(ends, Some(7), "three looks were late, and each counts as one in time");
     }
 }

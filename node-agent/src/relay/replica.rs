@@ -1,9 +1,10 @@
 //! One Pod of a cache as this node finds it: whether it answers, and one exchange with it.
 
 use super::ask::{Content, Kind};
-use super::awake::{self, Time};
+use super::awake::Time;
 use super::conduct::{Conduct, Origin};
 use super::connect::{ConnectFault, Connection, Pool};
+use super::hang::{HangCheck, OWN_ANSWER};
 use super::health::{Health, Standing};
 use super::request;
 use super::route::Route;
@@ -17,12 +18,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-/// Headers that take longer than this are waited for on account of the upstream, ...
-const DOUBT: Duration = Duration::from_millis(800);
-/// ... or the cache hangs: it tells within this time what it has. It may have to look at a blob's digest first.
-const OWN_ANSWER: Duration = Duration::from_secs(2);
+/// Who kept even a tag's headers back that long is not waited for longer than a tag that is at hand takes.
+const AT_HAND: Duration = Duration::from_millis(150);
 /// A cache gives its upstream 4 s. Who takes longer than this hangs over what he does not have.
 const KEEPS_WAITING: Duration = Duration::from_millis(4500);
 
@@ -97,6 +96,11 @@ impl Replica {
     pub(super) fn set_route(&self, route: Arc<Route>) {
         self.route.store(route);
         self.look_now.notify_one();
+    }
+
+    /// The Pod is no more: nobody probes it, and who still waits for it waits for nothing.
+    pub(super) fn retire(&self) {
+        self.standing.send_replace(Standing::Out);
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -223,6 +227,7 @@ impl Replica {
         headers: &HeaderMap,
         time: &mut Time,
         reserve: Duration,
+        check: &mut HangCheck<'_>,
     ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
         let mut standing = self.standing.subscribe();
         let gone_out = async {
@@ -231,11 +236,14 @@ impl Replica {
                 std::future::pending::<()>().await;
             }
         };
-        let is_late = self.conduct().is_late(Instant::now());
+        let (is_late, patience) = {
+            let conduct = self.conduct();
+            (conduct.is_late(Instant::now()), if conduct.is_late_for_tags() { AT_HAND } else { OWN_ANSWER })
+        };
         // What a tag means now is for the upstream to say; an answer that is at hand does not wait longer for that.
         let only_if_cached = is_late && !matches!(content.kind, Kind::Manifest(None) | Kind::Other);
         let before = time.left();
-        let reserve = if is_late { reserve.max(before.saturating_sub(OWN_ANSWER)) } else { reserve };
+        let reserve = if is_late { reserve.max(before.saturating_sub(patience)) } else { reserve };
         let route = self.route();
         let asking = || match request::build(&route, method, content, headers) {
             asking if only_if_cached => request::only_if_cached(asking),
@@ -244,7 +252,7 @@ impl Replica {
         let answered = tokio::select! {
             answered = time.wait(reserve, self.exchange(&route, asking)) => answered,
             () = gone_out => return Err(NoAnswer::Out),
-            () = self.hangs_over(method, content) => return Err(self.says_nothing()),
+            () = check.hangs(self) => return Err(NoAnswer::Late),
         };
         match answered {
             Some(Ok((response, connection))) => {
@@ -261,7 +269,14 @@ impl Replica {
                 self.look_now.notify_one();
                 Err(NoAnswer::Connect(fault))
             }
-            None if only_if_cached => Err(self.says_nothing()),
+            None if only_if_cached => {
+                self.says_nothing();
+                Err(NoAnswer::Late)
+            }
+            None if is_late => {
+                self.conduct().keep_tags_waiting();
+                Err(NoAnswer::Late)
+            }
             None => {
                 self.look_now.notify_one();
                 self.broke_off();
@@ -273,23 +288,9 @@ impl Replica {
         }
     }
 
-    fn says_nothing(&self) -> NoAnswer {
+    /// It told not even what it has.
+    pub(super) fn says_nothing(&self) {
         self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
-        NoAnswer::Late
-    }
-
-    /// Ends once it is plain that not the upstream is waited for: what the cache itself has it tells at once.
-    async fn hangs_over(&self, method: &Method, content: &Content) {
-        sleep(DOUBT).await;
-        let route = self.route();
-        let asked = request::only_if_cached(request::build(&route, method, content, &HeaderMap::new()));
-        // Whether anybody is there at all is for the prober to find out.
-        if let Ok(mut connection) = Connection::open(&route, self.address).await
-            && awake::wait(OWN_ANSWER, connection.send(asked)).await.is_none()
-        {
-            return;
-        }
-        std::future::pending::<()>().await;
     }
 
     /// Over a pooled connection if one lives, else over a fresh one.

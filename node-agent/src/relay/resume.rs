@@ -4,6 +4,7 @@ use super::ask::{Content, Kind};
 use super::awake::Time;
 use super::cache::{Cache, HEADERS};
 use super::connect::Connection;
+use super::hang::HangCheck;
 use super::replica::Replica;
 use bytes::Bytes;
 use http::response::Parts;
@@ -110,12 +111,18 @@ impl Rest {
         let mut candidates = cache.standing_in(&self.content.repository);
         candidates.retain(|replica| again || !self.broke.contains(&replica.address));
         candidates.sort_by_key(|replica| self.broke.contains(&replica.address));
-        for replica in candidates {
-            let asked = replica.ask(&Method::GET, &self.content, &self.headers(), &mut time, Duration::ZERO).await;
+        let mut check = HangCheck::new(&candidates, &Method::GET, &self.content);
+        for replica in &candidates {
+            let headers = self.headers();
+            let asked = replica.ask(&Method::GET, &self.content, &headers, &mut time, Duration::ZERO, &mut check).await;
             if let Ok((response, connection)) = asked
                 && self.continues(response.status(), response.headers())
             {
-                return Some(Source { body: response.into_body(), replica, connection: Some(connection) });
+                return Some(Source {
+                    body: response.into_body(),
+                    replica: replica.clone(),
+                    connection: Some(connection),
+                });
             }
         }
         None

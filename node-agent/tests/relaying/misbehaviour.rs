@@ -49,6 +49,30 @@ async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_t
 }
 
 #[tokio::test]
+async fn a_body_is_not_waited_for_from_a_pod_that_is_gone() {
+    for is_removed in [false, true] {
+        let cache = slow_cache(1 << 20, 100_000, Step::Stall).await;
+        let relay = Running::before(&cache).await;
+        let (slow, asked) = (blob("slow"), Instant::now());
+        let go = async {
+            while cache.requests().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let mut successor = cache.replica().await;
+            successor.die();
+            if is_removed {
+                relay.route(&[successor.address], &cache.ca);
+            } else {
+                cache.freeze(true);
+            }
+        };
+        let (answer, ()) = tokio::join!(relay.get(&slow), go);
+        assert_eq!((answer.status, answer.end), (200, End::Fin), "the runtime resumes");
+        assert!(asked.elapsed() < Duration::from_secs(9), "{:?}, removed: {is_removed}", asked.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_machine_that_stands_still_is_not_the_caches_fault() {
     let body = vec![7; 1 << 20];
     let (path, go_on) = (format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body)), Arc::new(Notify::new()));
