@@ -1,8 +1,9 @@
-//! Whether a stop is an upgrade or the end: the agent asks for its own DaemonSet.
+//! Whether a stop is an upgrade or the end: the agent asks for its own DaemonSet and namespace.
 
 use crate::known::Node;
+use futures::future::join;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::NodeSelectorTerm;
+use k8s_openapi::api::core::v1::{Namespace, NodeSelectorTerm};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,21 +24,26 @@ pub enum Departure {
 
 /// Asks the API server. One that does not answer tells nothing, and the files stay. So they do while the node is unknown.
 pub async fn decide(client: Client, namespace: &str, daemon_set: &str, node: Option<&Node>) -> Departure {
-    let api: Api<DaemonSet> = Api::namespaced(client, namespace);
-    let clear_answer = async {
+    let (sets, namespaces) = (Api::<DaemonSet>::namespaced(client.clone(), namespace), Api::<Namespace>::all(client));
+    match join(clear_answer(|| sets.get(daemon_set)), clear_answer(|| namespaces.get_metadata(namespace))).await {
+        // A namespace loses its Pods first, and its DaemonSets only then.
+        (_, Some(Ok(namespace))) if namespace.metadata.deletion_timestamp.is_some() => Departure::End,
+        (Some(answer), _) => judge(answer.as_ref(), node),
+        (None, _) => Departure::Upgrade,
+    }
+}
+
+/// Asks until the answer is a clear one. An API server that struggles may give one next.
+async fn clear_answer<T, F: Future<Output = kube::Result<T>>>(ask: impl Fn() -> F) -> Option<kube::Result<T>> {
+    let asking = async {
         loop {
-            match api.get(daemon_set).await {
-                Err(error) if is_for_later(&error) => sleep(AGAIN).await,
-                answer => return judge(answer.as_ref(), node),
+            match ask().await {
+                Err(kube::Error::Api(status)) if [429, 503, 504].contains(&status.code) => sleep(AGAIN).await,
+                answer => return answer,
             }
         }
     };
-    timeout(ANSWER, clear_answer).await.unwrap_or(Departure::Upgrade)
-}
-
-/// Whether an API server that struggles answered: its next answer may be clear.
-fn is_for_later(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if [429, 503, 504].contains(&status.code))
+    timeout(ANSWER, asking).await.ok()
 }
 
 fn judge(answer: Result<&DaemonSet, &kube::Error>, node: Option<&Node>) -> Departure {

@@ -46,9 +46,22 @@ async fn an_upgrade_leaves_everything_and_a_removal_nothing() -> Result<()> {
     ensure!(agent.stop().await?.success());
     is_left(&stage, &before).context("deselected")?;
 
-    // The DaemonSet alone is deleted.
+    // Of a namespace that is deleted the Pods go first, while the DaemonSet is as it was.
     select("null").await?;
     let agent = start().await?;
+    stage.cluster.kubectl(&["delete", "namespace", "breakwater-nodes", "--wait=false"]).await?;
+    ensure!(agent.stop().await?.success());
+    is_left(&stage, &before).context("namespace deleted")?;
+    stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_its_daemon_set_ends_an_agent_and_its_report() -> Result<()> {
+    let stage = Stage::start().await?;
+    let before = snapshot(&stage.certs_d())?;
+    stage.mirrors(&["docker.io"]).await?;
+    let agent = stage.agent()?;
+    stage.written("docker.io", LIMIT).await?;
     stage.cluster.kubectl(&["-n", "breakwater-nodes", "delete", "ds", "breakwater-node-agent"]).await?;
     ensure!(agent.stop().await?.success());
     is_left(&stage, &before).context("deleted")?;

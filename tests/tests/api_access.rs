@@ -63,6 +63,7 @@ const AGENT_MAY: &[Attempt] = &[
     ("watch", "endpointslices.discovery.k8s.io", "breakwater-system"),
     ("watch", "secrets/breakwater-relay", "breakwater-nodes"),
     ("get", "daemonsets.apps/breakwater-node-agent", "breakwater-nodes"),
+    ("get", "namespaces/breakwater-nodes", "breakwater-nodes"),
     ("patch", "mirrornodes.breakwater.dev/status", ""),
 ];
 
