@@ -8,6 +8,7 @@ use super::cache::{Cache, Unserved};
 use super::conduct::Origin;
 use super::health::Standing;
 use super::patience::{Exhausted, Limits, Patience, SMALL, STALL};
+use super::replica::Replica;
 use super::resume::{Rest, Source};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -53,6 +54,8 @@ pub(super) struct Streamed {
     blob: Option<Digest>,
     rest: Option<Rest>,
     audit: Option<Audit>,
+    /// Who sent a part and broke off.
+    broke: Vec<Arc<Replica>>,
     origin: Origin,
     length: Option<u64>,
     /// How long it may still be waited for nothing, over all Pods together.
@@ -90,8 +93,19 @@ impl RelayBody {
         let comes_whole = rest.as_ref().filter(|rest| rest.is_whole()).and(length);
         let audit = blob.as_ref().zip(comes_whole).and_then(|(blob, length)| cache.audit(blob, length));
         let flow = Flow::From(source);
-        let mut streamed =
-            Streamed { cache, flow, blob, rest, audit, origin, length, left: STALL, patience, look_again };
+        let mut streamed = Streamed {
+            cache,
+            flow,
+            blob,
+            rest,
+            audit,
+            broke: Vec::new(),
+            origin,
+            length,
+            left: STALL,
+            patience,
+            look_again,
+        };
         streamed.release_at_end();
         Self::Streamed(Box::new(streamed))
     }
@@ -111,8 +125,12 @@ impl Streamed {
         {
             source.replica.release(connection);
             if !self.audit.take().is_none_or(Audit::passes) {
-                // The runtime has it already, and refuses it; whoever asks again is to be served by another.
-                source.replica.offended(Origin::Disk, &Unserved::OtherContent);
+                // The runtime has it already, and refuses it; whoever asks again is to be served by another. Which part was wrong
+                // nobody knows.
+                let took_part = self.broke.iter().filter(|broke| !Arc::ptr_eq(broke, &source.replica));
+                took_part.chain([&source.replica]).for_each(|replica| {
+                    replica.offended(Origin::Disk, &Unserved::OtherContent);
+                });
                 self.blob.iter().for_each(|blob| self.cache.suspend(blob));
             } else if self.length.is_some_and(|length| length > SMALL) {
                 source.replica.behaved(self.origin);
@@ -169,8 +187,6 @@ impl Streamed {
         let digest = self.blob.as_ref().map(Digest::short).unwrap_or_default();
         tracing::warn!(registry, pod, digest, error = %cut, "answer broke off");
         source.replica.look_now.notify_one();
-        // Who goes on is not to blame for what another began.
-        self.audit = None;
         // What breaks is found out at once; what keeps us waiting is not asked again for a while.
         if let Cut::Stalled(waited) | Cut::Slow(waited) = cut {
             self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
@@ -180,6 +196,7 @@ impl Streamed {
         }
         let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
         let (cache, replica) = (self.cache.clone(), source.replica);
+        self.broke.push(replica.clone());
         // A closed connection may be a restart; who stalls would stall again.
         let again = matches!(cut, Cut::Broken(_) | Cut::Gone(_));
         let resuming = Box::pin(async move {

@@ -157,6 +157,24 @@ async fn a_cache_that_sends_wrong_blobs_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_cache_that_breaks_off_and_goes_on_with_other_bytes_is_found_out() {
+    let body = vec![7; 1 << 20];
+    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body));
+    let cache = cache(move |head| {
+        let mut reply = half(head, body.len(), Step::Close);
+        if reply.head.contains("206") {
+            reply.steps = vec![Step::Send(vec![8; body.len() / 2])];
+        }
+        reply
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    assert_eq!(relay.get(&path).await.body.len(), 1 << 20);
+    relay.until(|view| view.standing == Standing::Out).await;
+    assert_eq!(relay.get(&path).await.status, 503);
+}
+
+#[tokio::test]
 async fn a_blob_without_a_length_is_left_to_the_upstream() {
     for (headers, body) in
         [("transfer-encoding: chunked\r\n", "4\r\nwell\r\n0\r\n\r\n"), ("connection: close\r\n", "well")]
