@@ -33,6 +33,8 @@ pub struct CacheAddress {
     pub service: String,
     /// Its Pods.
     pub endpoints: Vec<Endpoint>,
+    /// Runtimes have no other way to the registry's content.
+    pub is_only_way: bool,
 }
 
 /// Plans for the node; None while too little is known to change anything.
@@ -49,7 +51,7 @@ pub fn plan(known: &Known, relay: SocketAddr) -> Option<Plan> {
             continue;
         }
         match wanted(mirror, relay) {
-            Ok(wanted) => plan.mirrors.push(Planned { wanted, cache: cache_address(known, &mirror.name_any()) }),
+            Ok(wanted) => plan.mirrors.push(Planned { wanted, cache: cache_address(known, mirror) }),
             Err(message) => plan.refused.push((registry.to_owned(), message)),
         }
     }
@@ -83,14 +85,15 @@ pub fn relay_url(relay: SocketAddr) -> String {
     format!("http://{relay}")
 }
 
-fn cache_address(known: &Known, mirror: &str) -> Option<CacheAddress> {
-    let mut slices = known.slices.values().filter(|slice| slice.mirror == mirror).peekable();
+fn cache_address(known: &Known, mirror: &RegistryMirror) -> Option<CacheAddress> {
+    let name = mirror.name_any();
+    let mut slices = known.slices.values().filter(|slice| slice.mirror == name).peekable();
     let service = slices.peek()?.service.clone();
     let mut endpoints: Vec<_> =
         slices.filter(|slice| slice.service == service).flat_map(|slice| slice.endpoints.iter().cloned()).collect();
     endpoints.sort();
     endpoints.dedup();
-    Some(CacheAddress { service, endpoints })
+    Some(CacheAddress { service, endpoints, is_only_way: mirror.spec.nodes.fallback == Fallback::None })
 }
 
 #[cfg(test)]

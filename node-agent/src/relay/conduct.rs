@@ -42,8 +42,8 @@ pub(super) struct Conduct {
     upstream: Offences,
     /// Headers that did not come.
     late: Offences,
-    /// Nor those for a tag, while it was asked for little else.
-    late_for_tags: bool,
+    /// When headers last took long.
+    answered_slowly: Option<Instant>,
     last_break: Option<Instant>,
 }
 
@@ -83,29 +83,23 @@ impl Conduct {
         self.late.add(now);
     }
 
-    /// What a tag means was not told either.
-    pub(super) fn keep_tags_waiting(&mut self) {
-        self.late_for_tags = true;
+    /// Headers came, hardly sooner. A pull asks five times and more, so one such answer is enough.
+    pub(super) fn answer_slowly(&mut self, now: Instant) {
+        if self.answered_slowly.replace(now).is_some_and(|before| now < before + FIRST) {
+            self.late.add(now);
+        }
     }
 
     /// Headers came from there. Who holds back blobs may well answer for manifests, so that ends no pause.
     pub(super) fn answer(&mut self, origin: Origin, now: Instant) {
-        if origin == Origin::Upstream {
-            self.late_for_tags = false;
-            if !self.is_late(now) {
-                self.late = Offences::default();
-            }
+        if origin == Origin::Upstream && !self.is_late(now) {
+            self.late = Offences::default();
         }
     }
 
     /// Whether it is asked for what it has alone.
     pub(super) fn is_late(&self, now: Instant) -> bool {
         self.late.is_refused(now)
-    }
-
-    /// Whether tags are hardly waited for.
-    pub(super) fn is_late_for_tags(&self) -> bool {
-        self.late_for_tags
     }
 
     /// A body ended before its end. That may be a restart, and keeps nobody from asking.
@@ -187,11 +181,16 @@ mod tests {
         conduct.answer(Upstream, now + FIRST * 3);
         conduct.keep_waiting(now + FIRST * 3);
         assert!(!conduct.is_late(now + FIRST * 4), "it had answered");
-        conduct.keep_tags_waiting();
-        conduct.answer(Disk, now + FIRST * 3);
-        assert!(conduct.is_late_for_tags(), "that needed no upstream");
-        conduct.answer(Upstream, now + FIRST * 3);
-        assert!(!conduct.is_late_for_tags() && conduct.is_late(now + FIRST * 3));
+    }
+
+    #[test]
+    fn who_answers_slowly_again_is_as_late_as_who_does_not() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        conduct.answer_slowly(now);
+        conduct.answer_slowly(now + FIRST);
+        assert!(!conduct.is_late(now + FIRST), "that is long ago");
+        conduct.answer_slowly(now + FIRST + Duration::from_secs(4));
+        assert!(conduct.is_late(now + FIRST + Duration::from_secs(4)));
     }
 
     #[test]

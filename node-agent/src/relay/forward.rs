@@ -19,6 +19,9 @@ use std::time::Duration;
 /// So much of the time is kept for the other Pods: they answer at once what they have.
 const RESERVE: Duration = Duration::from_secs(2);
 
+/// A cache gives its upstream 4 s. Pods that together took longer than this hang over what they do not have.
+const KEPT_WAITING: Duration = Duration::from_millis(4500);
+
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// What of the cache's headers reaches the runtime. No challenge, no redirect, nothing about the connection.
 const RETURNED: [HeaderName; 14] = [
@@ -50,21 +53,29 @@ pub(super) async fn forward(
     let mut check = HangCheck::new(&candidates, method, content);
     let mut left = candidates.len();
     let mut unserved = Unserved::Out;
+    let (mut late, mut waited) = (Vec::new(), Duration::ZERO);
     for replica in &candidates {
         left -= 1;
         if replica.is_refused(Origin::Disk) {
             continue; // found out while another was waited for
         }
         let reserve = if left > 0 { RESERVE } else { Duration::ZERO };
-        let (time, check) = (&mut time, &mut check);
-        let ask = Attempt { cache, replica, method, content, headers, time, reserve, check };
+        let before = time.left();
+        let ask = Attempt { cache, replica, method, content, headers, time: &mut time, reserve, check: &mut check };
         match ask.answer().await {
             Ok(response) => return Ok(response),
             Err(fault) => unserved = fault,
         }
+        if matches!(unserved, Unserved::Late) {
+            late.push(replica);
+            waited += before.saturating_sub(time.left());
+        }
         if time.is_over() {
             break;
         }
+    }
+    if waited >= KEPT_WAITING {
+        late.into_iter().for_each(|replica| replica.kept_waiting());
     }
     Err(unserved)
 }

@@ -20,10 +20,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Who kept even a tag's headers back that long is not waited for longer than a tag that is at hand takes.
-const AT_HAND: Duration = Duration::from_millis(150);
-/// A cache gives its upstream 4 s. Who takes longer than this hangs over what he does not have.
-const KEEPS_WAITING: Duration = Duration::from_millis(4500);
+/// What a tag that is at hand takes.
+const AT_HAND: Duration = Duration::from_millis(100);
+/// Headers that come later than this hardly come.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// One Pod of a cache.
 #[derive(Debug)]
@@ -236,15 +236,18 @@ impl Replica {
                 std::future::pending::<()>().await;
             }
         };
-        let (is_late, patience) = {
-            let conduct = self.conduct();
-            (conduct.is_late(Instant::now()), if conduct.is_late_for_tags() { AT_HAND } else { OWN_ANSWER })
-        };
-        // What a tag means now is for the upstream to say; an answer that is at hand does not wait longer for that.
+        let route = self.route();
+        // Where there is no other way, slow is better than not at all.
+        let is_late = !route.is_only_way && self.conduct().is_late(Instant::now());
+        // What a tag means now is for the upstream to say; it is asked itself where the cache has no answer at hand.
         let only_if_cached = is_late && !matches!(content.kind, Kind::Manifest(None) | Kind::Other);
         let before = time.left();
-        let reserve = if is_late { reserve.max(before.saturating_sub(patience)) } else { reserve };
-        let route = self.route();
+        let patience = match (is_late, only_if_cached) {
+            (false, _) => before,
+            (true, true) => OWN_ANSWER,
+            (true, false) => AT_HAND,
+        };
+        let reserve = reserve.max(before.saturating_sub(patience));
         let asking = || match request::build(&route, method, content, headers) {
             asking if only_if_cached => request::only_if_cached(asking),
             asking => asking,
@@ -257,8 +260,12 @@ impl Replica {
         match answered {
             Some(Ok((response, connection))) => {
                 self.witness(Ok(()));
-                if !only_if_cached {
-                    self.conduct().answer(Origin::of(response.headers()), Instant::now());
+                match Origin::of(response.headers()) {
+                    Origin::Upstream if before.saturating_sub(time.left()) > SLOW => {
+                        self.conduct().answer_slowly(Instant::now());
+                    }
+                    origin if !only_if_cached => self.conduct().answer(origin, Instant::now()),
+                    _ => {}
                 }
                 Ok((response, connection))
             }
@@ -273,19 +280,18 @@ impl Replica {
                 self.says_nothing();
                 Err(NoAnswer::Late)
             }
-            None if is_late => {
-                self.conduct().keep_tags_waiting();
-                Err(NoAnswer::Late)
-            }
+            None if is_late => Err(NoAnswer::Late),
             None => {
                 self.look_now.notify_one();
                 self.broke_off();
-                if before.saturating_sub(time.left()) >= KEEPS_WAITING {
-                    self.conduct().keep_waiting(Instant::now());
-                }
                 Err(NoAnswer::Late)
             }
         }
+    }
+
+    /// It gave no headers in all the time that there was.
+    pub(super) fn kept_waiting(&self) {
+        self.conduct().keep_waiting(Instant::now());
     }
 
     /// It told not even what it has.

@@ -18,6 +18,7 @@ pub struct Route {
     pub(super) host: HeaderValue,
     pub(super) authorization: HeaderValue,
     pub(super) tls: Arc<ClientConfig>,
+    pub(super) is_only_way: bool,
 }
 
 /// Why there is no way.
@@ -69,6 +70,7 @@ impl Route {
             server_name: ServerName::try_from(name).map_err(|_| NoRoute::Name)?,
             authorization,
             tls,
+            is_only_way: cache.is_only_way,
         })
     }
 
@@ -111,7 +113,7 @@ mod tests {
             pod: (*pod).to_owned(),
             address: ([127, 0, 0, 1], 1).into(),
         });
-        let cache = CacheAddress { service: "cache-a".into(), endpoints: endpoints.collect() };
+        let cache = CacheAddress { service: "cache-a".into(), endpoints: endpoints.collect(), is_only_way: false };
         let trust = Trust { ca: String::new(), key: RelayKey::parse(&"0a".repeat(32)).unwrap() };
         let certificate = rcgen::generate_simple_self_signed(vec!["x".into()]).unwrap();
         Route::new(&cache, &trust, trust_only(&certificate.cert.pem()).unwrap()).unwrap()

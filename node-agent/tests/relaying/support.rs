@@ -273,7 +273,7 @@ impl Running {
             .map(|(i, address)| Endpoint { terminating: false, pod: format!("{SERVICE}-{i}"), address: *address })
             .collect();
         let trust = Trust { ca: ca.to_owned(), key: key() };
-        let cache = CacheAddress { service: SERVICE.into(), endpoints };
+        let cache = CacheAddress { service: SERVICE.into(), endpoints, is_only_way: false };
         let route = Route::new(&cache, &trust, trust_only(ca).unwrap()).unwrap();
         let registry = RegistryHost::parse("docker.io").unwrap();
         self.relay.set_routes([(registry, Some(Arc::new(route)))].into());
