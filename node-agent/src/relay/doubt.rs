@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// Much longer than an idle cache takes, ...
-pub(super) const SOON: Duration = Duration::from_millis(300);
+pub(super) const SOON: Duration = Duration::from_millis(200);
 /// ... and this is waited for a busy one: less than what shows that nobody is there.
 const LATE: Duration = Duration::from_millis(800);
 
@@ -42,6 +42,6 @@ mod tests {
             doubt.heard(Duration::from_millis(millis));
             doubt.begins_after().as_millis()
         });
-        assert_eq!(after, [300, 300, 700, 350, 800, 800, 400, 300, 300, 700]);
+        assert_eq!(after, [200, 200, 700, 350, 800, 800, 400, 200, 200, 700]);
     }
 }

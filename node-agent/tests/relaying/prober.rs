@@ -34,7 +34,7 @@ async fn a_cache_that_hangs_or_is_killed_is_found_out_without_a_request() {
         }
         let ill = Instant::now();
         relay.until(|view| view.standing == Standing::Out).await;
-        // It is 1.9 s at most, and 0.5 s; more is this machine's.
+        // It is 1.8 s at most, and 0.5 s; more is this machine's.
         assert!(ill.elapsed() < Duration::from_secs(if freeze { 3 } else { 2 }), "{freeze} {:?}", ill.elapsed());
     }
 }
