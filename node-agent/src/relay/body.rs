@@ -196,7 +196,9 @@ impl Streamed {
         }
         let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
         let (cache, replica) = (self.cache.clone(), source.replica);
-        self.broke.push(replica.clone());
+        if !self.broke.iter().any(|broke| Arc::ptr_eq(broke, &replica)) {
+            self.broke.push(replica.clone());
+        }
         // A closed connection may be a restart; who stalls would stall again.
         let again = matches!(cut, Cut::Broken(_) | Cut::Gone(_));
         let resuming = Box::pin(async move {

@@ -83,7 +83,7 @@ impl Conduct {
         self.late.add(now);
     }
 
-    /// Headers came, hardly sooner. A pull asks five times and more, so one such answer is enough.
+    /// Headers came, hardly sooner. A pull asks five times and more, so the second such answer within a minute is as bad as none.
     pub(super) fn answer_slowly(&mut self, now: Instant) {
         if self.answered_slowly.replace(now).is_some_and(|before| now < before + FIRST) {
             self.late.add(now);

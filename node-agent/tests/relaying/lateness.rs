@@ -1,17 +1,22 @@
 //! The relay against a cache whose answers do not come, or hardly: what it costs once, and what later.
 
 use super::one_pod::{blob, cache, digest_of, manifest};
-use super::support::{Reply, Running, Step};
+use super::support::{Cache, Reply, Running, Step};
 use breakwater_node_agent::relay::Standing;
 use std::time::{Duration, Instant};
 
-#[tokio::test]
-async fn headers_that_do_not_come_are_not_waited_for_long() {
-    let cache = cache(|head| match head.contains("only-if-cached") {
+/// Says at once that it has nothing, and nothing else ever.
+async fn holding_back() -> Cache {
+    cache(|head| match head.contains("only-if-cached") {
         true => Reply::new(504, "", b""),
         false => Reply { head: String::new(), steps: vec![Step::Stall] },
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn headers_that_do_not_come_are_not_waited_for_long() {
+    let cache = holding_back().await;
     let relay = Running::before(&cache).await;
     let asked = Instant::now();
     assert_eq!(relay.get(&blob("x")).await.status, 503);
@@ -58,11 +63,7 @@ async fn a_cache_that_answers_probes_and_nothing_else_is_found_out() {
 
 #[tokio::test]
 async fn two_pods_that_hold_everything_back_share_the_time_and_the_blame() {
-    let cache = cache(|head| match head.contains("only-if-cached") {
-        true => Reply::new(504, "", b""),
-        false => Reply { head: String::new(), steps: vec![Step::Stall] },
-    })
-    .await;
+    let cache = holding_back().await;
     let second = cache.replica().await;
     let relay = Running::bare().await;
     relay.route(&[cache.address, second.address], &cache.ca);
