@@ -108,16 +108,23 @@ impl Candidate {
 
     /// Keeps the lease; returns only when it is lost.
     pub async fn hold(&mut self) -> Lost {
-        let mut renewed = Instant::now();
+        loop {
+            match tokio::time::timeout(RENEW_DEADLINE, self.renew()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(holder)) => return Lost::Taken(holder),
+                Err(_) => return Lost::NotRenewed,
+            }
+        }
+    }
+
+    /// Renews once, however often that has to be tried; the error is who has the lease now.
+    async fn renew(&mut self) -> Result<(), String> {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
             match self.step().await {
-                Ok(Decision::Take | Decision::Renew) => renewed = Instant::now(),
-                Ok(Decision::Wait { holder }) => return Lost::Taken(holder),
+                Ok(Decision::Take | Decision::Renew) => return Ok(()),
+                Ok(Decision::Wait { holder }) => return Err(holder),
                 Err(error) => tracing::debug!(error = %crate::error_chain(&error), "lease not renewed"),
-            }
-            if renewed.elapsed() > RENEW_DEADLINE {
-                return Lost::NotRenewed;
             }
         }
     }
@@ -198,6 +205,8 @@ async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{Method, Request, Response};
+    use kube::client::Body;
 
     fn held_by(holder: &str) -> LeaseSpec {
         LeaseSpec { holder_identity: Some(holder.to_owned()), lease_duration_seconds: Some(15), ..LeaseSpec::default() }
@@ -213,6 +222,23 @@ mod tests {
         let wait = Decision::Wait { holder: "other".to_owned() };
         assert_eq!(decide(Some(&held_by("other")), "me", seconds(15)), wait);
         assert_eq!(decide(Some(&held_by("other")), "me", seconds(16)), Decision::Take);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_cannot_renew_gives_up_before_somebody_else_may_begin() {
+        // Each look is told at the last moment, and no write is answered: the longest that one attempt can take.
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            if request.method() != Method::GET {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(CALL_DEADLINE - Duration::from_millis(1)).await;
+            let lease = serde_json::json!({"metadata": {"name": NAME, "resourceVersion": "1"}, "spec": {"holderIdentity": "me"}});
+            Response::builder().body(Body::from(lease.to_string().into_bytes()))
+        });
+        let mut candidate = Candidate::new(Client::new(service, "default"), "default", "me".to_owned());
+        let renewed = Instant::now();
+        assert_eq!(candidate.hold().await, Lost::NotRenewed);
+        assert!(renewed.elapsed() < DURATION, "{:?}", renewed.elapsed());
     }
 
     #[test]
