@@ -186,8 +186,12 @@ impl Leader {
         };
         let (keeper, trust) = Keeper::new(client, namespace, nodes_namespace);
         tasks.spawn(keeper.run(authority_changed));
-        // A first pass without the authority would report its absence; if it takes longer, that is the truth.
-        let _ = tokio::time::timeout(FIRST_LOOK, trust.clone().changed()).await;
+        let mut first_look = trust.clone();
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            // A first pass without the authority would report its absence; if it takes longer, that is the truth.
+            _ = tokio::time::timeout(FIRST_LOOK, first_look.changed()) => {}
+        }
         tasks.spawn(trigger_all(trust.clone(), mirrors.clone(), trigger.clone(), metrics.clone()));
         let (publish, upstreams) = watch::channel(Arc::new(HashMap::new()));
         tasks.spawn(keep_reports(stores.clone(), publish, mirror_of_cache(stores.clone(), trigger.clone())));

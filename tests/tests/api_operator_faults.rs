@@ -1,7 +1,8 @@
-//! The real operator before a real API server that refuses, is late with its definitions, or has two operators.
+//! The real operator before a real API server that refuses, hangs, is late with its definitions, or has two operators.
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};
+use breakwater_crds::names::CA_SECRET;
 use breakwater_tests::api_proxy::{Act, Asked};
 use breakwater_tests::api_scene::{SETTLE, Scene};
 use breakwater_tests::cluster::until;
@@ -11,6 +12,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 const CACHE: &str = "cache-docker-io";
 
@@ -163,6 +165,21 @@ async fn of_two_one_leads_and_one_that_hung_ends_when_it_wakes() -> Result<()> {
     })
     .await?;
     third.kill().await?;
+    scene.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_told_to_stop_while_it_waits_for_its_authority_gives_its_lease_back() -> Result<()> {
+    let scene = Scene::start().await?;
+    scene.door.treat(|asked| if asked.path.ends_with(CA_SECRET) { Act::HoldBefore } else { Act::Pass });
+    let mut operator = scene.operator("one")?;
+    tokio::time::timeout(SETTLE, scene.door.held()).await.context("it does not ask for its authority")?;
+    let told = Instant::now();
+    operator.signal("TERM").await?;
+    let ended = operator.ended().await?;
+    // Its Pod has 10 s to stop.
+    ensure!(ended.success() && told.elapsed() < Duration::from_secs(5), "{ended} after {:?}", told.elapsed());
+    ensure!(holder(&scene).await?.is_none(), "its successor has to wait until the lease runs out");
     scene.cluster.remove().await
 }
 
