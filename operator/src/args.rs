@@ -4,7 +4,6 @@ use breakwater_crds::names::{NODES_NAMESPACE, SYSTEM_NAMESPACE};
 use clap::error::ErrorKind;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
-use std::num::ParseIntError;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -164,8 +163,10 @@ pub enum LogFormat {
     Json,
 }
 
-fn seconds(text: &str) -> Result<Duration, ParseIntError> {
-    text.parse().map(Duration::from_secs)
+/// At most a day: a clock can be added to that.
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds <= 86_400);
+    seconds.map(Duration::from_secs).ok_or("must be whole seconds, at most 86400")
 }
 
 /// `:8080` is every address: a dual-stack socket on `[::]`.
@@ -206,6 +207,7 @@ mod tests {
         assert!(parse(&["--pod-name=x", "--image="]).unwrap_err().to_string().contains("--image must be set"));
         assert!(parse(&["--image=x", "--pod-name="]).unwrap_err().to_string().contains("--pod-name must be set"));
         assert!(parse(&["--image=x", "--pod-name=y"]).is_ok());
+        assert!(parse(&["check", "--wait=86401"]).unwrap_err().to_string().contains("at most 86400"));
         let checked = parse(&["check", "--wait=60"]).unwrap();
         assert!(matches!(checked.command, Some(Command::Check(args)) if args.wait == Duration::from_secs(60)));
     }
