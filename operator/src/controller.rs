@@ -272,8 +272,8 @@ async fn report_broken(metadata: &ObjectMeta, error: &str, context: &Context) ->
     let old =
         context.memory.reported(&metadata.name.clone().unwrap_or_default()).map(|last| last.status).unwrap_or_default();
     let new = status::refused(metadata, &old, &refusal, Timestamp::now());
-    report(metadata, &old, new, context).await?;
-    Ok(Action::await_change())
+    let wait = report(metadata, &old, new, context).await?;
+    Ok(after_refusal(&refusal, wait))
 }
 
 async fn report(
