@@ -9,7 +9,7 @@ pub fn claims<'a>(mirrors: impl IntoIterator<Item = &'a RegistryMirror>) -> BTre
     let mut holders: BTreeMap<&str, &RegistryMirror> = BTreeMap::new();
     for mirror in mirrors {
         let holder = holders.entry(&mirror.spec.registry).or_insert(mirror);
-        if seniority(mirror) < seniority(holder) {
+        if is_older(mirror, holder) {
             *holder = mirror;
         }
     }
@@ -19,6 +19,12 @@ pub fn claims<'a>(mirrors: impl IntoIterator<Item = &'a RegistryMirror>) -> BTre
 /// The mirror that holds `registry`, if any claims it.
 pub fn holder<'a>(mirrors: impl IntoIterator<Item = &'a RegistryMirror>, registry: &str) -> Option<&'a RegistryMirror> {
     mirrors.into_iter().filter(|mirror| mirror.spec.registry == registry).min_by_key(|mirror| seniority(mirror))
+}
+
+/// Whether the first of two mirrors is the older one.
+#[must_use]
+pub fn is_older(one: &RegistryMirror, other: &RegistryMirror) -> bool {
+    seniority(one) < seniority(other)
 }
 
 /// Smaller is older. An object without a timestamp was never stored and counts as the youngest.

@@ -24,7 +24,7 @@ mod schema;
 pub mod selector;
 pub mod yaml;
 
-pub use claims::{claims, holder};
+pub use claims::{claims, holder, is_older};
 pub use lacking::Lacking;
 pub use mirror::{
     Alternate, CaBundle, CacheSpec, ConfigMapKey, CredentialSource, Fallback, Freshness, ImagesSpec, NodeBootstrap,

@@ -7,8 +7,8 @@ use crate::observe::{Candidate, Observed};
 use crate::pki::{Leaf, Tokens};
 use crate::references::{InvalidReference, References};
 use crate::watches::readable;
-use breakwater_crds::names::{ANNOTATION_REGISTRY, LABEL_MANAGED_BY, MANAGER};
-use breakwater_crds::{RegistryMirror, Selector, SelectorInvalid, holder};
+use breakwater_crds::names::{ANNOTATION_REGISTRY, LABEL_MANAGED_BY, MANAGER, cache_name};
+use breakwater_crds::{RegistryMirror, Selector, SelectorInvalid, holder, is_older};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Resource, ResourceExt};
@@ -163,24 +163,15 @@ fn choose(observed: &Observed) -> Result<&Candidate, Refusal> {
 fn plain_is_taken(observed: &Observed) -> bool {
     let (mirror, plain) = (&observed.mirror, &observed.plain);
     let of_other = |registry: Option<&String>| registry.is_some_and(|registry| *registry != mirror.spec.registry);
+    let takes_it = |other: &RegistryMirror| {
+        let registry = &other.spec.registry;
+        of_other(Some(registry)) && cache_name(registry) == plain.name && is_older(other, mirror)
+    };
     let claimed = plain.claim.as_deref().is_some_and(|claim| of_other(claim.annotations().get(ANNOTATION_REGISTRY)));
     match plain.statefulset.as_deref() {
         Some(found) => claimed || of_other(found.annotations().get(ANNOTATION_REGISTRY)),
-        None => {
-            claimed
-                || readable(&observed.mirrors).any(|other| wants_name(other, &plain.name) && is_elder(other, mirror))
-        }
+        None => claimed || readable(&observed.mirrors).any(takes_it),
     }
-}
-
-fn wants_name(mirror: &RegistryMirror, name: &str) -> bool {
-    breakwater_crds::names::cache_name(&mirror.spec.registry) == name
-}
-
-fn is_elder(other: &RegistryMirror, mirror: &RegistryMirror) -> bool {
-    let age =
-        |mirror: &RegistryMirror| (mirror.metadata.creation_timestamp.as_ref().map(|time| time.0), mirror.name_any());
-    other.spec.registry != mirror.spec.registry && age(other) < age(mirror)
 }
 
 fn is_owner(mirror: &RegistryMirror, child: &StatefulSet) -> bool {
