@@ -6,7 +6,6 @@ mod pod;
 mod replicas;
 
 pub use claims::Growth;
-pub(crate) use pod::duration_text;
 pub(crate) use replicas::introduce;
 
 use crate::args::SecretNames;

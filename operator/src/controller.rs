@@ -20,6 +20,7 @@ use crate::pki::keeper::{NoAuthority, Trust};
 use crate::report::{ReportFailed, Reporter, present};
 use crate::secrets::{ReadFailed, SecretReader};
 use crate::status::{self, Obstacle};
+use crate::text::one_line;
 use crate::upstream::Reports;
 use crate::validate::{Refusal, Valid, validate};
 use crate::watches::Stores;
@@ -266,7 +267,7 @@ fn without_authority(error: &NoAuthority) -> Obstacle {
 
 /// An object that the API server stored and we cannot read, as after a change of the API: it says so and stops no other.
 async fn report_broken(metadata: &ObjectMeta, error: &str, context: &Context) -> Result<Action, PassFailed> {
-    let problem = format!("cannot be read: {}", crate::upstream::one_line(error, 300));
+    let problem = format!("cannot be read: {}", one_line(error, 300));
     let refusal = Refusal::InvalidSpec { field: "spec", problem };
     // Its former status cannot be read either. What we said last stands for it, or every pass would say it anew.
     let old =

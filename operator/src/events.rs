@@ -1,6 +1,7 @@
 //! Which changes of a status are worth an Event. Pure; only changes of state are, never a pass or a retry.
 
 use crate::images::{ImageName, ImagesReport};
+use crate::text::one_line;
 use breakwater_crds::RegistryMirrorStatus;
 use breakwater_crds::conditions::{
     CACHE_READY, NODES_READY, READY, STALLED, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE, reason,
@@ -103,7 +104,7 @@ fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
     Event {
         type_,
         reason: reason.to_owned(),
-        note: Some(crate::upstream::one_line(note, MAX_NOTE)),
+        note: Some(one_line(note, MAX_NOTE)),
         action: action.to_owned(),
         secondary: None,
     }

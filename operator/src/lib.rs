@@ -29,23 +29,9 @@ pub mod slim;
 pub mod startup;
 pub mod status;
 pub mod telemetry;
+mod text;
 pub mod upstream;
 pub mod validate;
 pub mod watches;
 
-/// An error and its sources in one line.
-#[must_use]
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        // Some libraries repeat their source in their own message.
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = cause.source();
-    }
-    text
-}
+pub use text::error_chain;

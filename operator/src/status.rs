@@ -11,7 +11,7 @@ mod upstream;
 
 use crate::build::{Applied, Resources};
 use crate::observe::Observed;
-use crate::upstream::one_line;
+use crate::text::{one_line, quantity};
 use crate::validate::{Refusal, Valid};
 use breakwater_crds::conditions::{
     CACHE_READY, IMAGES_SURVIVABLE, NODES_READY, READY, RECONCILING, STALLED, Status, UPSTREAM_CREDENTIALS_ACCEPTED,
@@ -180,26 +180,6 @@ fn stamped(old: &[Condition], verdicts: Vec<Verdict>, generation: Option<i64>, n
 /// The API keeps whole seconds; a fraction would make what we wrote differ from what we read.
 fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
-}
-
-/// A point in time for people: `09:02Z`, with the date once it is a day old.
-fn clock(time: Timestamp, now: Timestamp) -> String {
-    let format =
-        if now.duration_since(time).abs() < SignedDuration::from_hours(24) { "%H:%MZ" } else { "%Y-%m-%d %H:%MZ" };
-    time.strftime(format).to_string()
-}
-
-/// Bytes as a quantity of two digits or so: one that moved with every pull would rewrite the status all day.
-fn quantity(bytes: u64) -> String {
-    let units = ["", "Ki", "Mi", "Gi", "Ti", "Pi"];
-    let mut amount = bytes as f64;
-    let mut unit = 0;
-    while amount >= 1024.0 && unit + 1 < units.len() {
-        amount /= 1024.0;
-        unit += 1;
-    }
-    let digits = usize::from(amount < 10.0 && unit > 0);
-    format!("{amount:.digits$}{}", units[unit])
 }
 
 #[cfg(test)]
@@ -372,24 +352,5 @@ mod tests {
         let status = refused(&younger.metadata, &status, &refusal, now());
         assert_eq!(find(&status, RECONCILING).reason, reason::HANDOVER);
         assert!(status.conditions.iter().all(|condition| condition.type_ != STALLED));
-    }
-
-    #[test]
-    fn bytes_are_rounded_quantities() {
-        let check = |bytes: u64, expected: &str| assert_eq!(quantity(bytes), expected);
-        check(0, "0");
-        check(1023, "1023");
-        check(1536, "1.5Ki");
-        check(31 << 30, "31Gi");
-        check((31 << 30) + 5_000_000, "31Gi");
-        check(9_800_000_000, "9.1Gi");
-    }
-
-    #[test]
-    fn times_carry_their_date_once_they_are_old() {
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert_eq!(clock(at("2026-11-21T09:02:08Z"), at("2026-11-21T10:00:00Z")), "09:02Z");
-        assert_eq!(clock(at("2026-11-19T09:02:08Z"), at("2026-11-21T10:00:00Z")), "2026-11-19 09:02Z");
-        assert_eq!(clock(at("2027-11-21T09:02:08Z"), at("2026-11-21T10:00:00Z")), "2027-11-21 09:02Z");
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::exchange::{ExchangeFailed, exchange};
 use crate::fleet::pod_is_ready;
+use crate::text::one_line;
 use crate::watches::Stores;
 use breakwater_crds::names::{ADMIN_PORT, LABEL_INSTANCE};
 use bytes::Bytes;
@@ -223,17 +224,6 @@ fn parse(body: &[u8]) -> Result<UpstreamReport, AskFailed> {
     Ok(report)
 }
 
-/// The text without control characters, and not longer than `max` characters: it goes into statuses and Events.
-pub(crate) fn one_line(text: &str, max: usize) -> String {
-    let clean: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.chars().count() <= max {
-        return clean;
-    }
-    let mut cut: String = clean.chars().take(max.saturating_sub(1)).collect();
-    cut.push('…');
-    cut
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,7 +245,6 @@ mod tests {
         let newer = br#"{"reachable":true,"aNewField":{"x":[1]}}"#;
         assert_eq!(parse(newer).unwrap().reachable, Some(true), "a newer cache says more");
         assert_eq!(parse(b"{}").unwrap(), UpstreamReport::default(), "an older one less");
-        assert_eq!(one_line(&"x".repeat(10), 4), "xxx…");
     }
 
     proptest! {

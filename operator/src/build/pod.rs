@@ -1,7 +1,9 @@
 //! The Pod template of a cache. Pure.
 
 use super::{CA_BUNDLE_KEY, Settings, annotations, claims, labels};
-use crate::{credentials, validate::Valid};
+use crate::credentials;
+use crate::text::duration;
+use crate::validate::Valid;
 use breakwater_crds::names::{
     ADMIN_PORT, ADMIN_PORT_NAME, DATA_VOLUME, TLS_PORT, TLS_PORT_NAME, tls_secret, tokens_secret,
 };
@@ -14,7 +16,6 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::time::Duration;
 
 /// Name of the only container.
 pub(crate) const CONTAINER: &str = "registry";
@@ -133,8 +134,8 @@ fn arguments(valid: &Valid) -> Vec<String> {
             flag("--proxy-credentials-dir", PROXY_LOGIN_DIR.to_owned());
         }
     }
-    flag("--tag-ttl", duration_text(spec.freshness.tag_ttl.into()));
-    flag("--max-stale", duration_text(spec.freshness.max_stale.into()));
+    flag("--tag-ttl", duration(spec.freshness.tag_ttl.into()));
+    flag("--max-stale", duration(spec.freshness.max_stale.into()));
     for rule in on_error(&spec.freshness.on_error) {
         flag("--on-error", rule);
     }
@@ -179,21 +180,6 @@ fn on_error(wanted: &OnError) -> Vec<String> {
 /// and the kubelet ends a Pod whose emptyDir outgrows its limit. A tenth is left for records and for what is being deleted.
 fn cache_size(claim: &Quantity) -> String {
     quantity::bytes(claim).map_or_else(|| "90%".to_owned(), |bytes| (bytes - bytes / 10).to_string())
-}
-
-/// A duration as people write it: `1m`, `168h`, `1m30s`, `1500ms`.
-pub(crate) fn duration_text(duration: Duration) -> String {
-    if duration.subsec_nanos() != 0 {
-        return format!("{}ms", duration.as_millis());
-    }
-    let (hours, minutes, seconds) = (duration.as_secs() / 3600, duration.as_secs() / 60 % 60, duration.as_secs() % 60);
-    let mut text = String::new();
-    for (amount, unit) in [(hours, 'h'), (minutes, 'm'), (seconds, 's')] {
-        if amount > 0 {
-            text.push_str(&format!("{amount}{unit}"));
-        }
-    }
-    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 fn probe(path: &str) -> Probe {
@@ -296,20 +282,4 @@ fn proxy_login(spec: &RegistryMirrorSpec) -> Option<&str> {
 /// Numbered, because a Secret's name may be longer than a volume's.
 fn credentials_volume(index: usize) -> String {
     format!("credentials-{index}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_written_as_people_do() {
-        let text = |ms: u64| duration_text(Duration::from_millis(ms));
-        assert_eq!(text(60_000), "1m");
-        assert_eq!(text(168 * 3_600_000), "168h");
-        assert_eq!(text(5_400_000), "1h30m");
-        assert_eq!(text(90_000), "1m30s");
-        assert_eq!(text(1_500), "1500ms");
-        assert_eq!(text(0), "0s");
-    }
 }

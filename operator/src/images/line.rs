@@ -4,6 +4,7 @@
 use super::wanted::Pin;
 use crate::exchange::{ExchangeFailed, exchange};
 use crate::pki::Authority;
+use crate::text::one_line;
 use breakwater_crds::names::cache_server_name;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -99,7 +100,6 @@ pub(super) enum AskFailed {
 }
 
 /// A replica, and what it takes to speak to it.
-#[derive(Clone)]
 pub(super) struct Line {
     pub(super) address: SocketAddr,
     /// Name of its cache, which its certificate proves.
@@ -129,7 +129,7 @@ impl Line {
         let answered = tokio::time::timeout(DEADLINE, self.exchange(method, body)).await;
         let (status, body) = answered.unwrap_or(Err(AskFailed::Timeout))?;
         if status != StatusCode::OK {
-            let said = crate::upstream::one_line(&String::from_utf8_lossy(&body), MAX_MESSAGE);
+            let said = one_line(&String::from_utf8_lossy(&body), MAX_MESSAGE);
             return Err(AskFailed::Status(status, said));
         }
         parse(&body)
@@ -158,7 +158,7 @@ fn parse(body: &[u8]) -> Result<Vec<PinReport>, AskFailed> {
     let Images { mut images } = serde_json::from_slice::<Images<PinReport>>(body).map_err(AskFailed::Json)?;
     for report in &mut images {
         report.platforms.sort();
-        report.message = report.message.take().map(|message| crate::upstream::one_line(&message, MAX_MESSAGE));
+        report.message = report.message.take().map(|message| one_line(&message, MAX_MESSAGE));
     }
     Ok(images)
 }

@@ -2,7 +2,7 @@
 
 use super::Obstacle;
 use crate::fleet::{Fleet, pod_is_ready};
-use crate::upstream::one_line;
+use crate::text::one_line;
 use breakwater_crds::conditions::{CACHE_READY, Status, Verdict, reason};
 use breakwater_crds::names::{claim_name, pod_name};
 use k8s_openapi::api::apps::v1::StatefulSet;

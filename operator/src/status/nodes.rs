@@ -7,8 +7,8 @@
 //! only while NodesReady is True: a mirror that is becoming ready waits for every node, or Ready would mean nothing in a cluster
 //! that is itself younger than 5 minutes. A young node that fails or bypasses the cache is never forgiven: it has had its say.
 
-use super::clock;
 use crate::fleet::{Fleet, NodeFacts, NodeView};
+use crate::text::{clock, one_line};
 use breakwater_crds::conditions::{NODES_READY, Status, Verdict, reason};
 use breakwater_crds::{Fallback, InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpec, Selector};
 use jiff::{SignedDuration, Timestamp};
@@ -132,7 +132,7 @@ fn judge(facts: &Facts<'_>, sorted: &Sorted<'_>) -> (Status, &'static str, Strin
 /// What an agent gives as the cause.
 fn cause(inactive: &InactiveMirror) -> String {
     let text = if inactive.message.is_empty() { &inactive.reason } else { &inactive.message };
-    crate::upstream::one_line(text, 200)
+    one_line(text, 200)
 }
 
 /// At most three names: `a, b, c and 4 more`.

@@ -1,8 +1,7 @@
 //! What is said of the upstream: whether it answers, and whether it takes the credentials. Pure.
 
-use super::clock;
-use crate::build::duration_text;
 use crate::credentials::{Credential, Finding};
+use crate::text::{clock, duration};
 use crate::upstream::UpstreamReport;
 use breakwater_crds::conditions::{Status, UPSTREAM_CREDENTIALS_ACCEPTED, UPSTREAM_REACHABLE, Verdict, reason};
 use breakwater_crds::{RegistryMirrorSpec, UpstreamStatus};
@@ -22,7 +21,7 @@ pub(super) fn reachable(spec: &RegistryMirrorSpec, report: Option<&UpstreamRepor
         Some((Some(false), report)) => {
             let cause = report.message.as_deref().unwrap_or("no answer");
             let since = report.since.map(|since| format!(" since {}", clock(since, now))).unwrap_or_default();
-            let max_stale = duration_text(spec.freshness.max_stale.into());
+            let max_stale = duration(spec.freshness.max_stale.into());
             let message = format!(
                 "{registry}: {cause}{since}; cached tags are served up to {max_stale} past their TTL (freshness.maxStale)"
             );
