@@ -5,6 +5,7 @@ use crate::fleet::pod_is_ready;
 use crate::lease;
 use crate::skew::MEND;
 use crate::startup::DEFINITIONS;
+use crate::text::one_line;
 use crate::watches::AGENT;
 use breakwater_crds::names::LABEL_NAME;
 use breakwater_crds::{Lacking, RegistryMirror, yaml};
@@ -13,6 +14,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::conditions::is_crd_established;
 use kube::runtime::wait::Condition;
 use kube::{Api, Client, ResourceExt};
@@ -63,7 +66,7 @@ async fn look(args: &CheckArgs, client: &Client) -> kube::Result<Vec<Finding>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &args.nodes_namespace);
     let ours = ListParams::default().labels(&format!("{LABEL_NAME}={AGENT}"));
     findings.push(agents(&pods.list(&ours).await?.items));
-    let mirrors: Api<RegistryMirror> = Api::all(client.clone());
+    let mirrors: Api<DeserializeGuard<RegistryMirror>> = Api::all(client.clone());
     findings.extend(mirrors.list(&ListParams::default()).await?.iter().map(mirror));
     Ok(findings)
 }
@@ -105,9 +108,11 @@ fn agents(pods: &[Pod]) -> Finding {
     }
 }
 
-fn mirror(mirror: &RegistryMirror) -> Finding {
-    let conditions = mirror.status.iter().flat_map(|status| &status.conditions);
+fn mirror(mirror: &DeserializeGuard<RegistryMirror>) -> Finding {
     let name = format!("RegistryMirror/{}", mirror.name_any());
+    let unreadable = |invalid: &InvalidObject| format!("{name}: cannot be read: {}", one_line(&invalid.error, 300));
+    let mirror = mirror.0.as_ref().map_err(unreadable)?;
+    let conditions = mirror.status.iter().flat_map(|status| &status.conditions);
     match conditions.into_iter().find(|condition| condition.type_ == "Ready") {
         Some(ready) if ready.observed_generation != mirror.metadata.generation => {
             Err(format!("{name}: the operator has not seen its last change"))
@@ -147,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_mirror_must_be_ready_in_its_present_form() {
-        let at = |generation: i64, status: &str| -> RegistryMirror {
+        let at = |generation: i64, status: &str| -> DeserializeGuard<RegistryMirror> {
             parse(&format!(
                 "{{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirror, metadata: {{name: hub, generation: {generation}}},
                    spec: {{registry: docker.io}}, status: {{conditions: [{{type: Ready, status: '{status}', reason: R, message: why,
@@ -157,5 +162,7 @@ mod tests {
         assert!(mirror(&at(1, "True")).is_ok());
         assert_eq!(mirror(&at(1, "False")).unwrap_err(), "RegistryMirror/hub: R: why");
         assert!(mirror(&at(2, "True")).unwrap_err().contains("last change"));
+        let broken: DeserializeGuard<RegistryMirror> = parse("{metadata: {name: hub}, spec: {registry: 1}}");
+        assert!(mirror(&broken).unwrap_err().starts_with("RegistryMirror/hub: cannot be read: "));
     }
 }
