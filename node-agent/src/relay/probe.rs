@@ -1,13 +1,13 @@
 //! Asks one Pod again and again whether it lives, so that requests need not find out.
 //!
 //! A cache that answers is asked over one connection that is kept. That costs both sides a fraction of a handshake, so it can be often,
-//! and a cache that is killed closes it at once. What is amiss there is no more than a doubt: whether nobody is there, fresh connections
+//! and a cache that is killed closes it at once. What is amiss there is no more than a doubt, and hedged: whether nobody is there, fresh connections
 //! tell. They are tried now and then in any case, as a certificate that expired or a listener that takes nobody shows only there.
 
 use super::awake::{self, Time};
 use super::connect::{ConnectFault, Connection};
-use super::doubt::Doubt;
 use super::health::Standing;
+use super::hedge::Hedge;
 use super::replica::Replica;
 use crate::spread::random_part;
 use futures::FutureExt;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Who gives no answer in this time is not there.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// From one answer over the kept connection to the next question: with the doubt and the patience, less than two seconds.
+/// From one answer over the kept connection to the next question: with the hedge and the patience, less than two seconds.
 const OFTEN: Duration = Duration::from_millis(500);
 /// Of all connections that a cache with thousands of nodes sees, these are the dear ones. Traffic tells sooner what only they show.
 const RENEWED: Duration = Duration::from_secs(10);
@@ -30,14 +30,14 @@ const SETTLED: Duration = Duration::from_secs(2);
 const WATCHFUL: Duration = Duration::from_secs(1);
 /// However often traffic asks for a look, there is this much between two.
 const LEAST: Duration = Duration::from_millis(200);
-/// A doubt is tried by two fresh connections. The second begins this much later, when a living cache has long answered the first.
+/// A hedge is two fresh connections. The second begins this much later, when a living cache has long answered the first.
 const SECOND: Duration = Duration::from_millis(100);
 /// For the few bytes after the headers, which came: a connection where they do not is not kept, and that is all.
 const REST: Duration = Duration::from_millis(100);
 
 /// Probes for as long as the task lives.
 pub(super) async fn probe_forever(replica: Arc<Replica>) {
-    let (mut doubt, mut is_to_keep) = (Doubt::default(), true);
+    let (mut hedge, mut is_to_keep) = (Hedge::default(), true);
     loop {
         let began = Instant::now();
         let fresh = look(&replica).await;
@@ -45,7 +45,7 @@ pub(super) async fn probe_forever(replica: Arc<Replica>) {
         sleep(LEAST).await;
         let pause = match (replica.standing(), fresh) {
             (Standing::In, Ok(connection)) if is_to_keep && replica.is_settled() => {
-                is_to_keep = attend(&replica, connection, &mut doubt).await;
+                is_to_keep = attend(&replica, connection, &mut hedge).await;
                 continue;
             }
             (Standing::In, _) if replica.is_settled() => SETTLED,
@@ -73,7 +73,7 @@ fn tend(replica: &Replica) {
 
 /// Asks over this connection, and each that takes its place, until a look is due. Says whether the connection of that may be kept as well: a
 /// cache that closed this one may be short of places, and must not be pressed for one all the time.
-async fn attend(replica: &Replica, mut kept: Connection, doubt: &mut Doubt) -> bool {
+async fn attend(replica: &Replica, mut kept: Connection, hedge: &mut Hedge) -> bool {
     let renewal = || sleep(jittered(RENEWED)).then(|()| look(replica));
     let mut renewed = pin!(renewal());
     loop {
@@ -91,7 +91,7 @@ async fn attend(replica: &Replica, mut kept: Connection, doubt: &mut Doubt) -> b
                 Err(_) => return true,
             }
         }
-        match ask(replica, kept, doubt).await {
+        match ask(replica, kept, hedge).await {
             Ok(connection) if replica.is_settled() => kept = connection,
             Ok(_) => return true,
             Err(_) => return false,
@@ -102,11 +102,11 @@ async fn attend(replica: &Replica, mut kept: Connection, doubt: &mut Doubt) -> b
 
 /// Asks over this connection. Where no answer comes soon, fresh ones are tried beside it, and whichever answers first is kept: any
 /// answer, however late, is a living cache.
-async fn ask(replica: &Replica, kept: Connection, doubt: &mut Doubt) -> Result<Connection, ConnectFault> {
+async fn ask(replica: &Replica, kept: Connection, hedge: &mut Hedge) -> Result<Connection, ConnectFault> {
     let asked = Instant::now();
     let mut time = Time::new(PATIENCE);
     let mut answer = question(replica, kept, &mut time).boxed();
-    let answered = match awake::wait(doubt.begins_after(), &mut answer).await {
+    let answered = match awake::wait(hedge.after(), &mut answer).await {
         Some(answered) => answered,
         None => {
             let late = answer.map(|answered| answered.inspect_err(|fault| take_silence(replica, fault)));
@@ -115,7 +115,7 @@ async fn ask(replica: &Replica, kept: Connection, doubt: &mut Doubt) -> Result<C
         }
     };
     if answered.is_ok() {
-        doubt.heard(asked.elapsed());
+        hedge.heard(asked.elapsed());
     }
     answered
 }

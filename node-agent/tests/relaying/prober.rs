@@ -56,13 +56,13 @@ async fn a_busy_cache_stays_in_and_is_not_pressed() {
     while late < 6 {
         let probes = cache.probes();
         cache.until_probed(probes + 1).await;
-        // Late enough for a doubt each time, if the doubt did not learn.
+        // Late enough for a hedge each time, if that did not learn.
         tokio::time::sleep(Duration::from_millis(600)).await;
         go_on.notify_waiters();
         late += 1;
     }
     assert_eq!((relay.view().standing, relay.view().trouble), (Standing::In, None));
-    // The first late answer is doubted, and a fresh connection is due at most once.
+    // The first late answer is hedged, and a fresh connection is due at most once.
     let fresh = cache.connections() - before;
     assert!(fresh <= 4, "{fresh} fresh connections for {late} late answers");
 }

@@ -1,27 +1,28 @@
-//! How long an answer may take before it is doubted whether any will come. Pure; time is passed in.
+//! How long an answer may take before the question is hedged: asked over fresh connections as well. Pure; time is passed in.
 //!
-//! A doubt costs the cache handshakes. One that is busy must not be made busier by all nodes at once for that, so who answers late is
-//! doubted later.
+//! A hedge costs the cache handshakes. One that is busy must not be made busier by all nodes at once for that, so with who answers late it
+//! begins later.
 
 use std::time::Duration;
 
 /// Much longer than an idle cache takes, ...
-pub(super) const SOON: Duration = Duration::from_millis(200);
+const SOON: Duration = Duration::from_millis(200);
 /// ... and this is waited for a busy one: less than what shows that nobody is there.
 const LATE: Duration = Duration::from_millis(800);
 
-/// How long one cache's answer is waited for without a doubt.
+/// When the questions to one cache are hedged.
 #[derive(Debug)]
-pub(super) struct Doubt(Duration);
+pub(super) struct Hedge(Duration);
 
-impl Default for Doubt {
+impl Default for Hedge {
     fn default() -> Self {
         Self(SOON)
     }
 }
 
-impl Doubt {
-    pub(super) fn begins_after(&self) -> Duration {
+impl Hedge {
+    /// So long after a question.
+    pub(super) fn after(&self) -> Duration {
         self.0
     }
 
@@ -36,11 +37,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_answers_late_is_doubted_later_until_he_has_answered_soon_for_a_while() {
-        let mut doubt = Doubt::default();
+    fn who_answers_late_is_hedged_later_until_he_has_answered_soon_for_a_while() {
+        let mut hedge = Hedge::default();
         let after = [1, 1, 350, 1, 600, 500, 1, 1, 1, 350].map(|millis| {
-            doubt.heard(Duration::from_millis(millis));
-            doubt.begins_after().as_millis()
+            hedge.heard(Duration::from_millis(millis));
+            hedge.after().as_millis()
         });
         assert_eq!(after, [200, 200, 700, 350, 800, 800, 400, 200, 200, 700]);
     }
