@@ -78,7 +78,8 @@ impl Rest {
             }
             _ => return None,
         };
-        Some(Self { content: content.clone(), next, end: next + length, is_all, broke: Vec::new(), since_break: 0 })
+        let end = next.checked_add(length)?;
+        Some(Self { content: content.clone(), next, end, is_all, broke: Vec::new(), since_break: 0 })
     }
 
     /// Whether it is all of the blob.
@@ -214,6 +215,8 @@ mod tests {
         assert!(rest(200, &[]).is_none());
         assert!(rest(206, &[("content-length", "5")]).is_none());
         assert!(rest(404, &[("content-length", "5")]).is_none());
+        let beyond = format!("bytes {}-{}/*", u64::MAX, u64::MAX);
+        assert!(rest(206, &[("content-range", &beyond), ("content-length", "1")]).is_none());
         assert!(rest(200, &[("content-length", "5")]).is_some());
     }
 }
