@@ -197,6 +197,10 @@ impl Replica {
                 Ok(()) => health.succeed(Instant::now()),
                 Err(_) => health.fail(Instant::now()),
             }
+            // While it is locked: of two signs at once, the later one's verdict must be the one that stays.
+            if before != health.standing() {
+                self.standing.send_replace(health.standing());
+            }
             (before, health.standing())
         };
         let trouble = sign.err().map(ToString::to_string);
@@ -215,7 +219,6 @@ impl Replica {
             Standing::Unproven => tracing::warn!(registry, pod, error, "cache does not answer yet, pulls pass it by"),
             Standing::Unknown => {}
         }
-        self.standing.send_replace(after);
         self.news.tell();
     }
 
