@@ -146,7 +146,12 @@ fn verdict_of(
             "the cache's Service has no Pod; pulls go to the upstream".to_owned(),
         ));
     }
-    let trouble = view.and_then(|view| view.trouble.as_deref()).unwrap_or("it was not asked yet");
+    let untold = match state {
+        // One answer does not bring it back.
+        MirrorState::Bypassed => "it answers again, and is asked once that lasts",
+        MirrorState::Pending | MirrorState::Failed => "it was not asked yet",
+    };
+    let trouble = view.and_then(|view| view.trouble.as_deref()).unwrap_or(untold);
     let (reason, message) = match state {
         MirrorState::Bypassed => (reason::CACHE_UNREACHABLE, "cache stopped answering; pulls go to the upstream"),
         MirrorState::Pending | MirrorState::Failed => {

@@ -99,6 +99,7 @@ fn each_way_of_not_being_active() {
         reason::CACHE_UNREACHABLE,
         "10.0.0.1:5000: connect: refused",
     );
+    stands(Standing::Out, None).check(MirrorState::Bypassed, reason::CACHE_UNREACHABLE, "it answers again");
     stands(Standing::Unproven, Some("refused")).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "refused");
     stands(Standing::Unknown, None).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "not asked yet");
     with(&|case| {
