@@ -1,4 +1,4 @@
-//! Links between the project's pages lead somewhere, headings included.
+//! What the project's pages point at is there: pages, headings, files.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
@@ -7,12 +7,20 @@ use std::process::Command;
 
 use super::{read, root};
 
-fn pages() -> Result<Vec<PathBuf>> {
-    let arguments = ["ls-files", "--cached", "--others", "--exclude-standard", "*.md"];
+/// Folders of ours: what stands in code and begins with one of them is a path.
+const FOLDERS: [&str; 9] =
+    ["charts/", "config/", "crds/", "docs/", "fuzz/", "node-agent/", "operator/", "registry/", "tests/"];
+
+fn files() -> Result<Vec<String>> {
+    let arguments = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let listed = Command::new("git").args(arguments).current_dir(root()).output().context("list files with git")?;
-    let pages: Vec<_> = String::from_utf8(listed.stdout)?.lines().map(|line| root().join(line)).collect();
+    Ok(String::from_utf8(listed.stdout)?.lines().filter(|line| root().join(line).exists()).map(str::to_owned).collect())
+}
+
+fn pages() -> Result<Vec<PathBuf>> {
+    let pages: Vec<_> = files()?.iter().filter(|file| file.ends_with(".md")).map(|file| root().join(file)).collect();
     ensure!(pages.len() > 10, "found only {} pages", pages.len());
-    Ok(pages.into_iter().filter(|page| page.exists()).collect())
+    Ok(pages)
 }
 
 /// What follows `](`, but for other sites and pictures in code.
@@ -50,5 +58,23 @@ fn every_link_between_pages_leads_somewhere() -> Result<()> {
         }
     }
     ensure!(found > 30, "found only {found} links");
+    Ok(())
+}
+
+#[test]
+fn every_path_that_a_page_names_is_there() -> Result<()> {
+    let (files, mut found) = (files()?, 0);
+    for page in pages()? {
+        let text = read(&page)?;
+        let code = text.split('`').skip(1).step_by(2);
+        for path in code.filter(|code| FOLDERS.iter().any(|folder| code.starts_with(folder))) {
+            found += 1;
+            // Of a pattern, what it begins with.
+            let begin = path.split('*').next().unwrap_or(path);
+            let is_there = files.iter().any(|file| file.starts_with(begin));
+            assert!(is_there, "{}: names {path}, which is not there", page.display());
+        }
+    }
+    ensure!(found > 20, "found only {found} paths");
     Ok(())
 }
