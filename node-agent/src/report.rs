@@ -19,6 +19,7 @@ pub const FIELD_MANAGER: &str = "breakwater-node-agent";
 /// Changes within this time are one write.
 const GATHER: Duration = Duration::from_millis(200);
 const REQUEST: Duration = Duration::from_secs(10);
+const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Somebody may have deleted the object, or replaced its definition; writing the same again changes nothing otherwise. On each node another
 /// part of the half of this is added, as to every pause.
@@ -58,7 +59,7 @@ pub async fn report_forever(
     // The owner of the object that is there.
     let mut owner: Option<String> = None;
     let (mut lacking, mut lacked) = (Lacking::default(), Lacking::default());
-    let mut backoff = Duration::from_millis(500);
+    let mut backoff = BACKOFF;
     let mut complained = false;
     loop {
         let report = reports.borrow_and_update().clone();
@@ -76,9 +77,11 @@ pub async fn report_forever(
             *written = status;
             Ok(())
         };
-        let pause = match timeout(REQUEST, attempt).await.unwrap_or(Err(Unwritten::Late)) {
+        let attempted = timeout(REQUEST, attempt).await.unwrap_or(Err(Unwritten::Late));
+        let is_written = attempted.is_ok();
+        let pause = match attempted {
             Ok(()) => {
-                backoff = Duration::from_millis(500);
+                backoff = BACKOFF;
                 if std::mem::take(&mut complained) {
                     tracing::info!(node = node_name, "status is reported again");
                 }
@@ -92,7 +95,6 @@ pub async fn report_forever(
                 backoff
             }
         };
-        let is_written = pause == REASSERT;
         let pause = pause + spread(&node_name, pause / 2);
         // A failing API server is not asked more often because there is news.
         let news = async {
