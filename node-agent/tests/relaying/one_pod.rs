@@ -204,7 +204,10 @@ async fn a_manifest_is_right_or_does_not_go_out() {
     assert_eq!(relay.get(&manifest("latest")).await.status, 200);
     assert_eq!(relay.get(&manifest("wrong")).await.status, 503);
     assert_eq!(relay.get(&manifest("latest")).await.status, 503, "who lies is not asked for a while");
-    assert!(relay.view().standing == Standing::Out && relay.view().trouble.unwrap().contains("something else"));
+    assert_eq!(relay.view().standing, Standing::Out);
+    // A probe that was late on a busy machine is told of in place of this until the next one is answered.
+    cache.until_probed(cache.probes() + 2).await;
+    assert!(relay.view().trouble.unwrap().contains("something else"));
 }
 
 /// The runtime got a part, saw the connection closed by FIN, and finds the digest refused when it resumes.
