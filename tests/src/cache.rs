@@ -26,6 +26,7 @@ use process::Process;
 
 /// How long anything may take before the test fails: generous, as the machine is noisy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a cache is started with.
 #[derive(Debug)]
@@ -195,14 +196,20 @@ impl Cache {
     /// Waits until content is committed and linked to a repository: a client may have its last byte a moment before that.
     pub async fn await_kept(&self, repository: &str, blob: &Blob) -> PathBuf {
         let link = self.data.join("repositories").join(repository).join("_links").join(blob.hex());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.committed(blob) {
-                Some(path) if link.exists() => return path,
-                _ => assert!(Instant::now() < deadline, "{} was not kept:\n{}", blob.digest, self.output()),
+        let is_kept = async || self.committed(blob).is_some() && link.exists();
+        self.until(&format!("{} is kept", blob.digest), is_kept).await;
+        self.committed(blob).expect("it is committed")
+    }
+
+    /// Waits for something that it does by itself.
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let met = async {
+            while !condition().await {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, met).await;
+        assert!(in_time.is_ok(), "never: {what}\n{}", self.output());
     }
 
     /// Its process id.

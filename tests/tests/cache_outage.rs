@@ -116,12 +116,9 @@ impl Scene {
         let returned = Instant::now();
         let fresh = Content::image(3, &[100_000]);
         self.upstream.push("library/fresh", "v1", &fresh);
-        let pulled = async {
-            while self.cache.get("/v2/library/fresh/manifests/v1").await.body != fresh.manifest.bytes {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, pulled).await.expect("new content is pulled");
+        let path = "/v2/library/fresh/manifests/v1";
+        let pulled = async || self.cache.get(path).await.body == fresh.manifest.bytes;
+        self.cache.until("new content is pulled", pulled).await;
         assert!(returned.elapsed() < BACK_SOON, "it took {:?}", returned.elapsed());
         self.assert_warm(&self.cache.get(&fresh.layers[0].blob_path("library/fresh")).await, &fresh.layers[0]);
     }

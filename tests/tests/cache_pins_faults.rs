@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use breakwater_tests::cache::Cache;
 use breakwater_tests::cache::pins::{Pinning, all_of, size_of};
-use breakwater_tests::cache::{Cache, PATIENCE};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
 use serde_json::{Value, json};
 
@@ -22,11 +22,8 @@ async fn a_kill_in_the_middle_loses_neither_pins_nor_bytes() {
     upstream.wait_for("half of the layer", |_| upstream.bytes_sent(&big.digest) >= 4 << 20).await;
     cache.await_pins("partial", |images| images[0]["state"] == "partial").await;
     let partial = cache.data().join("partial").join(big.hex());
-    let deadline = Instant::now() + PATIENCE;
-    while std::fs::metadata(&partial).map_or(0, |partial| partial.len()) < 4 << 20 {
-        assert!(Instant::now() < deadline, "the first half was not written");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let written = || std::fs::metadata(&partial).map_or(0, |partial| partial.len());
+    cache.until("the first half is written", async || written() >= 4 << 20).await;
     cache.kill9().await;
     upstream.heal().await;
     cache.restart().await;
@@ -229,12 +226,7 @@ async fn a_damaged_list_is_told_and_frees_nothing_for_eviction() {
     cache.restart().await;
     let told = cache.api("GET").answer().await;
     assert_eq!((told.status, told.error_code().as_str()), (503, "UNAVAILABLE"));
-    let warned = async {
-        while !cache.output().contains("pins.json is of no use") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, warned).await.expect("the log says so");
+    cache.until("the log says so", async || cache.output().contains("pins.json is of no use")).await;
     cache.crowd(&upstream, 10..14).await;
     cache.assert_held(all_of(&image));
     cache.pin(&json!([{"image": "library/app:v1"}])).await;

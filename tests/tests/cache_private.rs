@@ -1,10 +1,8 @@
 //! The TLS listener and its tokens: who may call the cache in a cluster.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::time::Duration;
-
 use breakwater_tests::cache::client::exchange_raw;
-use breakwater_tests::cache::{Answer, Cache, Identity, PATIENCE};
+use breakwater_tests::cache::{Answer, Cache, Identity};
 use breakwater_tests::upstream::{Content, Image, Upstream};
 
 const BY_TAG: &str = "/v2/library/app/manifests/v1";
@@ -62,14 +60,11 @@ async fn the_callers_token_goes_no_further() {
 async fn a_rotated_token_is_taken_up_and_the_old_one_ends() {
     let (_upstream, cache, _image, folder) = private().await;
     Identity::rotate_token(folder.path(), "77aa88");
-    let rotated = async {
-        while get_with(&cache, "Bearer 77aa88").await.status != 200
-            || get_with(&cache, &format!("Bearer {TOKEN}")).await.status != 401
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    let rotated = async || {
+        get_with(&cache, "Bearer 77aa88").await.status == 200
+            && get_with(&cache, &format!("Bearer {TOKEN}")).await.status == 401
     };
-    tokio::time::timeout(PATIENCE, rotated).await.expect("the new token opens, the old one does not");
+    cache.until("the new token opens, the old one does not", rotated).await;
 }
 
 #[tokio::test]
@@ -90,12 +85,8 @@ async fn status_with(cache: &Cache, path: &str, token: &str) -> u16 {
 }
 
 async fn await_status(cache: &Cache, path: &str, token: &str, status: u16) {
-    let met = async {
-        while status_with(cache, path, token).await != status {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, met).await.expect("the token is taken up or ends");
+    let met = async || status_with(cache, path, token).await == status;
+    cache.until("the token is taken up or ends", met).await;
 }
 
 #[tokio::test]

@@ -75,11 +75,7 @@ async fn a_login_in_files_is_used_and_read_again() {
         .await;
     assert_ne!(cache.get(BY_TAG).await.status, 200);
     write("password", "s3cond\n");
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while cache.get(BY_TAG).await.status != 200 {
-        assert!(std::time::Instant::now() < deadline, "the new login was not used: {}", cache.output());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    cache.until("the new login is used", async || cache.get(BY_TAG).await.status == 200).await;
     assert!(!cache.output().contains("someone") && !cache.output().contains("s3cond"), "{}", cache.output());
 }
 

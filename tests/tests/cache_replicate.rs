@@ -2,11 +2,10 @@
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::pins::Pinning;
 use breakwater_tests::cache::replicas::{ports, private, replica, two};
-use breakwater_tests::cache::{Cache, End, PATIENCE};
+use breakwater_tests::cache::{Cache, End};
 use breakwater_tests::upstream::{Blob, Content, Fault, Image, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
@@ -27,14 +26,6 @@ fn record(cache: &Cache, tag: &str) -> PathBuf {
     cache.data().join("repositories").join(REPOSITORY).join("_tags").join(tag)
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// Everything that a pull by tag needs.
 async fn await_image(cache: &Cache, tag: &str, image: &Image) {
     for blob in image.blobs().chain([&image.manifest]) {
@@ -45,7 +36,7 @@ async fn await_image(cache: &Cache, tag: &str, image: &Image) {
         let asked = cache.request("HEAD", &path).header("Cache-Control", "only-if-cached, max-stale");
         asked.answer().await.header("docker-content-digest") == Some(&image.manifest.digest)
     };
-    until(&format!("{tag} names the image"), names_it).await;
+    cache.until(&format!("{tag} names the image"), names_it).await;
 }
 
 async fn metric(cache: &Cache, series: &str) -> u64 {
@@ -93,14 +84,14 @@ async fn a_replica_that_was_away_is_told_when_it_is_back() {
         upstream.push(REPOSITORY, tag, image);
         pull(&one, tag, image).await;
     }
-    until("all is queued", async || metric(&one, "replication_queued").await > 10).await;
+    one.until("all is queued", async || metric(&one, "replication_queued").await > 10).await;
     let mark = upstream.mark();
     let other = replica(&upstream, both[1], &both, &[]).await;
     for (image, tag) in images.iter().zip(["v1", "v2", "v3"]) {
         await_image(&other, tag, image).await;
     }
     assert_eq!(upstream.content_requests_since(mark).len(), 0);
-    until("nothing is queued", async || metric(&one, "replication_queued").await == 0).await;
+    one.until("nothing is queued", async || metric(&one, "replication_queued").await == 0).await;
     one.kill9().await;
     upstream.fault(On::Everything, Fault::Refuse).await;
     pull(&other, "v2", &images[1]).await;
@@ -147,7 +138,7 @@ async fn a_tag_moves_at_both_once_its_image_is_complete() {
     let mut reading = one.request("GET", &path).send().await;
     reading.read(MIB / 2).await;
     other.await_kept(REPOSITORY, &newer.manifest).await;
-    until("only the tag is queued", async || metric(&one, "replication_queued").await == 1).await;
+    one.until("only the tag is queued", async || metric(&one, "replication_queued").await == 1).await;
     let known = std::fs::read_to_string(record(&other, "v1")).expect("a record");
     assert!(known.contains(&elder.manifest.digest) && !known.contains(&newer.manifest.digest), "{known}");
     upstream.heal().await;
@@ -174,7 +165,7 @@ async fn an_image_of_which_nodes_have_a_layer_outlives_the_replica_that_served_t
     for path in tags.iter().chain(&rest) {
         assert_eq!(one.get(path).await.status, 200, "{path}");
     }
-    until("nothing is queued", async || metric(&one, "replication_queued").await == 0).await;
+    one.until("nothing is queued", async || metric(&one, "replication_queued").await == 0).await;
     upstream.fault(On::Everything, Fault::Refuse).await;
     one.kill9().await;
     for path in tags.iter().chain(&rest) {
@@ -213,7 +204,7 @@ async fn of_three_replicas_two_are_told_and_tell_nobody() {
     for other in &replicas[1..] {
         await_image(other, "v1", &image).await;
     }
-    until("nothing is queued", async || metric(&replicas[0], "replication_queued").await == 0).await;
+    replicas[0].until("nothing is queued", async || metric(&replicas[0], "replication_queued").await == 0).await;
     let size: u64 = image.blobs().map(Blob::len).sum();
     for other in &replicas[1..] {
         assert_eq!(metric(other, "content_bytes_total").await, size, "fetched once");
@@ -254,7 +245,7 @@ async fn a_kill_in_the_middle_leaves_the_other_consistent_and_the_rest_follows()
         one.await_kept(REPOSITORY, blob).await;
     }
     let other = replica(&upstream, both[1], &both, &ALWAYS_ASK).await;
-    until("something is there", async || image.layers.iter().any(|layer| other.committed(layer).is_some())).await;
+    other.until("something is there", async || image.layers.iter().any(|layer| other.committed(layer).is_some())).await;
     one.kill9().await;
     for blob in everything(&image) {
         if let Some(path) = other.committed(blob) {
@@ -285,7 +276,7 @@ async fn lists_outlive_the_replica_that_asked_for_them() {
             let here = other.request("GET", &path).header("Cache-Control", "only-if-cached").answer().await;
             here.status == 200 && here.body == answer.body && here.content_headers() == answer.content_headers()
         };
-        until(&path, known).await;
+        other.until(&path, known).await;
     }
     let mark = upstream.mark();
     upstream.fault(On::Everything, Fault::Refuse).await;

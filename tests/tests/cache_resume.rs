@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use breakwater_tests::cache::{Cache, End, PATIENCE, cold};
+use breakwater_tests::cache::{Cache, End, cold};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
@@ -28,13 +28,7 @@ async fn killed_at(upstream: &Upstream, cache: &mut Cache, blob: &Blob, length: 
     let before = partial_length(cache, blob);
     upstream.fault(On::Blobs, Fault::StallAt(length as u64 - before)).await;
     drop(cache.request("GET", &blob.blob_path(REPOSITORY)).send().await);
-    tokio::time::timeout(PATIENCE, async {
-        while partial_length(cache, blob) < length as u64 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("the download grows");
+    cache.until("the download grows", async || partial_length(cache, blob) >= length as u64).await;
     cache.kill9().await;
     upstream.heal().await;
 }

@@ -2,9 +2,9 @@
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use breakwater_tests::cache::{Cache, End, PATIENCE};
+use breakwater_tests::cache::{Cache, End};
 use breakwater_tests::upstream::{Blob, Content, Fault, On, Upstream};
 
 const REPOSITORY: &str = "library/app";
@@ -32,14 +32,6 @@ async fn pull_and_keep(cache: &Cache, blob: &Blob) {
     cache.await_kept(REPOSITORY, blob).await;
 }
 
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 fn kept(cache: &Cache, blobs: &[Blob]) -> Vec<bool> {
     blobs.iter().map(|blob| cache.committed(blob).is_some()).collect()
 }
@@ -62,7 +54,7 @@ async fn the_least_recently_used_goes_first() {
     }
     pull(&cache, &blobs[0]).await;
     pull_and_keep(&cache, &blobs[3]).await;
-    eventually("one of four has gone", || kept(&cache, &blobs) == [true, false, true, true]).await;
+    cache.until("one of four has gone", async || kept(&cache, &blobs) == [true, false, true, true]).await;
     let mark = upstream.mark();
     for blob in [&blobs[0], &blobs[2], &blobs[3]] {
         pull(&cache, blob).await;
@@ -86,13 +78,13 @@ async fn the_order_of_use_outlives_a_stop_and_a_kill() {
         let pulled = modified(&path);
         pull(&cache, &blobs[0]).await;
         if is_killed {
-            eventually("the use is written down", || modified(&path) > pulled).await;
+            cache.until("the use is written down", async || modified(&path) > pulled).await;
         } else {
             assert_eq!(cache.terminate().await, Some(0));
         }
         cache.restart().await;
         pull_and_keep(&cache, &blobs[3]).await;
-        eventually("one of four has gone", || kept(&cache, &blobs) == [true, false, true, true]).await;
+        cache.until("one of four has gone", async || kept(&cache, &blobs) == [true, false, true, true]).await;
     }
 }
 
@@ -110,7 +102,7 @@ async fn a_smaller_limit_is_kept_after_a_restart() {
     let cache_data = data.path().join("data");
     drop_and_move(cache, &cache_data).await;
     let cache = Cache::of(&upstream).data(&cache_data).flag("--cache-size", "1100Ki").start().await;
-    eventually("only the youngest is left", || kept(&cache, &blobs) == [false, false, true]).await;
+    cache.until("only the youngest is left", async || kept(&cache, &blobs) == [false, false, true]).await;
     let state = cache.await_upstream_state("its size", |state| state["cachedBytes"] == MIB as u64).await;
     assert_eq!(state["cachedBytes"], MIB as u64);
 }
@@ -136,7 +128,7 @@ async fn what_a_slow_client_reads_is_neither_evicted_nor_cut() {
     for blob in &others {
         pull_and_keep(&cache, blob).await;
     }
-    eventually("the others made room", || kept(&cache, &others).iter().filter(|kept| **kept).count() <= 2).await;
+    cache.until("the others made room", async || kept(&cache, &others).iter().filter(|kept| **kept).count() <= 2).await;
     assert!(cache.committed(&slow).is_some(), "removing it would have freed nothing");
     assert_eq!(reading.rest_equals(&slow.bytes).await, End::Complete);
 }
@@ -156,7 +148,7 @@ async fn a_blob_larger_than_the_cache_is_served_and_not_kept() {
         assert_eq!((answer.status, answer.end, answer.body == large.bytes), (200, End::Complete, true));
     }
     assert_eq!(upstream.content_requests_since(mark).len(), 1, "one download for both");
-    eventually("nothing of it is left", || bytes_under(&cache.data().join("partial")) == 0).await;
+    cache.until("nothing of it is left", async || bytes_under(&cache.data().join("partial")) == 0).await;
     assert_eq!((kept(&cache, &blobs), cache.committed(&large)), (vec![true, true], None));
 }
 
@@ -168,7 +160,7 @@ async fn room_is_made_while_a_download_runs_and_an_unfinished_one_counts() {
     }
     upstream.fault(On::Blobs, Fault::StallAt(1000)).await;
     let _reading = cache.request("GET", &blobs[3].blob_path(REPOSITORY)).send().await;
-    eventually("the oldest makes room", || kept(&cache, &blobs) == [false, true, true, false]).await;
+    cache.until("the oldest makes room", async || kept(&cache, &blobs) == [false, true, true, false]).await;
 }
 
 #[tokio::test]
@@ -195,7 +187,7 @@ async fn what_nobody_comes_back_for_is_collected() {
     let stays = [old(&format!("{links}/{}", blobs[0].hex())), data.join("partial").join("cd".repeat(32))];
     std::fs::write(&stays[1], b"young").expect("a young download");
     cache.restart().await;
-    eventually("orphans are collected", || gone.iter().all(|path| !path.exists())).await;
+    cache.until("orphans are collected", async || gone.iter().all(|path| !path.exists())).await;
     assert!(stays.iter().all(|path| path.exists()));
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::client::exchange_raw;
-use breakwater_tests::cache::{Cache, Identity, PATIENCE};
+use breakwater_tests::cache::{Cache, Identity};
 use breakwater_tests::upstream::{Content, Upstream};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
@@ -85,14 +85,6 @@ async fn metric(cache: &Cache, name: &str) -> f64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(f64::NAN)
 }
 
-async fn until(what: &str, cache: &Cache, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "never saw {what}:\n{}", cache.output());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 #[tokio::test]
 async fn tls_1_2_and_1_3_with_http_1_1_and_nothing_older_or_else() {
     let (identity, folder) = Identity::with_token("open");
@@ -159,18 +151,19 @@ async fn a_new_pair_is_shown_without_a_break_and_a_broken_one_is_not() {
     assert_eq!(ask(&mut before).await, "200");
 
     mount(folder.path(), "..second", next.path());
-    until("the new certificate", &cache, async || {
-        shown(&connect(&cache, &trusted, &[&version::TLS13], &[]).await.expect("a handshake")) != first
-    })
-    .await;
+    cache
+        .until("the new certificate", async || {
+            shown(&connect(&cache, &trusted, &[&version::TLS13], &[]).await.expect("a handshake")) != first
+        })
+        .await;
     assert_eq!(ask(&mut before).await, "200");
     assert!(metric(&cache, "errors_total").await < 0.5);
 
     let second = shown(&connect(&cache, &trusted, &[&version::TLS13], &[]).await.expect("a handshake"));
     std::fs::write(next.path().join("tls/tls.key"), "no key").expect("a broken key");
     mount(folder.path(), "..third", next.path());
-    until("the error", &cache, async || metric(&cache, "errors_total").await > 0.5).await;
-    assert!(cache.output().contains("certificate not renewed"), "{}", cache.output());
+    cache.until("the error", async || metric(&cache, "errors_total").await > 0.5).await;
+    cache.until("what is wrong is told", async || cache.output().contains("certificate not renewed")).await;
     let stream = connect(&cache, &trusted, &[&version::TLS13], &[]).await.expect("a handshake");
     assert_eq!(shown(&stream), second);
 }
@@ -187,7 +180,7 @@ async fn an_expired_certificate_is_shown_and_told_of() {
     std::fs::write(folder.path().join("tls/tls.key"), key.serialize_pem()).expect("a pair");
     let (_upstream, cache) = started(folder.path(), identity).await;
     assert!((metric(&cache, "expiry_timestamp_seconds").await - 1_609_459_200.0).abs() < 1.0);
-    until("what it says of it", &cache, async || cache.output().contains("has expired")).await;
+    cache.until("what it says of it", async || cache.output().contains("has expired")).await;
     let refused = connect(&cache, &[folder.path()], &[&version::TLS13], &[]).await.expect_err("a client that decides");
     assert!(refused.to_string().contains("certificate"), "{refused}");
 }

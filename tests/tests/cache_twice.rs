@@ -10,14 +10,14 @@ const REPOSITORY: &str = "library/app";
 const SIZE: usize = 3 << 20;
 const MIB: u64 = 1 << 20;
 
-/// Lets a download reach about so many bytes, wherever it begins, and then stall.
+/// Lets a download get so many bytes, wherever it begins, and then stall.
 async fn download_until(upstream: &Upstream, cache: &Cache, blob: &Blob, bytes: u64) {
-    let before = upstream.bytes_sent(&blob.digest);
+    let partial = cache.data().join("partial").join(blob.hex());
+    let written = || std::fs::metadata(&partial).map_or(0, |file| file.len());
+    let before = written();
     upstream.fault_times(1, On::Blobs, Fault::StallAt(bytes)).await;
     let reading = cache.request("GET", &blob.blob_path(REPOSITORY)).send().await;
-    upstream.wait_for("part of the blob", |_| upstream.bytes_sent(&blob.digest) >= before + bytes).await;
-    // What upstream sent is given time to be written.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    cache.until("part of the blob is on disk", async || written() >= before + bytes).await;
     drop(reading);
 }
 
