@@ -10,12 +10,15 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::agent::{Agent, Stage};
+use crate::cluster::until;
 
 /// As in config/node-agent/daemonset.yaml.
 const PERIOD: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(1);
 const FAILURES: u32 = 3;
+const FAILURES_AT_START: u32 = 10;
 const GRACE: Duration = Duration::from_secs(1);
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The agent's keeper.
 pub(super) struct Kubelet {
@@ -30,13 +33,15 @@ impl Kubelet {
         Self { stage, flags, agent: Arc::default(), probing: JoinSet::new() }
     }
 
-    /// Starts the agent anew, and probes it from now on.
+    /// Starts the agent anew, waits for its startup probe, and probes it from then on.
     pub(super) async fn start(&mut self) -> Result<()> {
         self.kill().await?;
         *self.agent.lock().await = Some(start(&self.stage, &self.flags)?);
+        let probe = Probe::of(&self.stage)?;
+        until(START_LIMIT, "the agent's startup probe", async || Ok(probe.succeeds().await.then_some(()))).await?;
         let (stage, flags, agent) = (self.stage.clone(), self.flags.clone(), self.agent.clone());
         self.probing.spawn(async move {
-            if let Err(error) = keep(&stage, &flags, &agent).await {
+            if let Err(error) = keep(&probe, &stage, &flags, &agent).await {
                 eprintln!("the agent's keeper: {error:#}");
             }
         });
@@ -63,27 +68,44 @@ fn start(stage: &Stage, flags: &[String]) -> Result<Agent> {
     stage.agent_in("", &flags)
 }
 
-async fn keep(stage: &Stage, flags: &[String], agent: &Mutex<Option<Agent>>) -> Result<()> {
-    let client = reqwest::Client::builder().timeout(TIMEOUT).pool_max_idle_per_host(0);
-    let client = client.build().context("make an HTTP client")?;
-    let url = format!("http://{}/healthz", stage.admin());
+/// The probe of `/healthz`.
+struct Probe {
+    client: reqwest::Client,
+    url: String,
+}
+
+impl Probe {
+    fn of(stage: &Stage) -> Result<Self> {
+        let client = reqwest::Client::builder().timeout(TIMEOUT).pool_max_idle_per_host(0);
+        let client = client.build().context("make an HTTP client")?;
+        Ok(Self { client, url: format!("http://{}/healthz", stage.admin()) })
+    }
+
+    async fn succeeds(&self) -> bool {
+        self.client.get(&self.url).send().await.is_ok_and(|answer| answer.status().is_success())
+    }
+}
+
+/// Probes an agent that has started, and each that replaces one.
+async fn keep(probe: &Probe, stage: &Stage, flags: &[String], agent: &Mutex<Option<Agent>>) -> Result<()> {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Until it answered once, that is for the startup probe.
-    let (mut failures, mut has_started) = (0, false);
+    let (mut failures, mut most) = (0, FAILURES);
     loop {
         ticks.tick().await;
-        let answered = client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success());
-        has_started |= answered;
-        failures = if answered || !has_started { 0 } else { failures + 1 };
-        if failures == FAILURES {
+        if probe.succeeds().await {
+            (failures, most) = (0, FAILURES);
+            continue;
+        }
+        failures += 1;
+        if failures == most {
             tokio::time::sleep(GRACE).await;
             let mut agent = agent.lock().await;
             if let Some(agent) = agent.as_mut() {
                 agent.kill().await?;
             }
             *agent = Some(start(stage, flags)?);
-            (failures, has_started) = (0, false);
+            (failures, most) = (0, FAILURES_AT_START);
         }
     }
 }
