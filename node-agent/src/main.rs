@@ -13,9 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// What `RUST_LOG` is where it is not set. Kubernetes' client tells each failed attempt, and prints whole answers and hence
-/// Secrets; what fails is told by who asked.
-const LOGGED: &str = "info,kube_runtime=error,kube_client=off";
+/// What is logged where `RUST_LOG` asks for nothing.
+const LOGGED: &str = "info,kube_runtime=error";
+/// The client's lines are left out whatever is asked for: it tells each failed attempt, and prints whole answers and hence Secrets. What
+/// fails is told by who asked.
+const NEVER: &str = "kube_client=off";
 
 /// A connection on which the API server says nothing for so long is dead: it ends each watch sooner, and whatever else is asked has a deadline.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -87,14 +89,40 @@ fn stop_on_signal() -> Result<CancellationToken> {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(std::env::var("RUST_LOG").ok().as_deref()))
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// What the environment asks for; the default where it asks for nothing, or for what is no filter.
+fn filter(environment: Option<&str>) -> EnvFilter {
+    let asked = environment.filter(|text| !text.is_empty());
+    let understood = asked.and_then(|text| EnvFilter::try_new(format!("{text},{NEVER}")).ok());
+    understood.unwrap_or_else(|| EnvFilter::new(format!("{LOGGED},{NEVER}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_wish_brings_out_what_the_client_prints_and_nonsense_silences_nothing() {
+        for (asked, level) in [
+            (None, "info"),
+            (Some(""), "info"),
+            (Some("a=b=c"), "info"),
+            (Some("debug"), "debug"),
+            (Some("trace,kube_client=trace"), "trace"),
+        ] {
+            let filter = filter(asked).to_string();
+            assert!(filter.contains(NEVER) && !filter.contains("kube_client=trace"), "{asked:?}: {filter}");
+            assert!(filter.split(',').any(|one| one == level), "{asked:?}: {filter}");
+        }
     }
 }

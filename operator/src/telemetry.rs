@@ -8,8 +8,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-/// Without the client's lines: its warnings print whole answers and hence Secrets, and its errors are ours as well, which say what failed.
-const LIBRARIES: &str = "kube_runtime=warn,kube_client=off";
+/// The client's lines are left out whatever is asked for: its warnings print whole answers and hence Secrets. Its errors are ours as well,
+/// which say what failed.
+const NEVER: &str = "kube_client=off";
 const DEFAULT: &str = "info";
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
@@ -33,8 +34,7 @@ pub enum LevelRefused {
 
 /// Starts logging to standard error; `RUST_LOG` is respected, the default is info.
 pub fn init(format: LogFormat) -> LogLevel {
-    let environment = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| filter(DEFAULT));
+    let (level, filter) = wanted(std::env::var("RUST_LOG").ok().as_deref());
     let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
@@ -42,12 +42,20 @@ pub fn init(format: LogFormat) -> LogLevel {
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).init();
-    LogLevel { current: Arc::new(Mutex::new(environment.unwrap_or_else(|| DEFAULT.to_owned()))), filter: handle }
+    LogLevel { current: Arc::new(Mutex::new(level)), filter: handle }
+}
+
+/// What the environment asks for, and what that means; the default where it asks for nothing, or for what is no filter.
+fn wanted(environment: Option<&str>) -> (String, EnvFilter) {
+    let asked = environment.filter(|text| !text.is_empty());
+    let understood =
+        asked.and_then(|text| Some((text.to_owned(), EnvFilter::try_new(format!("{text},{NEVER}")).ok()?)));
+    understood.unwrap_or_else(|| (DEFAULT.to_owned(), filter(DEFAULT)))
 }
 
 /// Everything at `level`, but libraries that would say too much at it.
 fn filter(level: &str) -> EnvFilter {
-    EnvFilter::new(format!("info,breakwater_operator={level},{LIBRARIES}"))
+    EnvFilter::new(format!("info,breakwater_operator={level},kube_runtime=warn,{NEVER}"))
 }
 
 impl LogLevel {
@@ -75,5 +83,30 @@ impl LogLevel {
 impl fmt::Debug for LogLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("LogLevel").field(&self.get()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_wish_brings_out_what_the_client_prints_and_nonsense_silences_nothing() {
+        for (asked, level) in [
+            (None, DEFAULT),
+            (Some(""), DEFAULT),
+            (Some("a=b=c"), DEFAULT),
+            (Some("debug"), "debug"),
+            (Some("trace,kube_client=trace"), "trace,kube_client=trace"),
+        ] {
+            let (told, filter) = wanted(asked);
+            let filter = filter.to_string();
+            assert_eq!(told, level, "{asked:?}");
+            assert!(filter.contains(NEVER) && !filter.contains("kube_client=trace"), "{asked:?}: {filter}");
+            assert!(
+                ["info", "debug", "trace"].iter().any(|level| filter.split(',').any(|one| one == *level)),
+                "{filter}"
+            );
+        }
     }
 }
