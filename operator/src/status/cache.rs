@@ -23,18 +23,26 @@ pub(super) struct Facts<'a> {
     pub(super) obstacle: Option<&'a Obstacle>,
 }
 
-/// Obstacles that take nothing from a cache that serves.
-const HARMLESS: [&str; 3] = [reason::NO_AUTHORITY, reason::INVALID_REFERENCE, reason::VOLUME_NOT_EXPANDABLE];
-
-/// CacheReady. An obstacle outweighs all else, but for those that take nothing from a cache that serves.
+/// CacheReady. An obstacle outweighs what Pods say, where it explains that.
 pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
     let by_pods = if facts.replicas > 1 { by_replicas(facts) } else { by_pod(facts, 0) };
     match facts.obstacle {
-        None => by_pods,
-        Some(Obstacle { reason, .. }) if by_pods.status == Status::True && HARMLESS.contains(reason) => by_pods,
-        Some(Obstacle { reason, message }) => {
+        Some(Obstacle { reason, message }) if explains(reason, &by_pods) => {
             Verdict { kind: CACHE_READY, status: Status::False, reason, message: message.clone() }
         }
+        _ => by_pods,
+    }
+}
+
+/// Whether an obstacle is why the cache does not serve. Some take nothing from a cache that serves, and of one that does not they explain
+/// at most why it is not there yet.
+fn explains(obstacle: &str, by_pods: &Verdict) -> bool {
+    match obstacle {
+        reason::VOLUME_NOT_EXPANDABLE => false,
+        reason::NO_AUTHORITY | reason::INVALID_REFERENCE => {
+            by_pods.status != Status::True && by_pods.reason == reason::CACHE_STARTING
+        }
+        _ => true,
     }
 }
 
@@ -286,6 +294,30 @@ mod tests {
             &container("state: {waiting: {reason: ContainerCreating}}"),
             "False CacheStarting: waiting for cache-a-0 to be ready",
         );
+    }
+
+    #[test]
+    fn an_obstacle_outweighs_what_it_explains() {
+        let image = "{containerStatuses: [{name: c, image: i, imageID: '', ready: false, restartCount: 0, \
+                      state: {waiting: {reason: ErrImagePull, message: not found}}}]}";
+        let starting = "{conditions: [{type: Ready, status: 'False'}]}";
+        let told = |status: &str, reason| {
+            let pods = [Arc::new(parse(&format!(
+                "{{metadata: {{name: cache-a-0}}, spec: {{nodeName: n1, containers: []}}, status: {status}}}"
+            )))];
+            let obstacle = Obstacle { reason, message: "m".to_owned() };
+            let (obstacle, claims) = (Some(&obstacle), Vec::new());
+            let fleet = Fleet::of(&[parse::<WatchedNode>(LIVE_NODE)], &[] as &[WatchedReport], &[] as &[WatchedAgent]);
+            let facts =
+                Facts { name: "cache-a", statefulset: None, replicas: 1, pods: &pods, claims, fleet: &fleet, obstacle };
+            verdict(&facts).reason
+        };
+        assert_eq!(told(image, reason::VOLUME_NOT_EXPANDABLE), reason::POD_FAILING);
+        assert_eq!(told(starting, reason::VOLUME_NOT_EXPANDABLE), reason::CACHE_STARTING);
+        assert_eq!(told(image, reason::INVALID_REFERENCE), reason::POD_FAILING);
+        assert_eq!(told(starting, reason::INVALID_REFERENCE), reason::INVALID_REFERENCE);
+        assert_eq!(told("{conditions: [{type: Ready, status: 'True'}]}", reason::NO_AUTHORITY), reason::CACHE_SERVES);
+        assert_eq!(told(image, reason::CHILD_REFUSED), reason::CHILD_REFUSED);
     }
 
     #[test]
