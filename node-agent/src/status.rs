@@ -5,6 +5,7 @@ mod runtime;
 pub use runtime::RuntimeSeen;
 
 use crate::files::Fault;
+use crate::hosts_toml::Server;
 use crate::plan::Plan;
 use crate::registry_host::RegistryHost;
 use crate::relay::{Standing, View};
@@ -73,8 +74,10 @@ impl Findings {
 pub fn findings(seen: Seen<'_>) -> Findings {
     let Seen { plan, placed, stuck, views, listening, trust, runtime_version, runtime } = seen;
     let (mut active, mut inactive) = (Vec::new(), Vec::new());
-    for registry in plan.mirrors.iter().map(|planned| &planned.wanted.registry) {
+    for wanted in plan.mirrors.iter().map(|planned| &planned.wanted) {
+        let registry = &wanted.registry;
         match verdict_of(
+            &wanted.entry.server,
             placed.get(registry),
             views.get(registry.as_str()),
             listening,
@@ -113,6 +116,7 @@ type Unfit = (MirrorState, &'static str, String);
 
 /// Why a mirror is not active; None if it is.
 fn verdict_of(
+    server: &Server,
     placed: Option<&Result<(), Fault>>,
     view: Option<&View>,
     listening: &Result<(), String>,
@@ -139,12 +143,12 @@ fn verdict_of(
     if let Err(missing) = trust {
         return Some((state, reason::CACHE_NOT_PROVEN, missing.clone()));
     }
+    let pulls = match server {
+        Server::Relay => "pulls fail, as nodes.fallback says",
+        Server::Default | Server::Url(_) => "pulls go to the upstream",
+    };
     if view.is_none_or(|view| view.pods == 0) {
-        return Some((
-            state,
-            reason::NO_CACHE_ADDRESS,
-            "the cache's Service has no Pod; pulls go to the upstream".to_owned(),
-        ));
+        return Some((state, reason::NO_CACHE_ADDRESS, format!("the cache's Service has no Pod, so {pulls}")));
     }
     let untold = match state {
         // One answer does not bring it back.
@@ -153,12 +157,12 @@ fn verdict_of(
     };
     let trouble = view.and_then(|view| view.trouble.as_deref()).unwrap_or(untold);
     let (reason, message) = match state {
-        MirrorState::Bypassed => (reason::CACHE_UNREACHABLE, "cache stopped answering; pulls go to the upstream"),
+        MirrorState::Bypassed => (reason::CACHE_UNREACHABLE, "cache stopped answering"),
         MirrorState::Pending | MirrorState::Failed => {
-            (reason::CACHE_NOT_PROVEN, "cache has not answered from this node yet; pulls go to the upstream")
+            (reason::CACHE_NOT_PROVEN, "cache has not answered from this node yet")
         }
     };
-    Some((state, reason, format!("{message}: {trouble}")))
+    Some((state, reason, format!("{message}, so {pulls}: {trouble}")))
 }
 
 fn ready(active: &[String], inactive: &[Inactive], listening: &Result<(), String>) -> Verdict {

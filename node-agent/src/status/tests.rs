@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::files::Wanted;
-use crate::hosts_toml::{Entry, Server};
+use crate::hosts_toml::Entry;
 use crate::plan::Planned;
 use crate::proof::{Proofs, Verdict as Proof};
 use crate::runtime::{Effective, Look, Lookup};
@@ -100,6 +100,18 @@ fn each_way_of_not_being_active() {
         "10.0.0.1:5000: connect: refused",
     );
     stands(Standing::Out, None).check(MirrorState::Bypassed, reason::CACHE_UNREACHABLE, "it answers again");
+    let mut only_way = stands(Standing::Out, Some("refused"));
+    only_way.check(
+        MirrorState::Bypassed,
+        reason::CACHE_UNREACHABLE,
+        "cache stopped answering, so pulls go to the upstream: refused",
+    );
+    only_way.plan.mirrors[0].wanted.entry.server = Server::Relay;
+    only_way.check(
+        MirrorState::Bypassed,
+        reason::CACHE_UNREACHABLE,
+        "cache stopped answering, so pulls fail, as nodes.fallback says: refused",
+    );
     stands(Standing::Unproven, Some("refused")).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "refused");
     stands(Standing::Unknown, None).check(MirrorState::Pending, reason::CACHE_NOT_PROVEN, "not asked yet");
     with(&|case| {

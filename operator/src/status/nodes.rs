@@ -10,7 +10,7 @@
 use crate::fleet::{Fleet, NodeFacts, NodeView};
 use crate::text::{clock, one_line};
 use breakwater_crds::conditions::{NODES_READY, Status, Verdict, reason};
-use breakwater_crds::{Fallback, InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpec, Selector};
+use breakwater_crds::{InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpec, Selector};
 use jiff::{SignedDuration, Timestamp};
 
 const YOUNG: SignedDuration = SignedDuration::from_mins(5);
@@ -107,11 +107,8 @@ fn judge(facts: &Facts<'_>, sorted: &Sorted<'_>) -> (Status, &'static str, Strin
         let names = listed(sorted.bypassed.iter().map(|(name, _)| *name));
         let verb = if sorted.bypassed.len() == 1 { "bypasses" } else { "bypass" };
         let since = clock(why.since.0, facts.now);
-        let meanwhile = match facts.spec.nodes.fallback {
-            Fallback::Upstream => "pulls go direct",
-            Fallback::None => "pulls fail, as nodes.fallback says",
-        };
-        let message = format!("{names} {verb} {registry} since {since}: {}; {meanwhile}", cause(why));
+        // The agent says what becomes of pulls meanwhile.
+        let message = format!("{names} {verb} {registry} since {since}: {}", cause(why));
         return (Status::False, reason::NODES_BYPASSED, message);
     }
     if !sorted.silent.is_empty() {
@@ -235,14 +232,10 @@ mod tests {
         check(
             vec![node("a", 1, Some("Bypassed"))],
             true,
-            "0/1 False NodesBypassed: a bypasses docker.io since 09:41Z: cache refused; pulls go direct",
+            "0/1 False NodesBypassed: a bypasses docker.io since 09:41Z: cache refused",
         );
         let many = ["a", "b", "c", "d", "e"].map(|name| node(name, 9, Some("Bypassed"))).to_vec();
-        check(
-            many,
-            true,
-            "0/5 False NodesBypassed: a, b, c and 2 more bypass docker.io since 09:41Z: cache refused; pulls go direct",
-        );
+        check(many, true, "0/5 False NodesBypassed: a, b, c and 2 more bypass docker.io since 09:41Z: cache refused");
         check(
             vec![node("a", 1, Some("Failed"))],
             true,
