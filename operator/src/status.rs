@@ -142,7 +142,9 @@ fn ready(cache: &Verdict, nodes: &Verdict, counts: NodeCounts, name: &str) -> Ve
 
 fn reconciling(cache: &Verdict, nodes: &Verdict) -> Option<Verdict> {
     let under_way = |verdict: &&Verdict| matches!(verdict.reason, reason::CACHE_STARTING | reason::NODES_PENDING);
-    let verdict = [cache, nodes].into_iter().find(under_way)?;
+    // Nodes that wait for a cache which finds no node itself are no progress.
+    let nodes = (cache.status == Status::True).then_some(nodes);
+    let verdict = [Some(cache), nodes].into_iter().flatten().find(under_way)?;
     Some(Verdict { kind: RECONCILING, status: Status::True, ..verdict.clone() })
 }
 
@@ -280,6 +282,22 @@ mod tests {
         let message = &find(&status, STALLED).message;
         assert!(message.chars().count() == MAX_MESSAGE && message.ends_with('…'), "{message}");
         assert!(status.conditions.iter().all(|condition| condition.message.chars().count() <= MAX_MESSAGE));
+    }
+
+    #[test]
+    fn nodes_that_wait_for_a_cache_without_a_node_are_no_progress() {
+        let (valid, mut seen) = cluster("False", Report::default());
+        let reconciling = |seen: &Observed| {
+            let status = of_children(&valid, seen, Ok(&applied(1)), &RegistryMirrorStatus::default(), now());
+            status.conditions.into_iter().find(|condition| condition.type_ == RECONCILING).map(|found| found.reason)
+        };
+        assert_eq!(reconciling(&seen).as_deref(), Some(reason::CACHE_STARTING));
+        seen.plain.pods = vec![Arc::new(parse(
+            "{metadata: {name: cache-docker-io-0}, status: {conditions: [{type: PodScheduled, status: 'False'}]}}",
+        ))];
+        assert_eq!(reconciling(&seen), None);
+        let (_, seen) = cluster("True", Report::default());
+        assert_eq!(reconciling(&seen).as_deref(), Some(reason::NODES_PENDING));
     }
 
     #[test]

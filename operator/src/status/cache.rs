@@ -4,7 +4,7 @@ use super::Obstacle;
 use crate::fleet::{Fleet, pod_is_ready};
 use crate::text::one_line;
 use breakwater_crds::conditions::{CACHE_READY, Status, Verdict, reason};
-use breakwater_crds::names::{claim_name, pod_name};
+use breakwater_crds::names::{SYSTEM_NAMESPACE, claim_name, pod_name};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodCondition};
 use kube::ResourceExt;
@@ -72,7 +72,7 @@ fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
     let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == name) else {
         // Why it is not created stands in an Event alone, which nobody watches: a PriorityClass that does not exist, a quota.
         let message = format!(
-            "waiting for {name} to be created; kubectl describe statefulset {} says what hinders it",
+            "waiting for {name} to be created; kubectl -n {SYSTEM_NAMESPACE} describe statefulset {} says what hinders it",
             facts.name
         );
         return not(reason::CACHE_STARTING, message);
@@ -177,7 +177,10 @@ fn container_failure(name: &str, container: &ContainerStatus) -> Option<String> 
         ("", Some(reason)) => format!(": {reason}"),
         (said, _) => format!(": {}", one_line(said, MAX_DETAIL)),
     };
-    Some(format!("{name} restarts (exit {}{detail}); see kubectl logs -p of it", ended.exit_code))
+    Some(format!(
+        "{name} restarts (exit {}{detail}); see kubectl -n {SYSTEM_NAMESPACE} logs -p {name}",
+        ended.exit_code
+    ))
 }
 
 fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
@@ -280,11 +283,11 @@ mod tests {
             &container(
                 r#"state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 1, reason: Error, message: "x\nerror: held by another process\n"}}"#,
             ),
-            "False PodFailing: cache-a-0 restarts (exit 1: error: held by another process); see kubectl logs -p of it",
+            "False PodFailing: cache-a-0 restarts (exit 1: error: held by another process); see kubectl -n breakwater-system logs -p cache-a-0",
         );
         check(
             &container("state: {running: {}}, lastState: {terminated: {exitCode: 137, reason: OOMKilled}}"),
-            "False PodFailing: cache-a-0 restarts (exit 137: OOMKilled); see kubectl logs -p of it",
+            "False PodFailing: cache-a-0 restarts (exit 137: OOMKilled); see kubectl -n breakwater-system logs -p cache-a-0",
         );
         check(
             &container("state: {waiting: {reason: ImagePullBackOff, message: back-off}}"),
@@ -342,7 +345,7 @@ mod tests {
         assert_eq!(
             told(std::slice::from_ref(&serving)),
             "True CacheStarting: 1 of 2 replicas serving; waiting for cache-a-1 to be created; \
-             kubectl describe statefulset cache-a says what hinders it"
+             kubectl -n breakwater-system describe statefulset cache-a says what hinders it"
         );
         assert_eq!(
             told(&[serving, pod(1, "n2", "True")]),
