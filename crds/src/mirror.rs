@@ -82,7 +82,7 @@ pub struct RegistryMirrorSpec {
         validation = number(),
         validation = Rule::new("self.contains('/') || self == 'localhost' || self.matches('[.:A-Z]')")
             .message("must have a dot or a port: what is before the first slash of an image's name is else taken for a part of Docker Hub"),
-        validation = Rule::new("!(self in ['index.docker.io', 'registry-1.docker.io'])")
+        validation = Rule::new("self == 'docker.io' || !(self.lowerAscii() in ['docker.io', 'index.docker.io', 'registry-1.docker.io', 'registry.hub.docker.com', 'hub.docker.com'])")
             .message("must be the name that images use for Docker Hub: write docker.io"),
         validation = Rule::new("self == oldSelf")
             .message("must not change, because it names the cache and its volume: create another RegistryMirror instead")

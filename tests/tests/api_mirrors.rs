@@ -54,6 +54,8 @@ const CREATE: &[Case] = &[
     ("{registry: docker.io/library}", "with no scheme or path: write docker.io"),
     ("{registry: 'docker io'}", "must be a host name with an optional port"),
     ("{registry: index.docker.io}", "must be the name that images use for Docker Hub: write docker.io"),
+    ("{registry: hub.docker.com}", "must be the name that images use for Docker Hub: write docker.io"),
+    ("{registry: Docker.io}", "must be the name that images use for Docker Hub: write docker.io"),
     ("{registry: docker.io, url: registry-1.docker.io}", "spec.url: Invalid value"),
     ("{registry: docker.io, url: 'https://user:secret@docker.io'}", "with no path, user or query"),
     ("{registry: docker.io, url: 'https://docker.io/v2/'}", "with no path, user or query"),
