@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub const NAME: &str = "breakwater-operator";
 /// A holder that is silent for longer has lost its lease.
 pub const DURATION: Duration = Duration::from_secs(15);
-/// Shorter than [`DURATION`]: the holder gives up before somebody else may begin.
+/// With one more call shorter than [`DURATION`]: the holder gives up before somebody else may begin.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -112,8 +112,17 @@ impl Candidate {
             match tokio::time::timeout(RENEW_DEADLINE, self.renew()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(holder)) => return Lost::Taken(holder),
-                Err(_) => return Lost::NotRenewed,
+                Err(_) => return self.successor().await.map_or(Lost::NotRenewed, Lost::Taken),
             }
+        }
+    }
+
+    /// Who has the lease, if that is another: who stood still finds that out only now.
+    async fn successor(&self) -> Option<String> {
+        let spec = call(self.api.get_opt(NAME)).await.ok()??.spec;
+        match decide(spec.as_ref(), &self.me, Duration::ZERO) {
+            Decision::Wait { holder } => Some(holder),
+            Decision::Take | Decision::Renew => None,
         }
     }
 
