@@ -20,8 +20,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// What a tag that is at hand takes.
+/// What a list that is at hand takes.
 const AT_HAND: Duration = Duration::from_millis(100);
+/// What a known tag takes: for a second and a half the cache waits for its upstream, then it says what it knows.
+const KNOWN_TAG: Duration = Duration::from_millis(1800);
 /// Headers that come later than this hardly come.
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -242,13 +244,17 @@ impl Replica {
         let route = self.route();
         // Where there is no other way, slow is better than not at all.
         let is_late = !route.is_only_way && self.conduct().is_late(Instant::now());
-        // What a tag means now is for the upstream to say; it is asked itself where the cache has no answer at hand.
+        // What a tag means now is for the upstream to say, through the cache: in an outage nobody else knows what it meant.
+        if is_late && matches!(content.kind, Kind::Manifest(None)) {
+            self.find_tag(&route, content, time, reserve).await?;
+        }
         let only_if_cached = is_late && !matches!(content.kind, Kind::Manifest(None) | Kind::Other);
         let before = time.left();
-        let patience = match (is_late, only_if_cached) {
+        let patience = match (is_late, &content.kind) {
             (false, _) => before,
-            (true, true) => OWN_ANSWER,
-            (true, false) => AT_HAND,
+            (true, Kind::Manifest(None)) => KNOWN_TAG,
+            (true, Kind::Other) => AT_HAND,
+            (true, _) => OWN_ANSWER,
         };
         let reserve = reserve.max(before.saturating_sub(patience));
         let asking = || match request::build(&route, method, content, headers) {
@@ -287,6 +293,29 @@ impl Replica {
             None => {
                 self.look_now.notify_one();
                 self.broke_off();
+                Err(NoAnswer::Late)
+            }
+        }
+    }
+
+    /// Fails where it does not know this tag, however long ago it asked: then there is nothing to wait for.
+    async fn find_tag(
+        &self,
+        route: &Arc<Route>,
+        content: &Content,
+        time: &mut Time,
+        reserve: Duration,
+    ) -> Result<(), NoAnswer> {
+        let reserve = reserve.max(time.left().saturating_sub(OWN_ANSWER));
+        let asking = || request::of_any_age(request::build(route, &Method::HEAD, content, &HeaderMap::new()));
+        match time.wait(reserve, self.exchange(route, asking)).await {
+            Some(Ok((response, connection))) => {
+                self.release(connection);
+                if response.status().is_success() { Ok(()) } else { Err(NoAnswer::Late) }
+            }
+            Some(Err(fault)) => Err(NoAnswer::Connect(fault)),
+            None => {
+                self.says_nothing();
                 Err(NoAnswer::Late)
             }
         }

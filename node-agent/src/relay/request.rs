@@ -42,3 +42,9 @@ pub(super) fn only_if_cached(mut request: Request<Empty<Bytes>>) -> Request<Empt
     request.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
     request
 }
+
+/// The same, however old it is.
+pub(super) fn of_any_age(mut request: Request<Empty<Bytes>>) -> Request<Empty<Bytes>> {
+    request.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached, max-stale"));
+    request
+}

@@ -3,7 +3,9 @@
 use super::one_pod::{blob, cache, digest_of, manifest};
 use super::support::{Cache, Reply, Running, Step};
 use breakwater_node_agent::relay::Standing;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Says at once that it has nothing, and nothing else ever.
 async fn holding_back() -> Cache {
@@ -31,6 +33,38 @@ async fn headers_that_do_not_come_are_not_waited_for_long() {
     assert_eq!(relay.get(&manifest("latest")).await.status, 503);
     assert!(asked.elapsed() < Duration::from_millis(500), "so is a tag: {:?}", asked.elapsed());
     assert_eq!(relay.view().standing, Standing::In);
+}
+
+#[tokio::test]
+async fn a_tag_that_a_late_cache_knows_is_served_once_it_has_tried_the_upstream_in_vain() {
+    let (content, tried) = (b"{}", Arc::new(Notify::new()));
+    let head = format!("content-type: application/x.y\r\ndocker-content-digest: {}\r\n", digest_of(content));
+    let wait = tried.clone();
+    let cache = cache(move |asked| {
+        match (asked.contains("/manifests/known"), asked.contains("max-stale"), asked.contains("only-if-cached")) {
+            (true, true, _) => {
+                Reply { head: format!("HTTP/1.1 200 OK\r\n{head}content-length: 2\r\n\r\n"), steps: vec![] }
+            }
+            (true, false, false) => {
+                let answer = format!("HTTP/1.1 200 OK\r\n{head}content-length: 2\r\n\r\n{{}}");
+                Reply { head: String::new(), steps: vec![Step::Wait(wait.clone()), Step::Send(answer.into_bytes())] }
+            }
+            (_, _, true) => Reply::new(504, "", b""),
+            _ => Reply { head: String::new(), steps: vec![Step::Stall] },
+        }
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    let known = manifest("known");
+    let (answer, ()) = tokio::join!(relay.get(&known), async {
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        tried.notify_one();
+    });
+    assert_eq!((answer.status, answer.body.as_slice()), (200, content.as_slice()));
+    let asked = Instant::now();
+    assert_eq!(relay.get(&manifest("unknown")).await.status, 503);
+    assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
