@@ -237,6 +237,12 @@ async fn neither_a_new_operator_nor_an_empty_cache_forgets_an_image() -> Result<
     // A cache that comes back with an empty volume is told again and fills again.
     scene.cache.kill9().await;
     drop(scene.cache);
+    until(LIMIT, "the operator to know what is in use, and not how it fares", async || {
+        let metrics = scene.operator.metrics().await?;
+        ensure!(metrics.contains(r#"breakwater_images_in_use{name="hub"} 2"#), "not in use any more: {metrics}");
+        Ok((!metrics.contains("breakwater_images_survivable{")).then_some(()))
+    })
+    .await?;
     let empty = scene.data.path().join("empty");
     let cache = scene.stage.cache(&scene.upstream, &empty).await?;
     let is_told = async || Ok((pinned(&scene.stage, &scene.upstream, &cache).await?.len() >= 2).then_some(()));

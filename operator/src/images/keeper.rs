@@ -33,8 +33,23 @@ const LASTING: Duration = Duration::from_secs(10 * 60);
 pub struct Survey {
     /// By the mirror's name; those alone of which it is known.
     pub mirrors: BTreeMap<String, Arc<ImagesReport>>,
+    /// Images in use or asked for, by the mirror's name: known also while no replica of its cache tells of them.
+    pub in_use: BTreeMap<String, usize>,
     /// Images of registries that have no mirror; none while the images in use are not known.
     pub not_mirrored: Option<usize>,
+}
+
+impl Survey {
+    fn note(&mut self, mirror: &str, in_use: Option<usize>, report: Option<Arc<ImagesReport>>) {
+        match in_use {
+            Some(in_use) => self.in_use.insert(mirror.to_owned(), in_use),
+            None => self.in_use.remove(mirror),
+        };
+        match report {
+            Some(report) => self.mirrors.insert(mirror.to_owned(), report),
+            None => self.mirrors.remove(mirror),
+        };
+    }
 }
 
 /// The survey as everybody but the keeper sees it.
@@ -170,21 +185,19 @@ impl Keeper {
     /// Judges one mirror anew; says whether the report is news.
     fn report(&self, state: &mut State, mirror: &str, now: Instant) -> bool {
         let replicas = state.replicas.reports_of(mirror);
-        let report = state.lists.get_mut(mirror).and_then(|list| {
+        let list = state.lists.get_mut(mirror);
+        let in_use = list.as_ref().and_then(|list| Some(list.wanted.as_ref()?.counted.len()));
+        let report = list.and_then(|list| {
             let mut report = judge(&list.mirror.spec, list.wanted.as_ref()?, &replicas)?;
             report.lasting = list.lasting(&report, now);
             Some(Arc::new(report))
         });
         self.publish.send_if_modified(|survey| {
-            if survey.mirrors.get(mirror) == report.as_ref() {
-                return false;
+            let is_news = survey.mirrors.get(mirror) != report.as_ref() || survey.in_use.get(mirror) != in_use.as_ref();
+            if is_news {
+                Arc::make_mut(survey).note(mirror, in_use, report);
             }
-            let mirrors = &mut Arc::make_mut(survey).mirrors;
-            match report {
-                Some(report) => mirrors.insert(mirror.to_owned(), report),
-                None => mirrors.remove(mirror),
-            };
-            true
+            is_news
         })
     }
 }

@@ -49,10 +49,11 @@ impl Collector for ImageMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let survey = self.0.borrow().as_ref().map(|surveys| surveys.borrow().clone()).unwrap_or_default();
         let label = |mirror: &String| MirrorLabel { name: mirror.clone() };
-        let in_use = survey.mirrors.iter().map(|(mirror, report)| (label(mirror), report.in_use));
+        let in_use = survey.in_use.iter().map(|(mirror, in_use)| (label(mirror), *in_use));
         gauge(&mut encoder, "breakwater_images_in_use", "Images in use of each mirror's registry", in_use)?;
         let survivable = survey.mirrors.iter().map(|(mirror, report)| (label(mirror), report.survivable()));
-        let help = "Images in use that would survive the loss of their registry";
+        let help =
+            "Images in use that would survive the loss of their registry; absent while no replica of the cache tells";
         gauge(&mut encoder, "breakwater_images_survivable", help, survivable)?;
         let mut exposed = BTreeMap::new();
         for (mirror, report) in &survey.mirrors {
@@ -80,7 +81,11 @@ mod tests {
         let image = |name: &str| ImageName::parse(name).unwrap();
         let exposed = |name| Exposed { image: image(name), reason: reason::NOT_FOUND, message: None };
         let report = ImagesReport { in_use: 5, exposed: vec![exposed("a"), exposed("b")], ..ImagesReport::default() };
-        let survey = Survey { mirrors: [("hub".to_owned(), Arc::new(report))].into(), not_mirrored: Some(3) };
+        let survey = Survey {
+            mirrors: [("hub".to_owned(), Arc::new(report))].into(),
+            in_use: [("hub".to_owned(), 5), ("silent".to_owned(), 7)].into(),
+            not_mirrored: Some(3),
+        };
         let (_publish, surveys) = watch::channel(Arc::new(survey));
         let metrics = ImageMetrics::default();
         metrics.watch(surveys);
@@ -96,5 +101,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+        assert!(text.contains("breakwater_images_in_use{name=\"silent\"} 7"), "{text}");
+        assert!(!text.contains("breakwater_images_survivable{name=\"silent\"}"), "nobody knows: {text}");
     }
 }
