@@ -27,6 +27,8 @@ pub struct NodeView {
     pub facts: Arc<NodeFacts>,
     /// What its agent says; absent while the agent's Pod is not Ready, because what it said before may be long gone.
     pub report: Option<Arc<Report>>,
+    /// Since when it says nothing; absent while it does, and where it was never heard.
+    pub silent_since: Option<Timestamp>,
 }
 
 /// What is used of a Node.
@@ -78,11 +80,21 @@ impl Fleet {
         let view = |node: &N| {
             let facts = node.borrow().facts.clone();
             let report = reports.get(&*facts.name).filter(|_| live.contains(&*facts.name));
-            NodeView { report: report.map(|report| Arc::clone(report)), facts }
+            NodeView { report: report.map(|report| Arc::clone(report)), facts, silent_since: None }
         };
         let mut nodes: Vec<_> = nodes.iter().map(view).collect();
         nodes.sort_by(|a, b| a.facts.name.cmp(&b.facts.name));
         Self { nodes }
+    }
+
+    /// The same, with the time since when those are silent who said something in `before`.
+    #[must_use]
+    pub fn after(mut self, before: &Self, now: Timestamp) -> Self {
+        for view in self.nodes.iter_mut().filter(|view| view.report.is_none()) {
+            let was = before.node(&view.facts.name);
+            view.silent_since = was.and_then(|was| was.report.as_ref().map(|_| now).or(was.silent_since));
+        }
+        self
     }
 
     /// The node with this name.
@@ -162,6 +174,21 @@ mod tests {
         let without = Fleet::of(&[node], &[report], &[leaving]);
         assert_eq!(without.node("n1").unwrap().report, None);
         assert_eq!(without.news_since(&fleet), News::Nodes);
+    }
+
+    #[test]
+    fn the_silence_of_who_was_heard_has_a_beginning() {
+        let at = |minute: i64| Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_mins(minute);
+        let fleet = |report: Option<Report>| {
+            let facts = Arc::new(NodeFacts { name: "n1".to_owned(), ..NodeFacts::default() });
+            Fleet { nodes: vec![NodeView { facts, report: report.map(Arc::new), silent_since: None }] }
+        };
+        let silent_since = |fleet: &Fleet| fleet.nodes[0].silent_since;
+        let never = fleet(None).after(&Fleet::default(), at(0)).after(&fleet(None), at(1));
+        assert_eq!(silent_since(&never), None);
+        let silent = fleet(None).after(&fleet(Some(Report::default())), at(2));
+        assert_eq!(silent_since(&fleet(None).after(&silent, at(3))), Some(at(2)));
+        assert_eq!(silent_since(&fleet(Some(Report::default())).after(&silent, at(3))), None);
     }
 
     #[test]

@@ -217,7 +217,7 @@ mod tests {
             "{{metadata: {{name: cache-docker-io-0}}, status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}}}"
         )))];
         let facts = NodeFacts { name: "n1".to_owned(), created: Some(now()), ready: true, ..NodeFacts::default() };
-        let node = NodeView { facts: Arc::new(facts), report: Some(Arc::new(report)) };
+        let node = NodeView { facts: Arc::new(facts), report: Some(Arc::new(report)), silent_since: None };
         seen.fleet = Arc::new(Fleet { nodes: vec![node] });
         (valid, seen)
     }

@@ -10,6 +10,7 @@ use crate::fleet::{Common, Fleet, News, WatchedAgent, WatchedNode, WatchedReport
 use breakwater_crds::RegistryMirror;
 use breakwater_crds::names::{CA_SECRET, CACHE, CACHE_PEER, LABEL_INSTANCE, LABEL_NAME};
 use concerns::Concerns;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -167,7 +168,7 @@ async fn keep_fleet(stores: FleetStores, changed: Arc<Notify>, publish: watch::S
     loop {
         changed.notified().await;
         tokio::time::sleep(pause).await;
-        let fleet = stores.join();
+        let fleet = stores.join().after(&publish.borrow(), Timestamp::now());
         let news = fleet.news_since(&publish.borrow());
         pause = pause_after(&news, fleet.nodes.len());
         // Also without news: the former one would hold on to what the watches have replaced.

@@ -5,7 +5,8 @@
 //!
 //! A node younger than 5 minutes that has not proven the mirror yet is forgiven, so that autoscaling does not make Ready flap, but
 //! only while NodesReady is True: a mirror that is becoming ready waits for every node, or Ready would mean nothing in a cluster
-//! that is itself younger than 5 minutes. A young node that fails or bypasses the cache is never forgiven: it has had its say.
+//! that is itself younger than 5 minutes. A node whose agent fell silent is forgiven for a minute in the same way, so that an
+//! update of the agents does not. A node that says that it fails or bypasses the cache is never forgiven: it has had its say.
 
 use crate::fleet::{Fleet, NodeFacts, NodeView};
 use crate::text::{clock, one_line};
@@ -14,6 +15,8 @@ use breakwater_crds::{InactiveMirror, MirrorState, NodeCounts, RegistryMirrorSpe
 use jiff::{SignedDuration, Timestamp};
 
 const YOUNG: SignedDuration = SignedDuration::from_mins(5);
+/// An agent that is replaced is back in seconds, unless its image is new to the node.
+const RESTART: SignedDuration = SignedDuration::from_mins(1);
 const MAX_NAMES: usize = 3;
 
 /// What the verdict rests on.
@@ -35,7 +38,8 @@ struct Sorted<'a> {
     failed: Vec<(&'a str, &'a InactiveMirror)>,
     pending: Vec<&'a str>,
     silent: Vec<&'a str>,
-    forgiven: usize,
+    young: usize,
+    restarting: usize,
 }
 
 /// NodesReady and the counts.
@@ -56,15 +60,16 @@ fn sort<'a>(facts: &Facts<'a>) -> Sorted<'a> {
     let registry = &facts.spec.registry;
     let mut sorted = Sorted::default();
     let is_desired = |view: &&NodeView| view.facts.ready && facts.nodes.matches(&view.facts.labels);
-    for NodeView { facts: node, report } in facts.fleet.nodes.iter().filter(is_desired) {
+    for NodeView { facts: node, report, silent_since } in facts.fleet.nodes.iter().filter(is_desired) {
         sorted.desired += 1;
-        let forgiven = facts.settled && is_young(node, facts.now);
+        let young = facts.settled && is_young(node, facts.now);
         let name = node.name.as_str();
         let Some(report) = report else {
-            if forgiven {
-                sorted.forgiven += 1;
-            } else {
-                sorted.silent.push(name);
+            let restarts = silent_since.is_some_and(|since| facts.now.duration_since(since).abs() < RESTART);
+            match (young, facts.settled && restarts) {
+                (true, _) => sorted.young += 1,
+                (false, true) => sorted.restarting += 1,
+                (false, false) => sorted.silent.push(name),
             }
             continue;
         };
@@ -76,7 +81,7 @@ fn sort<'a>(facts: &Facts<'a>) -> Sorted<'a> {
         match inactive.map(|inactive| (inactive.state, inactive)) {
             Some((MirrorState::Bypassed, inactive)) => sorted.bypassed.push((name, inactive)),
             Some((MirrorState::Failed, inactive)) => sorted.failed.push((name, inactive)),
-            Some((MirrorState::Pending, _)) | None if forgiven => sorted.forgiven += 1,
+            Some((MirrorState::Pending, _)) | None if young => sorted.young += 1,
             Some((MirrorState::Pending, _)) | None => sorted.pending.push(name),
         }
     }
@@ -119,11 +124,14 @@ fn judge(facts: &Facts<'_>, sorted: &Sorted<'_>) -> (Status, &'static str, Strin
         let message = format!("waiting for {} to pull through the cache", listed(sorted.pending.iter().copied()));
         return (Status::False, reason::NODES_PENDING, message);
     }
-    let young = match sorted.forgiven {
-        0 => String::new(),
-        amount => format!("; {amount} younger than 5 minutes not yet"),
-    };
-    (Status::True, reason::NODES_ACTIVE, format!("{} of {desired} nodes pull through the cache{young}", sorted.active))
+    let young = some(sorted.young, "younger than 5 minutes not yet");
+    let restarting = some(sorted.restarting, "not while the agent restarts");
+    let message = format!("{} of {desired} nodes pull through the cache{young}{restarting}", sorted.active);
+    (Status::True, reason::NODES_ACTIVE, message)
+}
+
+fn some(amount: usize, what: &str) -> String {
+    if amount == 0 { String::new() } else { format!("; {amount} {what}") }
 }
 
 /// What an agent gives as the cause.
@@ -161,7 +169,7 @@ mod tests {
         });
         let created = Some(now - SignedDuration::from_mins(age_minutes));
         let facts = NodeFacts { name: name.to_owned(), created, ready: true, ..NodeFacts::default() };
-        NodeView { facts: Arc::new(facts), report: report.map(Arc::new) }
+        NodeView { facts: Arc::new(facts), report: report.map(Arc::new), silent_since: None }
     }
 
     fn check(nodes: Vec<NodeView>, settled: bool, expected: &str) {
@@ -218,6 +226,20 @@ mod tests {
             false,
             "0/1 False NodesPending: waiting for a to pull through the cache",
         );
+    }
+
+    #[test]
+    fn an_agent_may_restart() {
+        let nodes = |seconds: i64| {
+            let mut silent = node("b", 9, None);
+            silent.silent_since = Some(NOW.parse::<Timestamp>().unwrap() - SignedDuration::from_secs(seconds));
+            vec![node("a", 9, Some("active")), silent]
+        };
+        let silent = "1/2 Unknown AgentSilent: no word from the agent of b; look at its Pod";
+        let forgiven = "1/2 True NodesActive: 1 of 2 nodes pull through the cache; 1 not while the agent restarts";
+        check(nodes(59), true, forgiven);
+        check(nodes(60), true, silent);
+        check(nodes(1), false, silent);
     }
 
     #[test]
