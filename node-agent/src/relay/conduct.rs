@@ -40,7 +40,7 @@ impl Origin {
 pub(super) struct Conduct {
     disk: Offences,
     upstream: Offences,
-    /// Headers that did not come.
+    /// Answers that did not come, or were of no use and came late.
     late: Offences,
     /// When headers last took long.
     answered_slowly: Option<Instant>,
@@ -78,7 +78,7 @@ impl Conduct {
         }
     }
 
-    /// No headers came, in more time than a cache gives its upstream.
+    /// No headers came, in more time than a cache gives its upstream; or nothing of use, after a while.
     pub(super) fn keep_waiting(&mut self, now: Instant) {
         self.late.add(now);
     }

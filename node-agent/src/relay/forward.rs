@@ -22,6 +22,9 @@ const RESERVE: Duration = Duration::from_secs(2);
 /// A cache gives its upstream 4 s. Pods that together took longer than this hang over what they do not have.
 const KEPT_WAITING: Duration = Duration::from_millis(4500);
 
+/// A pull asks five times and more, so who takes longer than this to fail is not asked to fetch anything for a while.
+const IN_VAIN: Duration = Duration::from_secs(1);
+
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// What of the cache's headers reaches the runtime. No challenge, no redirect, nothing about the connection.
 const RETURNED: [HeaderName; 14] = [
@@ -66,9 +69,16 @@ pub(super) async fn forward(
             Ok(response) => return Ok(response),
             Err(fault) => unserved = fault,
         }
-        if matches!(unserved, Unserved::Late) {
-            late.push(replica);
-            waited += before.saturating_sub(time.left());
+        let took = before.saturating_sub(time.left());
+        match &unserved {
+            Unserved::Late => {
+                late.push(replica);
+                waited += took;
+            }
+            // Nobody is there: the prober finds out.
+            Unserved::Connect(fault) if fault.is_absence() => {}
+            _ if took > IN_VAIN => replica.kept_waiting(),
+            _ => {}
         }
         if time.is_over() {
             break;

@@ -22,8 +22,9 @@ pub(super) const SLOWEST_HIT: u64 = 256 * 1024;
 const HIT_WINDOW: Duration = Duration::from_secs(5);
 /// ... or this much where it failed to before.
 const PROBATION_WINDOW: Duration = Duration::from_secs(2);
-/// What comes through it from the upstream drips at least like this: what is slower has as good as stalled ...
-const SLOWEST_MISS: u64 = 2 * 1024;
+/// What comes through it from the upstream drips at least like this: what is slower has as good as stalled, and the cache goes on with it
+/// by itself ...
+const SLOWEST_MISS: u64 = 16 * 1024;
 /// ... over this share of the wait for a stall, so that a drip costs a pull no more than a stall, manifest included.
 const MISS_WINDOW: (u32, u32) = (2, 3);
 
@@ -43,9 +44,9 @@ pub(super) enum Exhausted {
 pub(super) struct Limits {
     origin: Origin,
     stall: Duration,
-    /// At least so many bytes in so much time of waiting.
+    /// After so much waiting, at least so many bytes have come a second.
     window: Duration,
-    least: u64,
+    slowest: u64,
 }
 
 impl Limits {
@@ -58,7 +59,7 @@ impl Limits {
             Origin::Disk => (HIT_WINDOW, SLOWEST_HIT),
             Origin::Upstream => (left * MISS_WINDOW.0 / MISS_WINDOW.1, SLOWEST_MISS),
         };
-        Self { origin, stall, window, least: slowest * window.as_millis() as u64 / 1000 }
+        Self { origin, stall, window, slowest }
     }
 }
 
@@ -129,7 +130,12 @@ impl Patience {
         if !self.counts() || self.waited < self.limits.window {
             return None;
         }
-        if self.came < self.limits.least {
+        // An upstream that was fast until it stalled has the time of a stall.
+        let counted = match self.limits.origin {
+            Origin::Disk => self.waited,
+            Origin::Upstream => self.waited.saturating_sub(self.silent),
+        };
+        if self.came < self.limits.slowest * counted.as_millis() as u64 / 1000 {
             return Some(Exhausted::Slow);
         }
         // The next window begins; the stall goes on from where it began.
@@ -177,7 +183,20 @@ mod tests {
         check(limits(Upstream), 100.0, 1, Some((15.0, Exhausted::Stalled)));
         check(limits(Upstream), 1.0, 1, Some((10.0, Exhausted::Slow)));
         check(limits(Upstream), 0.5, 512, Some((10.0, Exhausted::Slow)));
-        check(limits(Upstream), 14.0, 40 * 1024, None);
+        check(limits(Upstream), 0.5, 7 * 1024, Some((10.0, Exhausted::Slow)));
+        check(limits(Upstream), 14.0, 300 * 1024, None);
+    }
+
+    #[test]
+    fn who_was_fast_before_a_stall_has_the_time_of_a_stall() {
+        let start = Instant::now();
+        let mut patience = Patience::new(limits(Upstream));
+        patience.wait(start);
+        patience.came(20 * 1024, start + LOOK);
+        patience.wait(start + LOOK);
+        let mut ends = (2..).map(|look| (look, patience.exhausted(start + look * LOOK, false)));
+        let (look, why) = ends.find(|(_, exhausted)| exhausted.is_some()).unwrap();
+        assert_eq!(((look - 1) * LOOK, why), (STALL, Some(Exhausted::Stalled)));
     }
 
     #[test]

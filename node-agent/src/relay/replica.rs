@@ -321,7 +321,7 @@ impl Replica {
         }
     }
 
-    /// It gave no headers in all the time that there was.
+    /// It gave nothing of use, and took its time.
     pub(super) fn kept_waiting(&self) {
         self.conduct().keep_waiting(Instant::now());
     }

@@ -68,6 +68,25 @@ async fn a_tag_that_a_late_cache_knows_is_served_once_it_has_tried_the_upstream_
 }
 
 #[tokio::test]
+async fn who_fails_late_is_asked_for_what_he_has() {
+    let refusal = || Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec());
+    for end in [refusal, || Step::Close] {
+        let late = move || vec![Step::Pause(Duration::from_millis(1200)), end()];
+        let cache = cache(move |head| match head.contains("only-if-cached") {
+            true => Reply::new(504, "", b""),
+            false => Reply { head: String::new(), steps: late() },
+        })
+        .await;
+        let relay = Running::before(&cache).await;
+        for (name, bounds) in [("x", 1100..2000), ("y", 0..500)] {
+            let asked = Instant::now();
+            assert_eq!(relay.get(&blob(name)).await.status, 503);
+            assert!(bounds.contains(&asked.elapsed().as_millis()), "{name}: {:?}", asked.elapsed());
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_a_cache_has_is_served_while_it_waits_for_the_upstream_without_end() {
     let held = blob("held");
     let cache = cache(move |head| match (head.contains(&held), head.contains("only-if-cached")) {

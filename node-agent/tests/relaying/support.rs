@@ -41,6 +41,8 @@ pub(crate) enum Step {
     Flood(usize),
     /// Nothing, until the test says so.
     Wait(Arc<Notify>),
+    /// Nothing for so long.
+    Pause(Duration),
     /// Nothing, for ever.
     Stall,
     /// A byte a second, for ever.
@@ -218,6 +220,10 @@ async fn converse(mut stream: TlsStream<TcpStream>, script: Arc<Script>, state: 
                 Step::Wait(until) => {
                     stream.flush().await?;
                     until.notified().await;
+                }
+                Step::Pause(pause) => {
+                    stream.flush().await?;
+                    tokio::time::sleep(pause).await;
                 }
                 Step::Stall => {
                     stream.flush().await?;
