@@ -62,7 +62,10 @@ async fn look(args: &CheckArgs, client: &Client) -> kube::Result<Vec<Finding>> {
         return Ok(findings);
     }
     let leases: Api<Lease> = Api::namespaced(client.clone(), &args.namespace);
-    findings.push(leader(leases.get_opt(lease::NAME).await?.as_ref(), Timestamp::now()));
+    let lease = leases.get_opt(lease::NAME).await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+    let pods = pods.list(&ListParams::default()).await?.items;
+    findings.push(leader(lease.as_ref(), &pods, Timestamp::now()));
     let pods: Api<Pod> = Api::namespaced(client.clone(), &args.nodes_namespace);
     let ours = ListParams::default().labels(&format!("{LABEL_NAME}={AGENT}"));
     findings.push(agents(&pods.list(&ours).await?.items));
@@ -83,7 +86,7 @@ fn definition(name: &str, ours: &CustomResourceDefinition, served: Option<&Custo
     }
 }
 
-fn leader(lease: Option<&Lease>, now: Timestamp) -> Finding {
+fn leader(lease: Option<&Lease>, pods: &[Pod], now: Timestamp) -> Finding {
     let spec = lease.and_then(|lease| lease.spec.as_ref());
     let Some(holder) = spec.and_then(|spec| spec.holder_identity.as_deref()).filter(|holder| !holder.is_empty()) else {
         return Err("operator: none leads; look at its Pod".to_owned());
@@ -93,7 +96,14 @@ fn leader(lease: Option<&Lease>, now: Timestamp) -> Finding {
     if now.duration_since(renewed).as_secs() > 2 * lease::DURATION.as_secs().cast_signed() {
         return Err(format!("operator: {holder} led last at {renewed}; look at its Pod"));
     }
-    Ok(format!("operator: {holder} leads"))
+    // Whoever may write leases can hold this one, and then no operator leads.
+    if !pods.iter().any(|pod| pod.name_any() == holder) {
+        return Err(format!(
+            "operator: {holder} leads, and no such Pod is there; delete Lease {}, and look at who writes it",
+            lease::NAME
+        ));
+    }
+    Ok(format!("operator: Pod {holder} leads"))
 }
 
 fn agents(pods: &[Pod]) -> Finding {
@@ -135,9 +145,18 @@ mod tests {
     fn a_leader_counts_while_it_renews() {
         let lease: Lease = parse("{metadata: {}, spec: {holderIdentity: a, renewTime: '2026-01-01T00:00:00.000000Z'}}");
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert!(leader(Some(&lease), at("2026-01-01T00:00:20Z")).is_ok());
-        assert!(leader(Some(&lease), at("2026-01-01T00:01:00Z")).unwrap_err().contains("led last"));
-        assert!(leader(None, at("2026-01-01T00:00:00Z")).unwrap_err().contains("none leads"));
+        let pods = [parse("{metadata: {name: a}}")];
+        assert_eq!(leader(Some(&lease), &pods, at("2026-01-01T00:00:20Z")).unwrap(), "operator: Pod a leads");
+        assert!(leader(Some(&lease), &pods, at("2026-01-01T00:01:00Z")).unwrap_err().contains("led last"));
+        assert!(leader(None, &pods, at("2026-01-01T00:00:00Z")).unwrap_err().contains("none leads"));
+    }
+
+    #[test]
+    fn a_leader_is_a_pod() {
+        let lease: Lease = parse("{metadata: {}, spec: {holderIdentity: a, renewTime: '2026-01-01T00:00:00.000000Z'}}");
+        let told = |pods: &[Pod]| leader(Some(&lease), pods, "2026-01-01T00:00:05Z".parse().unwrap()).unwrap_err();
+        assert!(told(&[]).starts_with("operator: a leads, and no such Pod is there"));
+        assert!(told(&[parse("{metadata: {name: b}}")]).contains("no such Pod"));
     }
 
     #[test]
