@@ -7,6 +7,8 @@
 mod cache;
 mod images;
 mod nodes;
+mod pod;
+mod stalled;
 mod upstream;
 
 use crate::build::{Applied, Resources};
@@ -18,7 +20,7 @@ use breakwater_crds::conditions::{
     UPSTREAM_REACHABLE, Verdict, reason, set,
 };
 use breakwater_crds::{CacheStatus, NodeCounts, RegistryMirrorStatus, Summary};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::ObjectMeta;
 
@@ -33,9 +35,6 @@ const ORDER: [&str; 8] = [
     UPSTREAM_CREDENTIALS_ACCEPTED,
     IMAGES_SURVIVABLE,
 ];
-
-/// A failing Pod is given so long to mend itself before the mirror counts as stalled.
-const FAILING_UNTIL_STALLED: SignedDuration = SignedDuration::from_mins(10);
 
 /// A refusal by the API server may repeat all that it refuses; each agent reads the status.
 const MAX_MESSAGE: usize = 1024;
@@ -99,13 +98,14 @@ pub fn of_children(
     let (nodes, counts) =
         nodes::verdict(&nodes::Facts { spec, nodes: &valid.nodes, fleet: &observed.fleet, settled, now });
     let mut verdicts = vec![ready(&cache, &nodes, counts, &valid.name)];
+    let generation = valid.mirror.metadata.generation;
+    let state = stalled::State { cache: &cache, pods: &there.pods, obstacle: children.err(), old, generation, now };
     // Never both: kstatus would take a stalled mirror for one that makes progress.
-    verdicts.extend(stalled(&cache, children.err(), old, now).or_else(|| reconciling(&cache, &nodes)));
+    verdicts.extend(stalled::verdict(&state).or_else(|| reconciling(&cache, &nodes)));
     verdicts.extend(upstream::credentials(spec, &observed.credentials, report));
     verdicts.extend([cache, nodes, upstream::reachable(spec, report, now)]);
     let images = observed.images.as_deref();
     verdicts.push(images::survivable(images));
-    let generation = valid.mirror.metadata.generation;
     RegistryMirrorStatus {
         observed_generation: generation,
         conditions: stamped(&old.conditions, verdicts, generation, now),
@@ -148,25 +148,6 @@ fn reconciling(cache: &Verdict, nodes: &Verdict) -> Option<Verdict> {
     Some(Verdict { kind: RECONCILING, status: Status::True, ..verdict.clone() })
 }
 
-fn stalled(
-    cache: &Verdict,
-    obstacle: Option<&Obstacle>,
-    old: &RegistryMirrorStatus,
-    now: Timestamp,
-) -> Option<Verdict> {
-    if let Some(Obstacle { reason, message }) = obstacle {
-        return Some(Verdict { kind: STALLED, status: Status::True, reason, message: message.clone() });
-    }
-    let failing_for_long = cache.status == Status::False
-        && cache.reason == reason::POD_FAILING
-        && old.conditions.iter().any(|old| {
-            let is_false = old.type_ == CACHE_READY && old.status == Status::False.as_str();
-            // A time in the future was written before the clock was put right: so long ago that nobody knows.
-            is_false && now.duration_since(old.last_transition_time.0).abs() > FAILING_UNTIL_STALLED
-        });
-    failing_for_long.then(|| Verdict { kind: STALLED, status: Status::True, ..cache.clone() })
-}
-
 /// Conditions with their times; those that no verdict speaks of are gone.
 fn stamped(old: &[Condition], verdicts: Vec<Verdict>, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
     let mut conditions: Vec<_> =
@@ -196,7 +177,7 @@ mod tests {
     use std::marker::PhantomData;
     use std::sync::Arc;
 
-    fn find<'a>(status: &'a RegistryMirrorStatus, kind: &str) -> &'a Condition {
+    pub(super) fn find<'a>(status: &'a RegistryMirrorStatus, kind: &str) -> &'a Condition {
         status.conditions.iter().find(|condition| condition.type_ == kind).unwrap()
     }
 
@@ -210,7 +191,7 @@ mod tests {
     }
 
     /// A cluster with one node, where the cache's Pod is `ready` and the agent says `report`.
-    fn cluster(ready: &str, report: Report) -> (Valid, Observed) {
+    pub(super) fn cluster(ready: &str, report: Report) -> (Valid, Observed) {
         let mut seen = observed(mirror("harbour", 1, "{registry: docker.io}"), &[]);
         let valid = validate(&seen).unwrap();
         seen.plain.pods = vec![Arc::new(parse(&format!(
@@ -222,7 +203,7 @@ mod tests {
         (valid, seen)
     }
 
-    fn applied(observed_generation: i64) -> Resources<Applied> {
+    pub(super) fn applied(observed_generation: i64) -> Resources<Applied> {
         Resources {
             tls: Default::default(),
             tokens: Default::default(),
@@ -245,9 +226,9 @@ mod tests {
         let (valid, seen) = cluster("False", Report::default());
         let starting = of_children(&valid, &seen, Ok(&applied(1)), &old, now());
         expect![[r#"
-            Ready=False CacheStarting: waiting for cache-docker-io-0 to be ready
-            Reconciling=True CacheStarting: waiting for cache-docker-io-0 to be ready
-            CacheReady=False CacheStarting: waiting for cache-docker-io-0 to be ready
+            Ready=False CacheStarting: waiting for cache-docker-io-0 to be ready; kubectl -n breakwater-system describe pod cache-docker-io-0 says what hinders it
+            Reconciling=True CacheStarting: waiting for cache-docker-io-0 to be ready; kubectl -n breakwater-system describe pod cache-docker-io-0 says what hinders it
+            CacheReady=False CacheStarting: waiting for cache-docker-io-0 to be ready; kubectl -n breakwater-system describe pod cache-docker-io-0 says what hinders it
             NodesReady=False NodesPending: waiting for n1 to pull through the cache
             UpstreamReachable=Unknown Unknown: the cache does not say
             ImagesSurvivable=Unknown Unknown: not known yet: no replica of the cache tells, no node has a platform, or the operator is still listing Pods
@@ -298,45 +279,6 @@ mod tests {
         assert_eq!(reconciling(&seen), None);
         let (_, seen) = cluster("True", Report::default());
         assert_eq!(reconciling(&seen).as_deref(), Some(reason::NODES_PENDING));
-    }
-
-    #[test]
-    fn an_obstacle_stalls_and_a_pod_that_fails_for_long_does_too() {
-        let (valid, mut seen) = cluster("False", Report::default());
-        let old = RegistryMirrorStatus::default();
-        let obstacle = Obstacle { reason: reason::CHILD_REFUSED, message: "exceeded quota".to_owned() };
-        let status = of_children(&valid, &seen, Err(&obstacle), &old, now());
-        assert_eq!(find(&status, STALLED).message, "exceeded quota");
-        assert_eq!(find(&status, READY).reason, reason::CHILD_REFUSED);
-        assert!(status.conditions.iter().all(|condition| condition.type_ != RECONCILING), "never beside Stalled");
-
-        seen.plain.pods = vec![Arc::new(parse(
-            "{metadata: {name: cache-docker-io-0}, status: {containerStatuses: [{name: c, image: i, imageID: '', ready: false, \
-             restartCount: 9, lastState: {terminated: {exitCode: 1}}}]}}",
-        ))];
-        let failing = of_children(&valid, &seen, Ok(&applied(1)), &old, now());
-        assert!(failing.conditions.iter().all(|condition| condition.type_ != STALLED));
-        let later = of_children(&valid, &seen, Ok(&applied(1)), &failing, now() + SignedDuration::from_mins(11));
-        assert_eq!(find(&later, STALLED).reason, reason::POD_FAILING);
-    }
-
-    #[test]
-    fn a_clock_that_jumps_is_no_news_and_keeps_no_mirror_from_stalling() {
-        let active = Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] };
-        let (valid, seen) = cluster("True", active);
-        let ready = of_children(&valid, &seen, Ok(&applied(1)), &RegistryMirrorStatus::default(), now());
-        for hours in [2, -2, 400 * 24, -400 * 24] {
-            let jumped = now() + SignedDuration::from_hours(hours);
-            assert_eq!(of_children(&valid, &seen, Ok(&applied(1)), &ready, jumped), ready, "{hours}");
-            let (valid, mut seen) = cluster("False", Report::default());
-            seen.plain.pods = vec![Arc::new(parse(
-                "{metadata: {name: cache-docker-io-0}, status: {containerStatuses: [{name: c, image: i, imageID: '', ready: false, \
-                 restartCount: 9, state: {waiting: {reason: ErrImagePull}}}]}}",
-            ))];
-            let failing = of_children(&valid, &seen, Ok(&applied(1)), &RegistryMirrorStatus::default(), jumped);
-            let corrected = of_children(&valid, &seen, Ok(&applied(1)), &failing, now());
-            assert_eq!(find(&corrected, STALLED).reason, reason::POD_FAILING, "{hours}");
-        }
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! Whether the cache serves, and what is amiss with its Pods. Pure.
 
-use super::Obstacle;
+use super::{Obstacle, pod};
 use crate::fleet::{Fleet, pod_is_ready};
-use crate::text::one_line;
 use breakwater_crds::conditions::{CACHE_READY, Status, Verdict, reason};
 use breakwater_crds::names::{SYSTEM_NAMESPACE, claim_name, pod_name};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use std::sync::Arc;
-
-const MAX_DETAIL: usize = 200;
 
 /// What the verdict rests on.
 pub(super) struct Facts<'a> {
@@ -70,9 +67,10 @@ fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
     let not = |reason, message| Verdict { kind: CACHE_READY, status: Status::False, reason, message };
     let name = pod_name(facts.name, ordinal);
     let Some(pod) = facts.pods.iter().find(|pod| pod.name_any() == name) else {
-        // Why it is not created stands in an Event alone, which nobody watches: a PriorityClass that does not exist, a quota.
+        // Why it is not created stands in an Event alone, which nobody watches.
         let message = format!(
-            "waiting for {name} to be created; kubectl -n {SYSTEM_NAMESPACE} describe statefulset {} says what hinders it",
+            "waiting for {name} to be created; kubectl -n {SYSTEM_NAMESPACE} describe statefulset {} says what hinders it, such as \
+             a quota, an admission policy or a PriorityClass that does not exist",
             facts.name
         );
         return not(reason::CACHE_STARTING, message);
@@ -96,13 +94,13 @@ fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
     }
     let claim_name = claim_name(facts.name, ordinal);
     let claim = facts.claims.iter().copied().find(|claim| claim.name_any() == claim_name);
-    if let Some((reason, message)) = unscheduled(&name, pod, claim) {
+    if let Some((reason, message)) = pod::unscheduled(&name, pod, claim) {
         return not(reason, message);
     }
-    if let Some(message) = failing(&name, pod) {
+    if let Some(message) = pod::failing(&name, pod) {
         return not(reason::POD_FAILING, message);
     }
-    not(reason::CACHE_STARTING, format!("waiting for {name} to be ready"))
+    not(reason::CACHE_STARTING, pod::starting(&name, pod))
 }
 
 /// The Pod's node if it does not answer any more. A Pod on it stays until its Node object goes.
@@ -125,70 +123,8 @@ fn rolled_out(statefulset: Option<&StatefulSet>, pod: &Pod) -> bool {
     current && (status.update_revision.is_none() || revision.is_none() || revision == status.update_revision.as_ref())
 }
 
-fn unscheduled(name: &str, pod: &Pod, claim: Option<&PersistentVolumeClaim>) -> Option<(&'static str, String)> {
-    let scheduled = condition(pod, "PodScheduled")?;
-    if scheduled.status == "True" {
-        return None;
-    }
-    let detail = one_line(scheduled.message.as_deref().unwrap_or("the scheduler gives no cause"), MAX_DETAIL);
-    let bound = |claim: &PersistentVolumeClaim| {
-        claim.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Bound")
-    };
-    let class = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
-    match claim.filter(|claim| !bound(claim)).map(class) {
-        // The default class is written into a claim when it is made or once there is one: none there means none in the cluster.
-        Some(None) => Some((
-            reason::VOLUME_PENDING,
-            format!("{name} has no volume: no StorageClass is the default; set cache.storage.storageClassName"),
-        )),
-        // It may be one that does not exist.
-        Some(Some(class)) if detail.to_lowercase().contains("persistentvolumeclaim") => Some((
-            reason::VOLUME_PENDING,
-            format!("{name} has no volume of StorageClass {class}: {detail}; look at its claim"),
-        )),
-        _ => Some((reason::UNSCHEDULABLE, format!("{name} finds no node: {detail}"))),
-    }
-}
-
-fn failing(name: &str, pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    status.container_statuses.iter().flatten().find_map(|container| container_failure(name, container))
-}
-
-fn container_failure(name: &str, container: &ContainerStatus) -> Option<String> {
-    let state = container.state.as_ref();
-    let waiting = state.and_then(|state| state.waiting.as_ref());
-    if let Some(waiting) = waiting {
-        let why = waiting.reason.as_deref().unwrap_or_default();
-        let harmless = ["", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"];
-        if !harmless.contains(&why) {
-            let detail = one_line(waiting.message.as_deref().unwrap_or_default(), MAX_DETAIL);
-            return Some(format!("{name} cannot start ({why}): {detail}"));
-        }
-    }
-    let ended = state
-        .and_then(|state| state.terminated.as_ref())
-        .or_else(|| container.last_state.as_ref().and_then(|state| state.terminated.as_ref()));
-    let ended = ended.filter(|ended| ended.exit_code != 0)?;
-    // Of a log's end the last line says why.
-    let said = ended.message.as_deref().and_then(|text| text.trim().lines().last()).unwrap_or_default();
-    let detail = match (said, ended.reason.as_deref()) {
-        ("", Some("Error") | None) => String::new(),
-        ("", Some(reason)) => format!(": {reason}"),
-        (said, _) => format!(": {}", one_line(said, MAX_DETAIL)),
-    };
-    Some(format!(
-        "{name} restarts (exit {}{detail}); see kubectl -n {SYSTEM_NAMESPACE} logs -p {name}",
-        ended.exit_code
-    ))
-}
-
-fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
-    pod.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::fleet::{WatchedAgent, WatchedNode, WatchedReport};
 
@@ -196,13 +132,14 @@ mod tests {
         serde_saphyr::from_str(yaml).unwrap()
     }
 
-    const LIVE_NODE: &str = "{metadata: {name: n1}, status: {conditions: [{type: Ready, status: 'True'}]}}";
+    pub(in super::super) const LIVE_NODE: &str =
+        "{metadata: {name: n1}, status: {conditions: [{type: Ready, status: 'True'}]}}";
     const LOST_NODE: &str = "{metadata: {name: n1}, status: {conditions: [{type: Ready, status: Unknown}]}}";
     const CURRENT: &str =
         "{metadata: {generation: 2}, status: {replicas: 1, observedGeneration: 2, updateRevision: r2}}";
 
     /// `cache-a-0` of revision r2 with this status.
-    fn check_on(node: &str, status: &str, claim: Option<&str>, expected: &str) {
+    pub(in super::super) fn check_on(node: &str, status: &str, claim: Option<&str>, expected: &str) {
         let pod: Pod = parse(&format!(
             "{{metadata: {{name: cache-a-0, labels: {{controller-revision-hash: r2}}}}, \
               spec: {{nodeName: n1, containers: []}}, status: {status}}}"
@@ -225,7 +162,7 @@ mod tests {
         assert_eq!(format!("{} {}: {}", verdict.status.as_str(), verdict.reason, verdict.message), expected);
     }
 
-    fn check(status: &str, expected: &str) {
+    pub(in super::super) fn check(status: &str, expected: &str) {
         check_on(LIVE_NODE, status, None, expected);
     }
 
@@ -234,7 +171,7 @@ mod tests {
         check("{conditions: [{type: Ready, status: 'True'}]}", "True CacheServes: cache-a-0 serves");
         check(
             "{conditions: [{type: Ready, status: 'False'}]}",
-            "False CacheStarting: waiting for cache-a-0 to be ready",
+            "False CacheStarting: waiting for cache-a-0 to be ready; kubectl -n breakwater-system describe pod cache-a-0 says what hinders it",
         );
     }
 
@@ -243,60 +180,6 @@ mod tests {
         let lost = "False NodeLost: cache-a-0 is on node n1, which is lost; bring the node back, or delete its Node object if \
                     it is gone for good";
         check_on(LOST_NODE, "{conditions: [{type: Ready, status: 'True'}]}", None, lost);
-    }
-
-    #[test]
-    fn a_pod_without_a_node_says_whether_it_lacks_a_volume() {
-        let waiting =
-            |message: &str| format!("{{conditions: [{{type: PodScheduled, status: 'False', message: '{message}'}}]}}");
-        let unbound = waiting("0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims");
-        check_on(
-            LIVE_NODE,
-            &unbound,
-            Some("{spec: {}, status: {phase: Pending}}"),
-            "False VolumePending: cache-a-0 has no volume: no StorageClass is the default; set cache.storage.storageClassName",
-        );
-        check_on(
-            LIVE_NODE,
-            &unbound,
-            Some("{spec: {storageClassName: fast}, status: {phase: Pending}}"),
-            "False VolumePending: cache-a-0 has no volume of StorageClass fast: 0/3 nodes are available: pod has unbound immediate \
-             PersistentVolumeClaims; look at its claim",
-        );
-        check_on(
-            LIVE_NODE,
-            &waiting("0/3 nodes are available: 3 Insufficient cpu"),
-            Some("{spec: {storageClassName: fast}, status: {phase: Pending}}"),
-            "False Unschedulable: cache-a-0 finds no node: 0/3 nodes are available: 3 Insufficient cpu",
-        );
-        check(&waiting("no"), "False Unschedulable: cache-a-0 finds no node: no");
-    }
-
-    #[test]
-    fn a_failing_pod_says_what_it_said() {
-        let container = |state: &str| {
-            format!(
-                "{{containerStatuses: [{{name: c, image: i, imageID: '', ready: false, restartCount: 1, {state}}}]}}"
-            )
-        };
-        check(
-            &container(
-                r#"state: {waiting: {reason: CrashLoopBackOff}}, lastState: {terminated: {exitCode: 1, reason: Error, message: "x\nerror: held by another process\n"}}"#,
-            ),
-            "False PodFailing: cache-a-0 restarts (exit 1: error: held by another process); see kubectl -n breakwater-system logs -p cache-a-0",
-        );
-        check(
-            &container("state: {running: {}}, lastState: {terminated: {exitCode: 137, reason: OOMKilled}}"),
-            "False PodFailing: cache-a-0 restarts (exit 137: OOMKilled); see kubectl -n breakwater-system logs -p cache-a-0",
-        );
-        check(
-            &container("state: {waiting: {reason: ImagePullBackOff, message: back-off}}"),
-            "False PodFailing: cache-a-0 cannot start (ImagePullBackOff): back-off",
-        );
-        check(
-            &container("state: {waiting: {reason: ContainerCreating}}"),
-            "False CacheStarting: waiting for cache-a-0 to be ready",
-        );
     }
 
     #[test]
@@ -345,7 +228,8 @@ mod tests {
         assert_eq!(
             told(std::slice::from_ref(&serving)),
             "True CacheStarting: 1 of 2 replicas serving; waiting for cache-a-1 to be created; \
-             kubectl -n breakwater-system describe statefulset cache-a says what hinders it"
+             kubectl -n breakwater-system describe statefulset cache-a says what hinders it, such as a quota, an \
+             admission policy or a PriorityClass that does not exist"
         );
         assert_eq!(
             told(&[serving, pod(1, "n2", "True")]),
@@ -354,7 +238,7 @@ mod tests {
         );
         assert_eq!(
             told(&[pod(0, "n1", "False"), pod(1, "n1", "False")]),
-            "False CacheStarting: waiting for cache-a-0 to be ready"
+            "False CacheStarting: waiting for cache-a-0 to be ready; kubectl -n breakwater-system describe pod cache-a-0 says what hinders it"
         );
     }
 
