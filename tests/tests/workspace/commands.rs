@@ -18,6 +18,7 @@ const KINDS: &[(&str, Option<&str>)] = &[
     ("pod", None),
     ("pods", None),
     ("pvc", None),
+    ("statefulset", None),
     ("node", None),
     ("nodes", None),
     ("namespace", None),
