@@ -36,7 +36,7 @@ pub enum LogFormat {
 pub fn init(format: LogFormat) -> io::Result<Log> {
     let (lines, waiting) = sync_channel(BACKLOG);
     thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&waiting))?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = filter(std::env::var("RUST_LOG").ok().as_deref());
     let queue = lines.clone();
     let subscriber = fmt().with_env_filter(filter).with_target(false).with_writer(move || Queue(queue.clone()));
     let subscriber = subscriber.with_ansi(io::stderr().is_terminal());
@@ -45,6 +45,12 @@ pub fn init(format: LogFormat) -> io::Result<Log> {
         LogFormat::Json => subscriber.json().flatten_event(true).with_target(true).init(),
     }
     Ok(Log(lines))
+}
+
+/// What the environment asks for; the default where it asks for nothing, or for what is no filter.
+fn filter(environment: Option<&str>) -> EnvFilter {
+    let asked = environment.filter(|text| !text.is_empty());
+    asked.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new("info"))
 }
 
 /// Lines left out so far because nobody read them in time.
@@ -93,6 +99,18 @@ fn write_lines(waiting: &Receiver<Entry>) {
             // A closed stderr is no reason to stop serving.
             Entry::Line(line) => drop(stderr.write_all(&line)),
             Entry::Flush(done) => drop(done.try_send(())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_silences_nothing() {
+        for (asked, level) in [(None, "info"), (Some(""), "info"), (Some("a=b=c"), "info"), (Some("debug"), "debug")] {
+            assert_eq!(filter(asked).to_string(), level, "{asked:?}");
         }
     }
 }
