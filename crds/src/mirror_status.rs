@@ -117,4 +117,7 @@ pub struct ExposedImage {
     pub image: String,
     /// Why it would not: one of the reasons of ImagesSurvivable.
     pub reason: String,
+    /// Since when it would not, whatever the reasons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }

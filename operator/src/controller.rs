@@ -14,7 +14,7 @@ use crate::build::{Applied, Material, Resources, Settings, build};
 use crate::images::Surveys;
 use crate::memory::Memory;
 use crate::metrics::{Ended, Metrics};
-use crate::observe::{ObserveFailed, observe};
+use crate::observe::{Images, ObserveFailed, observe};
 use crate::pki::IssueFailed;
 use crate::pki::keeper::{NoAuthority, Trust};
 use crate::report::{ReportFailed, Reporter, present};
@@ -33,13 +33,15 @@ use kube::runtime::controller::Action;
 use kube::{Client, Resource, ResourceExt};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 /// Nothing has to be looked at again by itself but certificates and the age of nodes; the rest comes as a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// While something is amiss, time itself may be the news: a node is no longer young, a Pod has failed for long.
 const LOOK_AGAIN_SOON: Duration = Duration::from_secs(30);
+/// So long after the operator began, caches may not have told it yet what they hold, and what was said of that last stands.
+const FIRST_WORDS: Duration = Duration::from_secs(60);
 /// A former cache is on its way out, or an elder mirror may be deleted.
 const WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
 const AFTER_CONFLICT: Duration = Duration::from_millis(500);
@@ -60,6 +62,8 @@ pub struct Context {
     pub upstreams: Reports,
     /// How the images in use fare.
     pub images: Surveys,
+    /// When the operator began to lead.
+    pub began: Instant,
     /// Writes statuses and Events.
     pub reporter: Reporter,
     /// What saves calls.
@@ -179,7 +183,11 @@ async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> R
 
     // 1. observe (client)
     let upstreams = context.upstreams.borrow().clone();
-    let images = context.images.borrow().mirrors.get(&mirror.name_any()).cloned();
+    let images = match context.images.borrow().mirrors.get(&mirror.name_any()) {
+        Some(report) => Images::Known(report.clone()),
+        None if context.began.elapsed() < FIRST_WORDS => Images::Awaited,
+        None => Images::Unknown,
+    };
     let observed = observe(mirror.clone(), &context.stores, &context.secrets, upstreams, images)
         .await
         .map_err(PassFailed::Observe)?;
@@ -200,10 +208,11 @@ async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> R
     // 5. report (client)
     let children = outcome.as_ref().map_err(|obstacle| &obstacle.why);
     let new = status::of_children(&valid, &observed, children, &old, now);
-    let settled = new.conditions.iter().all(|condition| condition.status == "True")
+    let settled = !matches!(observed.images, Images::Awaited)
+        && new.conditions.iter().all(|condition| condition.status == "True")
         && new.nodes.is_some_and(|nodes| nodes.active == nodes.desired);
     let wait = report(mirror.meta(), &old, new, context).await?;
-    if let Some(images) = &observed.images {
+    if let Some(images) = observed.images.report() {
         context.reporter.tell_of_exposed(mirror.meta(), images, &context.memory).await;
     }
     match outcome {

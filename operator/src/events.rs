@@ -168,8 +168,12 @@ mod tests {
     #[test]
     fn images_that_stay_exposed_are_told_once_and_again_when_others_join_them() {
         let name = |text: &str| ImageName::parse(text).unwrap();
-        let image =
-            |text| Exposed { image: name(text), reason: reason::NOT_FOUND, message: Some("not there".to_owned()) };
+        let image = |text| Exposed {
+            image: name(text),
+            reason: reason::NOT_FOUND,
+            message: Some("not there".to_owned()),
+            since: None,
+        };
         let report = |lasting: &[&str]| ImagesReport {
             in_use: 9,
             exposed: vec![image("a:1"), image("b:1"), image("c:1")],

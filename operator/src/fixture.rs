@@ -1,7 +1,7 @@
 //! Test fixtures: mirrors from minimal YAML, through the real validate. Named unlike the product, to catch swapped labels.
 
 use crate::fleet::Fleet;
-use crate::observe::{Candidate, Observed};
+use crate::observe::{Candidate, Images, Observed};
 use crate::pki::Authority;
 use crate::validate::{Valid, validate};
 use breakwater_crds::RegistryMirror;
@@ -40,7 +40,7 @@ pub(crate) fn observed(mirror: Arc<RegistryMirror>, others: &[Arc<RegistryMirror
         references: Default::default(),
         fleet: Arc::new(Fleet::default()),
         upstreams: Arc::default(),
-        images: None,
+        images: Images::Unknown,
     }
 }
 

@@ -36,8 +36,30 @@ pub struct Observed {
     pub fleet: Arc<Fleet>,
     /// What the caches say of their upstreams, by cache.
     pub upstreams: Arc<HashMap<String, UpstreamReport>>,
-    /// How the images in use fare; absent while nobody knows.
-    pub images: Option<Arc<ImagesReport>>,
+    /// How the images in use fare.
+    pub images: Images,
+}
+
+/// How the images in use fare, as far as anybody knows.
+#[derive(Clone, Debug)]
+pub enum Images {
+    /// The cache tells.
+    Known(Arc<ImagesReport>),
+    /// This operator has just begun, and the cache has not told it yet.
+    Awaited,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Images {
+    /// What the cache tells.
+    #[must_use]
+    pub fn report(&self) -> Option<&ImagesReport> {
+        match self {
+            Self::Known(report) => Some(report),
+            Self::Awaited | Self::Unknown => None,
+        }
+    }
 }
 
 /// What is there under one name.
@@ -90,7 +112,7 @@ pub async fn observe(
     stores: &Stores,
     secrets: &SecretReader,
     upstreams: Arc<HashMap<String, UpstreamReport>>,
-    images: Option<Arc<ImagesReport>>,
+    images: Images,
 ) -> Result<Observed, ObserveFailed> {
     let plain = cache_name(&mirror.spec.registry);
     let hashed = hashed_cache_name(&mirror.spec.registry);

@@ -31,7 +31,7 @@ use kube::{Api, Client, ResourceExt};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -208,6 +208,7 @@ impl Leader {
             trust,
             upstreams,
             images: surveys,
+            began: Instant::now(),
             reporter: Reporter::new(client.clone(), recorder, lacks.clone()),
             memory: Memory::default(),
             metrics: metrics.clone(),

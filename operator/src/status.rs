@@ -104,8 +104,8 @@ pub fn of_children(
     verdicts.extend(stalled::verdict(&state).or_else(|| reconciling(&cache, &nodes)));
     verdicts.extend(upstream::credentials(spec, &observed.credentials, report));
     verdicts.extend([cache, nodes, upstream::reachable(spec, report, now)]);
-    let images = observed.images.as_deref();
-    verdicts.push(images::survivable(images));
+    let images = images::said(&observed.images, old);
+    verdicts.push(images.verdict);
     RegistryMirrorStatus {
         observed_generation: generation,
         conditions: stamped(&old.conditions, verdicts, generation, now),
@@ -116,12 +116,9 @@ pub fn of_children(
             bytes: report.and_then(|report| report.cached_bytes).map(quantity),
         }),
         upstream: report.map(upstream::status),
-        summary: Some(Summary {
-            nodes: format!("{}/{}", counts.active, counts.desired),
-            survivable: images.map(|images| format!("{}/{}", images.survivable(), images.in_use)).unwrap_or_default(),
-        }),
+        summary: Some(Summary { nodes: format!("{}/{}", counts.active, counts.desired), survivable: images.figures }),
         nodes: Some(counts),
-        images: images.map(images::status),
+        images: images.status,
     }
 }
 
@@ -171,6 +168,7 @@ mod tests {
     use crate::fixture::{mirror, now, observed, parse};
     use crate::fleet::{Fleet, NodeFacts, NodeView, Report};
     use crate::images::ImagesReport;
+    use crate::observe::Images;
     use crate::upstream::UpstreamReport;
     use crate::validate::validate;
     use expect_test::expect;
@@ -237,7 +235,7 @@ mod tests {
         let (valid, mut seen) = cluster("True", active);
         let down = UpstreamReport { reachable: Some(false), cached_bytes: Some(5 << 30), ..UpstreamReport::default() };
         seen.upstreams = Arc::new([("cache-docker-io".to_owned(), down)].into());
-        seen.images = Some(Arc::new(ImagesReport { in_use: 7, ..ImagesReport::default() }));
+        seen.images = Images::Known(Arc::new(ImagesReport { in_use: 7, ..ImagesReport::default() }));
         let ready = of_children(&valid, &seen, Ok(&applied(1)), &starting, now());
         expect![[r#"
             Ready=True Serving: cache-docker-io serves 1 node

@@ -13,6 +13,7 @@ use crate::secrets::SecretReader;
 use crate::watches::{Stores, readable};
 use breakwater_crds::names::tokens_secret;
 use breakwater_crds::{RegistryMirror, claims};
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use rustls::ClientConfig;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,7 +27,7 @@ const TICK: Duration = Duration::from_millis(500);
 const MAX_AT_ONCE: usize = 16;
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// An image that is exposed for so long is worth an Event: most are whole within seconds.
-const LASTING: Duration = Duration::from_secs(10 * 60);
+const LASTING: SignedDuration = SignedDuration::from_mins(10);
 
 /// How all images in use fare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,8 +90,8 @@ struct List {
     mirror: RegistryMirror,
     /// None while it cannot be known.
     wanted: Option<Wanted>,
-    /// Since when each image is exposed.
-    exposed: HashMap<ImageName, Instant>,
+    /// Since when each image is exposed. By the clock on the wall, so that the status can carry it over to the operator's next life.
+    exposed: HashMap<ImageName, Timestamp>,
 }
 
 struct Answer {
@@ -116,7 +117,7 @@ impl Keeper {
                 Some(Ok(answer)) = asking.join_next() => state.settle(answer, Instant::now()),
             };
             for mirror in touched {
-                if self.report(&mut state, &mirror, Instant::now()) {
+                if self.report(&mut state, &mirror, Timestamp::now()) {
                     changed(&mirror);
                 }
             }
@@ -183,13 +184,13 @@ impl Keeper {
     }
 
     /// Judges one mirror anew; says whether the report is news.
-    fn report(&self, state: &mut State, mirror: &str, now: Instant) -> bool {
+    fn report(&self, state: &mut State, mirror: &str, now: Timestamp) -> bool {
         let replicas = state.replicas.reports_of(mirror);
         let list = state.lists.get_mut(mirror);
         let in_use = list.as_ref().and_then(|list| Some(list.wanted.as_ref()?.counted.len()));
         let report = list.and_then(|list| {
             let mut report = judge(&list.mirror.spec, list.wanted.as_ref()?, &replicas)?;
-            report.lasting = list.lasting(&report, now);
+            list.date(&mut report, now);
             Some(Arc::new(report))
         });
         self.publish.send_if_modified(|survey| {
@@ -247,7 +248,7 @@ impl State {
         };
         let wanted = in_use.and_then(|in_use| wanted(&mirror.spec, in_use, &self.lingering, &self.platforms));
         let is_same = old.is_some_and(|list| list.wanted == wanted && list.mirror.spec == mirror.spec);
-        let exposed = self.lists.remove(&mirror.name_any()).map(|list| list.exposed).unwrap_or_default();
+        let exposed = self.lists.remove(&mirror.name_any()).map_or_else(|| exposed_before(mirror), |list| list.exposed);
         self.lists.insert(mirror.name_any(), List { of, mirror: mirror.clone(), wanted, exposed });
         !is_same
     }
@@ -286,18 +287,26 @@ impl State {
 }
 
 impl List {
-    /// Which images have been exposed for long.
-    fn lasting(&mut self, report: &ImagesReport, now: Instant) -> BTreeSet<ImageName> {
+    /// Says since when each image is exposed, and which of them are for long.
+    fn date(&mut self, report: &mut ImagesReport, now: Timestamp) {
         let images: BTreeSet<_> = report.exposed.iter().map(|exposed| &exposed.image).collect();
         self.exposed.retain(|image, _| images.contains(image));
-        for image in images {
-            if !self.exposed.contains_key(image) {
-                self.exposed.insert(image.clone(), now);
+        for exposed in &mut report.exposed {
+            let since = *self.exposed.entry(exposed.image.clone()).or_insert(now);
+            exposed.since = Some(since);
+            // A time in the future was written before the clock was put right: so long ago that nobody knows.
+            if now.duration_since(since).abs() >= LASTING {
+                report.lasting.insert(exposed.image.clone());
             }
         }
-        let lasting = self.exposed.iter().filter(|(_, since)| now.duration_since(**since) >= LASTING);
-        lasting.map(|(image, _)| image.clone()).collect()
     }
+}
+
+/// Since when images are exposed, as far as the operator's last life wrote it down.
+fn exposed_before(mirror: &RegistryMirror) -> HashMap<ImageName, Timestamp> {
+    let images = mirror.status.iter().flat_map(|status| &status.images);
+    let listed = images.flat_map(|images| &images.exposed);
+    listed.filter_map(|it| Some((ImageName::parse(&it.image)?, it.since.as_ref()?.0))).collect()
 }
 
 #[cfg(test)]
@@ -305,27 +314,47 @@ mod tests {
     use super::*;
     use crate::images::verdict::Exposed;
 
+    fn list(status: &str) -> List {
+        let mirror: RegistryMirror = crate::fixture::parse(&format!(
+            "{{metadata: {{name: hub}}, spec: {{registry: docker.io}}, status: {status}}}"
+        ));
+        let exposed = exposed_before(&mirror);
+        List { of: (0, None), mirror, wanted: None, exposed }
+    }
+
+    /// The names of those that are exposed for long, of these that are exposed.
+    fn lasting(list: &mut List, images: &[&str], now: Timestamp) -> Vec<String> {
+        let image = |text: &&str| ImageName::parse(text).unwrap();
+        let exposed = |text| Exposed { image: image(text), reason: "NotFound", message: None, since: None };
+        let mut report = ImagesReport { exposed: images.iter().map(exposed).collect(), ..ImagesReport::default() };
+        list.date(&mut report, now);
+        assert!(report.exposed.iter().all(|exposed| exposed.since == list.exposed.get(&exposed.image).copied()));
+        report.lasting.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn an_image_is_told_of_after_ten_minutes_without_a_pause_between_them() {
-        let (start, minutes) = (Instant::now(), |count: u64| Duration::from_secs(60 * count));
-        let name = |text: &str| ImageName::parse(text).unwrap();
-        let report = |images: &[&str]| {
-            let exposed = |text: &&str| Exposed { image: name(text), reason: "NotFound", message: None };
-            ImagesReport { exposed: images.iter().map(exposed).collect(), ..ImagesReport::default() }
-        };
-        let mirror = crate::fixture::parse("{metadata: {name: hub}, spec: {registry: docker.io}}");
-        let mut list = List { of: (0, None), mirror, wanted: None, exposed: HashMap::new() };
-        let mut lasting = |images: &[&str], now| {
-            list.lasting(&report(images), start + now).iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        let none: [&str; 0] = [];
+        let start: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let mut list = list("{}");
+        let mut lasting = |images: &[&str], now: SignedDuration| lasting(&mut list, images, start + now);
+        let (minutes, none) = (SignedDuration::from_mins, [""; 0]);
         assert_eq!(lasting(&["a:1"], minutes(0)), none);
         assert_eq!(lasting(&["a:1", "b:1"], minutes(5)), none);
-        assert_eq!(lasting(&["a:1", "b:1"], LASTING - Duration::from_millis(1)), none);
+        assert_eq!(lasting(&["a:1", "b:1"], LASTING - SignedDuration::from_millis(1)), none);
         assert_eq!(lasting(&["a:1", "b:1"], LASTING), ["docker.io/library/a:1"]);
         // One that was whole for a moment begins anew.
         assert_eq!(lasting(&["a:1"], minutes(11)), ["docker.io/library/a:1"]);
         assert_eq!(lasting(&["a:1", "b:1"], minutes(16)), ["docker.io/library/a:1"]);
         assert_eq!(lasting(&["a:1", "b:1"], minutes(26)), ["docker.io/library/a:1", "docker.io/library/b:1"]);
+    }
+
+    #[test]
+    fn a_new_operator_counts_on_from_what_the_last_one_wrote_down() {
+        let status = "{images: {inUse: 3, survivable: 1, exposed: [
+            {image: 'docker.io/library/a:1', reason: NotFound, since: '2026-11-21T10:00:00Z'},
+            {image: 'docker.io/library/b:1', reason: NotFound}]}}";
+        let at = |time: &str| lasting(&mut list(status), &["a:1", "b:1"], time.parse().unwrap());
+        assert_eq!(at("2026-11-21T10:09:59Z"), [""; 0]);
+        assert_eq!(at("2026-11-21T10:10:00Z"), ["docker.io/library/a:1"], "the other one's age was not written down");
     }
 }

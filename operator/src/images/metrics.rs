@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn figures_stand_by_mirror_and_reason() {
         let image = |name: &str| ImageName::parse(name).unwrap();
-        let exposed = |name| Exposed { image: image(name), reason: reason::NOT_FOUND, message: None };
+        let exposed = |name| Exposed { image: image(name), reason: reason::NOT_FOUND, message: None, since: None };
         let report = ImagesReport { in_use: 5, exposed: vec![exposed("a"), exposed("b")], ..ImagesReport::default() };
         let survey = Survey {
             mirrors: [("hub".to_owned(), Arc::new(report))].into(),

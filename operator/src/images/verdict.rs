@@ -7,6 +7,7 @@ use super::reference::ImageName;
 use super::wanted::Wanted;
 use breakwater_crds::conditions::reason;
 use breakwater_crds::{NodeBootstrap, RegistryMirrorSpec, StaleAction};
+use jiff::Timestamp;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub struct Exposed {
     pub reason: &'static str,
     /// What the cache says, if it says anything.
     pub message: Option<String>,
+    /// Since when it would not; absent until [`super::keeper`] has looked.
+    pub since: Option<Timestamp>,
 }
 
 impl ImagesReport {
@@ -58,7 +61,7 @@ pub(super) fn judge(spec: &RegistryMirrorSpec, wanted: &Wanted, replicas: &[&[Pi
             None => Some((reason::NO_SPACE, Some("a cache pins 10000 images at most".to_owned()))),
         };
         let found = found.or_else(|| exposed_by_policy(image, *is_bootstrap, spec).map(|reason| (reason, None)));
-        found.map(|(reason, message)| Exposed { image: image.clone(), reason, message })
+        found.map(|(reason, message)| Exposed { image: image.clone(), reason, message, since: None })
     });
     Some(ImagesReport { in_use: wanted.counted.len(), exposed: exposed.collect(), lasting: BTreeSet::new() })
 }

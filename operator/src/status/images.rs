@@ -1,14 +1,53 @@
 //! What is said of the images in use: which would survive the loss of their registry. Pure.
 
 use crate::images::ImagesReport;
+use crate::observe::Images;
 use breakwater_crds::conditions::{IMAGES_SURVIVABLE, Status, Verdict, reason};
-use breakwater_crds::{ExposedImage, ImagesStatus};
+use breakwater_crds::{ExposedImage, ImagesStatus, RegistryMirrorStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// A status is no place for long lists.
 const MOST_LISTED: usize = 20;
 
-/// ImagesSurvivable.
-pub(super) fn survivable(report: Option<&ImagesReport>) -> Verdict {
+/// What a status says of them.
+pub(super) struct Said {
+    /// ImagesSurvivable.
+    pub(super) verdict: Verdict,
+    /// `status.summary.survivable`.
+    pub(super) figures: String,
+    /// `status.images`.
+    pub(super) status: Option<ImagesStatus>,
+}
+
+/// What is known, or what the operator's last life knew until this one is told.
+pub(super) fn said(images: &Images, old: &RegistryMirrorStatus) -> Said {
+    let report = images.report();
+    let known = || Said {
+        verdict: survivable(report),
+        figures: report.map(|report| format!("{}/{}", report.survivable(), report.in_use)).unwrap_or_default(),
+        status: report.map(status),
+    };
+    match images {
+        Images::Awaited => said_before(old).unwrap_or_else(known),
+        Images::Known(_) | Images::Unknown => known(),
+    }
+}
+
+fn said_before(old: &RegistryMirrorStatus) -> Option<Said> {
+    let condition = old.conditions.iter().find(|condition| condition.type_ == IMAGES_SURVIVABLE)?;
+    let (status, reason) = match condition.status.as_str() {
+        "True" => (Status::True, reason::ALL_SURVIVABLE),
+        "False" => (Status::False, reason::IMAGES_EXPOSED),
+        _ => return None,
+    };
+    Some(Said {
+        verdict: Verdict { kind: IMAGES_SURVIVABLE, status, reason, message: condition.message.clone() },
+        figures: old.summary.as_ref().map(|summary| summary.survivable.clone()).unwrap_or_default(),
+        status: old.images.clone(),
+    })
+}
+
+fn survivable(report: Option<&ImagesReport>) -> Verdict {
     let verdict = |status, reason, message| Verdict { kind: IMAGES_SURVIVABLE, status, reason, message };
     let Some(report) = report else {
         let message = "not known yet: no replica of the cache tells, no node has a platform, or the operator is still listing Pods";
@@ -45,12 +84,14 @@ fn in_words(reason: &str) -> &'static str {
     }
 }
 
-/// `status.images`.
-pub(super) fn status(report: &ImagesReport) -> ImagesStatus {
+fn status(report: &ImagesReport) -> ImagesStatus {
     let count = |amount: usize| i32::try_from(amount).unwrap_or(i32::MAX);
     let exposed = report.exposed.iter().take(MOST_LISTED);
-    let listed =
-        exposed.map(|exposed| ExposedImage { image: exposed.image.to_string(), reason: exposed.reason.to_owned() });
+    let listed = exposed.map(|exposed| ExposedImage {
+        image: exposed.image.to_string(),
+        reason: exposed.reason.to_owned(),
+        since: exposed.since.map(|since| Time(super::whole_seconds(since))),
+    });
     ImagesStatus { in_use: count(report.in_use), survivable: count(report.survivable()), exposed: listed.collect() }
 }
 
@@ -61,7 +102,7 @@ mod tests {
 
     fn exposed(image: &str, reason: &'static str, message: Option<&str>) -> Exposed {
         let message = message.map(str::to_owned);
-        Exposed { image: ImageName::parse(image).unwrap(), reason, message }
+        Exposed { image: ImageName::parse(image).unwrap(), reason, message, since: None }
     }
 
     #[test]
@@ -89,6 +130,26 @@ mod tests {
              (NotFound: upstream does not have it); see status.images.exposed",
         );
         assert_eq!(survivable(None).status, Status::Unknown);
+    }
+
+    #[test]
+    fn what_was_said_stands_until_a_new_operator_is_told() {
+        let now = "2026-11-21T10:00:00Z".parse().unwrap();
+        let stamp = |said: Said| RegistryMirrorStatus {
+            conditions: super::super::stamped(&[], vec![said.verdict], None, now),
+            summary: Some(breakwater_crds::Summary { survivable: said.figures, ..Default::default() }),
+            images: said.status,
+            ..RegistryMirrorStatus::default()
+        };
+        let nothing = stamp(said(&Images::Awaited, &RegistryMirrorStatus::default()));
+        assert_eq!(nothing.conditions[0].status, "Unknown");
+        for exposed in [vec![], vec![exposed("a:1", reason::INCOMPLETE, None)]] {
+            let report = ImagesReport { in_use: 2, exposed, ..ImagesReport::default() };
+            let old = stamp(said(&Images::Known(report.into()), &nothing));
+            assert!(old.images.is_some());
+            assert_eq!(stamp(said(&Images::Awaited, &old)), old);
+            assert_eq!(stamp(said(&Images::Unknown, &old)), nothing, "not for ever");
+        }
     }
 
     #[test]

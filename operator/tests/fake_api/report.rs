@@ -95,7 +95,7 @@ async fn what_an_older_definition_loses_is_not_written_again_and_again() {
 #[tokio::test]
 async fn an_image_that_stays_exposed_is_one_event() {
     let image = ImageName::parse("a:1").unwrap();
-    let exposed = vec![Exposed { image: image.clone(), reason: "NotFound", message: None }];
+    let exposed = vec![Exposed { image: image.clone(), reason: "NotFound", message: None, since: None }];
     let mut images = ImagesReport { in_use: 1, exposed, ..ImagesReport::default() };
     let written = json!({"metadata": {"name": "m.1", "namespace": "default"}, "eventTime": null});
     let (client, calls) = client(vec![(201, written)]);
