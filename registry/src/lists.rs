@@ -71,9 +71,7 @@ impl ListKeeper {
     }
 
     async fn known(&self, name: &str) -> Option<(KnownList, Option<Duration>)> {
-        let (store, wanted) = (Arc::clone(&self.store), name.to_owned());
-        let (bytes, age) = blocking(move || store.lists.get(&wanted)).await.flatten()?;
-        Some((KnownList::decode(bytes)?, age))
+        read(Arc::clone(&self.store), name.to_owned()).await
     }
 
     /// The page without asking anyone: within `tag-ttl`, or for as long as it may be served in an outage.
@@ -111,8 +109,15 @@ impl ListKeeper {
     ) -> impl Future<Output = Result<ListPage, Failure>> + Send + use<> {
         let (store, upstream, peers) = (Arc::clone(&self.store), Arc::clone(&self.upstream), Arc::clone(&self.peers));
         let believes_deletion = !self.limits.on_error.serves_stale(Failure::NotFound);
-        let (repository, list) = (repository.clone(), list.clone());
+        let (repository, list, tag_ttl) = (repository.clone(), list.clone(), self.limits.tag_ttl);
         async move {
+            // Someone else's question may have ended since the record was read.
+            let (stored, wanted) = (Arc::clone(&store), name.clone());
+            if let Some((KnownList::Page(page), Some(age))) = read(stored, wanted).await
+                && age < tag_ttl
+            {
+                return Ok(page);
+            }
             let answer = upstream.get_list(&repository, &list).await;
             let said = answer.clone();
             let kept = blocking(move || match said {
@@ -147,6 +152,11 @@ fn is_news(peers: &Peers, before: Option<(Vec<u8>, Option<Duration>)>, page: &Kn
     let Some((bytes, Some(age))) = before else { return true };
     let written = TagRecord::now().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
     KnownList::decode(bytes).as_ref() != Some(page) || peers.may_have_missed(written)
+}
+
+async fn read(store: Arc<Store>, name: String) -> Option<(KnownList, Option<Duration>)> {
+    let (bytes, age) = blocking(move || store.lists.get(&name)).await.flatten()?;
+    Some((KnownList::decode(bytes)?, age))
 }
 
 fn keep(store: &Store, name: &str, known: &KnownList) -> std::io::Result<()> {

@@ -220,7 +220,7 @@ async fn what_one_repository_asks_for_closes_no_other() {
 async fn without_its_token_service_what_strangers_are_told_is_not_believed() {
     let (upstream, image) = upstream_with_image(Scheme::Bearer, &[]).await;
     upstream.token_lifetime(Duration::from_secs(1));
-    let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+    let cache = Cache::of(&upstream).flag("--tag-ttl", "0s").start().await;
     assert_pulls(&cache, REPOSITORY, &image).await;
     upstream.fault(On::Tokens, Fault::Status(500)).await;
     let expired = async { while !cache.get(BY_TAG).await.cache_status().contains("token_service") {} };

@@ -16,7 +16,7 @@ async fn warm() -> (Upstream, Cache, Image) {
     let image = Content::image(1, &[1000]);
     upstream.push(REPOSITORY, "v1", &image);
     upstream.push("library/other", "v1", &image);
-    let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+    let cache = Cache::of(&upstream).flag("--tag-ttl", "0s").start().await;
     assert_eq!(cache.get(BY_TAG).await.body, image.manifest.bytes);
     assert_eq!(cache.get("/v2/library/other/manifests/v1").await.body, image.manifest.bytes);
     (upstream, cache, image)

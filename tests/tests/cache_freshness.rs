@@ -14,7 +14,7 @@ async fn warm(flags: &[(&str, &str)]) -> (Upstream, Cache, Image) {
     let upstream = Upstream::start().await;
     let image = Content::image(1, &[1000]);
     upstream.push(REPOSITORY, "v1", &image);
-    let builder = Cache::of(&upstream).flag("--tag-ttl", "1ms");
+    let builder = Cache::of(&upstream).flag("--tag-ttl", "0s");
     let cache = flags.iter().fold(builder, |builder, (name, value)| builder.flag(name, value)).start().await;
     pull(&cache, &image).await;
     (upstream, cache, image)

@@ -66,7 +66,7 @@ async fn a_list_is_fresh_for_the_tags_time_to_live() {
 
 #[tokio::test]
 async fn an_old_list_is_asked_for_again() {
-    let (upstream, cache, image) = scene(&[("--tag-ttl", "1ms")]).await;
+    let (upstream, cache, image) = scene(&[("--tag-ttl", "0s")]).await;
     assert_eq!(names(&cache.get(TAGS).await), ["v1", "v2"]);
     upstream.push(REPOSITORY, "v3", &image);
     assert_eq!(names(&cache.get(TAGS).await), ["v1", "v2", "v3"]);
@@ -88,7 +88,7 @@ async fn many_who_ask_at_once_are_one_question() {
 
 #[tokio::test]
 async fn each_page_is_kept_by_itself_and_leads_to_the_next_one_here() {
-    let (upstream, mut cache, _image) = scene(&[("--tag-ttl", "1ms")]).await;
+    let (upstream, mut cache, _image) = scene(&[("--tag-ttl", "0s")]).await;
     let first = cache.get(&format!("{TAGS}?n=1")).await;
     let next = format!("{TAGS}?n=1&last=v1");
     assert_eq!(first.header("link"), Some(format!(r#"<{next}>; rel="next""#).as_str()));
@@ -102,7 +102,7 @@ async fn each_page_is_kept_by_itself_and_leads_to_the_next_one_here() {
 }
 
 async fn survives(fault: Fault, detail: &str) {
-    let (upstream, mut cache, image) = scene(&[("--tag-ttl", "1ms")]).await;
+    let (upstream, mut cache, image) = scene(&[("--tag-ttl", "0s")]).await;
     let paths = [TAGS.to_owned(), referrers(&image)];
     let warm = [cache.get(&paths[0]).await, cache.get(&paths[1]).await];
     upstream.fault(On::Registry, fault).await;
@@ -142,7 +142,7 @@ async fn lists_survive_a_login_page() {
 
 #[tokio::test]
 async fn a_denied_class_holds_for_lists_too() {
-    let (upstream, cache, _image) = scene(&[("--tag-ttl", "1ms"), ("--on-error", "server-error=deny")]).await;
+    let (upstream, cache, _image) = scene(&[("--tag-ttl", "0s"), ("--on-error", "server-error=deny")]).await;
     assert_eq!(cache.get(TAGS).await.status, 200);
     upstream.fault(On::Registry, Fault::Status(500)).await;
     assert_eq!(cache.get(TAGS).await.status, 503);
@@ -151,7 +151,7 @@ async fn a_denied_class_holds_for_lists_too() {
 #[tokio::test]
 async fn a_deleted_repository_has_no_list_unless_deletions_are_not_believed() {
     for (rule, status) in [("not-found=deny", 404), ("not-found=serve-stale", 200)] {
-        let (upstream, cache, _image) = scene(&[("--tag-ttl", "1ms"), ("--on-error", rule)]).await;
+        let (upstream, cache, _image) = scene(&[("--tag-ttl", "0s"), ("--on-error", rule)]).await;
         assert_eq!(cache.get(TAGS).await.status, 200);
         upstream.fault(On::Path(TAGS.to_owned()), Fault::Status(404)).await;
         for _ in 0..2 {
@@ -162,7 +162,7 @@ async fn a_deleted_repository_has_no_list_unless_deletions_are_not_believed() {
 
 #[tokio::test]
 async fn a_registry_without_referrers_sends_clients_to_the_tag_also_in_an_outage() {
-    let (upstream, mut cache, image) = scene(&[("--tag-ttl", "1ms")]).await;
+    let (upstream, mut cache, image) = scene(&[("--tag-ttl", "0s")]).await;
     upstream.lack_referrers();
     assert_eq!(cache.get(&referrers(&image)).await.status, 404);
     let by_tag = format!("/v2/{REPOSITORY}/manifests/{}.sig", image.manifest.digest.replace(':', "-"));

@@ -46,7 +46,7 @@ impl Scene {
         let (warm, unseen) = (Content::image(1, &[100_000]), Content::image(2, &[100_000]));
         upstream.push(REPOSITORY, "v1", &warm);
         upstream.push(REPOSITORY, "unseen", &unseen);
-        let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+        let cache = Cache::of(&upstream).flag("--tag-ttl", "0s").start().await;
         assert_eq!(cache.get(BY_TAG).await.status, 200);
         for blob in warm.blobs() {
             assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.end, End::Complete);

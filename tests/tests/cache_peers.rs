@@ -40,13 +40,13 @@ async fn in_an_outage_a_lost_disk_fills_from_the_others() {
     let image = Content::image(1, &[MIB, 1000]);
     upstream.push(REPOSITORY, "v1", &image);
     let both = ports::<2>();
-    let one = replica(&upstream, both[0], &both, &[("--tag-ttl", "1ms")]).await;
+    let one = replica(&upstream, both[0], &both, &[("--tag-ttl", "0s")]).await;
     pull(&one, &image).await;
     for blob in image.blobs() {
         one.await_kept(REPOSITORY, blob).await;
     }
     upstream.fault(On::Everything, Fault::Refuse).await;
-    let fresh = replica(&upstream, both[1], &both, &[("--tag-ttl", "1ms")]).await;
+    let fresh = replica(&upstream, both[1], &both, &[("--tag-ttl", "0s")]).await;
     pull(&fresh, &image).await;
     drop(one);
     pull(&fresh, &image).await;
@@ -58,7 +58,7 @@ async fn a_tag_older_than_max_stale_is_no_answer_for_a_replica_either() {
     let image = Content::image(1, &[10]);
     upstream.push(REPOSITORY, "v1", &image);
     let both = ports::<2>();
-    let flags = [("--tag-ttl", "1ms"), ("--max-stale", "1s")];
+    let flags = [("--tag-ttl", "0s"), ("--max-stale", "1s")];
     let one = replica(&upstream, both[0], &both, &flags).await;
     pull(&one, &image).await;
     upstream.fault(On::Everything, Fault::Refuse).await;
@@ -183,7 +183,7 @@ async fn only_if_cached_is_answered_from_here_or_by_504() {
     let upstream = Upstream::start().await;
     let image = Content::image(1, &[1000]);
     upstream.push(REPOSITORY, "v1", &image);
-    let cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").start().await;
+    let cache = Cache::of(&upstream).flag("--tag-ttl", "0s").start().await;
     let paths = ["/v2/library/app/manifests/v1".to_owned(), image.layers[0].blob_path(REPOSITORY)];
     let ask = async |path: &str, control: &str| {
         cache.request("GET", path).header("Cache-Control", control).answer().await.status

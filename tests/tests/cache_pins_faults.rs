@@ -37,7 +37,7 @@ async fn a_restart_in_an_outage_still_says_complete() {
     let upstream = Upstream::start().await;
     let (amd, arm) = (Content::image(1, &[50_000]), Content::image(2, &[50_000]));
     upstream.push_index(APP, "v1", &Content::index(&[("linux/amd64", &amd), ("linux/arm64", &arm)]), &[&amd, &arm]);
-    let mut cache = Pinning::with(Cache::of(&upstream).flag("--tag-ttl", "1ms")).await;
+    let mut cache = Pinning::with(Cache::of(&upstream).flag("--tag-ttl", "0s")).await;
     cache.pin(&json!([{"image": "library/app:v1", "platforms": ["linux/amd64"]}])).await;
     let complete = cache.await_complete().await;
     upstream.fault(On::Everything, Fault::Refuse).await;

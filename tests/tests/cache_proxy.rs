@@ -109,7 +109,7 @@ async fn a_dead_proxy_is_an_outage_like_any_other() {
     upstream.push(REPOSITORY, "v1", &image);
     let proxy = Proxy::start(None, &[]).await;
     let url = format!("http://{}", proxy.address());
-    let mut cache = Cache::of(&upstream).flag("--tag-ttl", "1ms").flag("--proxy-url", &url).start().await;
+    let mut cache = Cache::of(&upstream).flag("--tag-ttl", "0s").flag("--proxy-url", &url).start().await;
     assert_eq!(cache.get(BY_TAG).await.status, 200);
     drop(proxy);
     for _ in 0..2 {

@@ -11,7 +11,7 @@ use breakwater_tests::upstream::{Blob, Content, Fault, Image, On, Upstream};
 const REPOSITORY: &str = "library/app";
 const MIB: usize = 1 << 20;
 /// Each request for a tag asks upstream.
-const ALWAYS_ASK: [(&str, &str); 1] = [("--tag-ttl", "1ms")];
+const ALWAYS_ASK: [(&str, &str); 1] = [("--tag-ttl", "0s")];
 
 async fn pull(cache: &Cache, tag: &str, image: &Image) {
     let manifest = cache.get(&format!("/v2/{REPOSITORY}/manifests/{tag}")).await;

@@ -27,7 +27,7 @@ async fn scene() -> Scene {
     let folder = tempfile::tempdir().expect("a folder");
     let authority = folder.path().join("ca.crt");
     std::fs::write(&authority, front.authority()).expect("a file");
-    let builder = Cache::of(&upstream).url(&front.url()).flag("--tag-ttl", "1ms");
+    let builder = Cache::of(&upstream).url(&front.url()).flag("--tag-ttl", "0s");
     let cache = builder.flag("--ca-file", &authority.display().to_string()).start().await;
     assert_eq!(cache.get(BY_TAG).await.body, image.manifest.bytes);
     for blob in image.blobs() {
