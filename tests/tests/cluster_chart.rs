@@ -88,7 +88,9 @@ async fn the_chart_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
     product.ready(LIMIT).await?;
     pulls(&cluster, &upstream, 2).await?;
     let log = helm(&cluster, &["test"], &["--logs"]).await?;
-    for found in ["ok    operator: Pod breakwater-operator-", "ok    agents: 1 of 1", "ok    RegistryMirror/registry-a: "] {
+    for found in
+        ["ok    operator: Pod breakwater-operator-", "ok    agents: 1 of 1", "ok    RegistryMirror/registry-a: "]
+    {
         ensure!(log.contains(found), "{found}: {log}");
     }
 
