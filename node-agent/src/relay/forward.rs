@@ -75,7 +75,8 @@ pub(super) async fn forward(
                 late.push(replica);
                 waited += took;
             }
-            // Nobody is there: the prober finds out.
+            // Nobody is there, which is the prober's affair: who comes back is asked for everything.
+            Unserved::Out => {}
             Unserved::Connect(fault) if fault.is_absence() => {}
             _ if took > IN_VAIN => replica.kept_waiting(),
             _ => {}
