@@ -157,6 +157,11 @@ async fn a_tls_hello_gets_an_http_answer() {
     assert_eq!(answer.end, End::Fin);
 }
 
+/// The lines of a head without `Date`, which differs between two answers where a second ends between them.
+fn undated(head: &str) -> Vec<&str> {
+    head.lines().filter(|line| !line.starts_with("date:")).collect()
+}
+
 #[tokio::test]
 async fn a_manifest_is_right_or_does_not_go_out() {
     const RIGHT: &[u8] = b"{\"schemaVersion\":2}";
@@ -193,7 +198,8 @@ async fn a_manifest_is_right_or_does_not_go_out() {
         assert_eq!((answer.status, answer.body.as_slice()), (200, RIGHT));
         assert!(answer.head.contains(OCI) && answer.head.contains(&right), "{}", answer.head);
         let head = relay.ask(&get(&manifest(reference)).replacen("GET", "HEAD", 1)).await;
-        assert_eq!((head.status, head.body.len(), head.head), (200, 0, answer.head), "as GET says");
+        assert_eq!((head.status, head.body.len()), (200, 0));
+        assert_eq!(undated(&head.head), undated(&answer.head), "as GET says");
     }
     assert!(cache.requests().iter().all(|head| !head.contains("range")), "a part could not be verified");
     for reference in ["unstated", "untyped", "short", &digest_of(b"other"), &large_digest] {
