@@ -1,15 +1,13 @@
 //! Replicas of one cache that know each other, and what they asked of upstream.
 #![allow(clippy::expect_used, reason = "a harness fails its test by panicking")]
 
-use std::net::TcpListener;
-
 use super::Cache;
+use crate::ports::free_address;
 use crate::upstream::{Account, Blob, Content, Scheme, Upstream};
 
 /// Ports that were free a moment ago: replicas must know each other's before they start.
 pub fn ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    held.each_ref().map(|listener| listener.local_addr().expect("an address").port())
+    [(); N].map(|()| free_address().expect("a free port").port())
 }
 
 /// A replica on `own` that knows all `ports`, its own too, as replicas of a StatefulSet do.
