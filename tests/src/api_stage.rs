@@ -61,7 +61,7 @@ impl Stage {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn operator(&self) -> Result<Operator> {
-        Operator::start("operator-0", &self.folder.path().join("kubeconfig"), self.folder.path())
+        Operator::start("operator-0", &self.folder.path().join("kubeconfig"), &self.cluster.logs())
     }
 
     /// Starts the real cache of a registry as its Pod would, with what the operator has put into its Secrets, and says in the API that a Pod
@@ -151,7 +151,9 @@ impl Stage {
         let mirrors: Api<RegistryMirror> = Api::all(self.cluster.client());
         let mut last = None;
         let reached = until(LIMIT, what, async || {
-            last = mirrors.get(mirror).await.context("get the mirror")?.status;
+            // An API server under load may not answer in time.
+            let Ok(found) = mirrors.get(mirror).await else { return Ok(None) };
+            last = found.status;
             Ok(last.clone().filter(&holds))
         })
         .await;

@@ -83,6 +83,8 @@ use pki::{Identity, Pki};
 use sandbox::Sandbox;
 
 const NODES_LIMIT: Duration = Duration::from_secs(90);
+/// So many failures leave their logs.
+const LOGS_KEPT: usize = 5;
 
 /// What a cluster is to be like.
 #[derive(Debug, Clone)]
@@ -177,7 +179,7 @@ impl Cluster {
                 proxy: proxy.clone(),
                 pause_image: pause.reference(),
                 pause_archive: pause_archive.clone(),
-                logs: self.state().join("logs"),
+                logs: self.logs(),
             };
             let disk = self.state().join(node::node_name(number));
             self.nodes.push(Node::create(number, &disk, surroundings)?);
@@ -234,6 +236,12 @@ impl Cluster {
     #[must_use]
     pub fn state(&self) -> &Path {
         self.sandbox.state()
+    }
+
+    /// The folder of everybody's logs: a test that fails leaves it behind.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.sandbox.logs()
     }
 
     /// Its name, which its state folder and its cgroups carry; no other cluster has it.
@@ -323,7 +331,7 @@ impl Cluster {
     /// Ends the cluster and waits until no process, mount, namespace, cgroup or file of it is left.
     ///
     /// # Errors
-    /// Fails when something is left after twenty seconds.
+    /// Fails when something is left after a minute.
     pub async fn remove(self) -> Result<()> {
         tokio::task::spawn_blocking(move || {
             let mut cluster = self;
@@ -342,12 +350,12 @@ impl std::fmt::Debug for Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The logs are the only witnesses of a failed test.
-        if std::thread::panicking()
+        // The logs are the only witnesses of a failed test, which returns or panics before it removes its cluster.
+        if self.sandbox.is_running()
             && let Ok(cache) = cache_folder()
         {
             let kept = cache.join("logs").join(self.name());
-            match copy_logs(&self.state().join("logs"), &kept) {
+            match copy_logs(&self.logs(), &kept) {
                 Ok(()) => eprintln!("the cluster's logs are kept in {}", kept.display()),
                 Err(error) => eprintln!("cannot keep the cluster's logs: {error:#}"),
             }
@@ -355,14 +363,22 @@ impl Drop for Cluster {
     }
 }
 
-/// Only the last failure's logs are kept.
 fn copy_logs(from: &Path, to: &Path) -> Result<()> {
-    if let Some(kept) = to.parent().filter(|kept| kept.exists()) {
-        std::fs::remove_dir_all(kept).context("remove the logs of an earlier failure")?;
-    }
     std::fs::create_dir_all(to).context("make a folder for logs")?;
     for entry in std::fs::read_dir(from).context("list the logs")?.flatten() {
         std::fs::copy(entry.path(), to.join(entry.file_name())).context("copy a log")?;
+    }
+    to.parent().map_or(Ok(()), keep_latest)
+}
+
+fn keep_latest(logs: &Path) -> Result<()> {
+    let folders = std::fs::read_dir(logs).context("list the logs of failures")?.flatten();
+    let mut folders: Vec<_> =
+        folders.filter_map(|folder| Some((folder.metadata().ok()?.modified().ok()?, folder.path()))).collect();
+    folders.sort_unstable_by(|one, other| other.cmp(one));
+    for (_, old) in folders.into_iter().skip(LOGS_KEPT) {
+        // Another test that fails may be removing it too.
+        let _ = std::fs::remove_dir_all(old);
     }
     Ok(())
 }

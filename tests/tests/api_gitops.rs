@@ -42,7 +42,7 @@ async fn both_tools_judge_what_the_operator_says() -> Result<()> {
     apply(&cluster, "older", "docker.io").await?;
     judged(&cluster, "older", "InProgress", "Progressing", "waiting for the operator").await?;
 
-    let operator = Operator::start("test", &cluster.kubeconfig(), cluster.state())?;
+    let operator = Operator::start("test", &cluster.kubeconfig(), &cluster.logs())?;
     judged(&cluster, "older", "InProgress", "Progressing", "cache").await?;
     apply(&cluster, "younger", "docker.io").await?;
     judged(&cluster, "younger", "Failed", "Degraded", "older").await?;
@@ -117,7 +117,7 @@ const UNUSUAL: &str = "{apiVersion: breakwater.dev/v1alpha1, kind: RegistryMirro
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_applied_shows_no_difference_afterwards() -> Result<()> {
     let cluster = api_server().await?;
-    let operator = Operator::start("test", &cluster.kubeconfig(), cluster.state())?;
+    let operator = Operator::start("test", &cluster.kubeconfig(), &cluster.logs())?;
     let mut files = vec![cluster.state().join("unusual.yaml")];
     std::fs::write(&files[0], UNUSUAL).context("write a mirror")?;
     for entry in std::fs::read_dir(workspace().join("config/samples")).context("list the samples")? {

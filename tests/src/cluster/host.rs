@@ -24,7 +24,7 @@ impl Host {
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let log = sandbox.log(&format!("{name}-boot"));
         let machine = Machine::boot(sandbox.machine(), name, address, "", &log).await?;
-        Ok(Self { machine, folder, logs: sandbox.state().join("logs") })
+        Ok(Self { machine, folder, logs: sandbox.logs() })
     }
 
     /// The machine it is, to run programs on.

@@ -19,7 +19,7 @@ const JANITOR: &str = include_str!("janitor.sh");
 /// Short, because socket paths below it end at 108 bytes, and away from /etc, /var and /run, which nodes overlay.
 const STATE_PARENT: &str = "/tmp";
 const PREFIX: &str = "breakwater-";
-const END_LIMIT: Duration = Duration::from_secs(20);
+const END_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Sandbox {
@@ -62,8 +62,17 @@ impl Sandbox {
         &self.state
     }
 
+    pub(super) fn logs(&self) -> PathBuf {
+        self.state.join("logs")
+    }
+
     pub(super) fn log(&self, part: &str) -> PathBuf {
-        self.state.join("logs").join(format!("{part}.log"))
+        self.logs().join(format!("{part}.log"))
+    }
+
+    /// Whether nobody has asked for its end.
+    pub(super) fn is_running(&self) -> bool {
+        self.janitor.is_some()
     }
 
     /// Ends every process and waits until nothing is left.
