@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 const REPOSITORY: &str = "library/app";
 const TAGS: &str = "/v2/library/app/tags/list";
-const AT_ONCE: Duration = Duration::from_millis(500);
+/// What "at once" may take on a noisy machine; who waits for upstream again takes 1 s.
+const AT_ONCE: Duration = Duration::from_millis(900);
 
 /// A signature of an image: a manifest that names it as its subject.
 fn signature(image: &Image) -> Blob {
@@ -112,7 +113,7 @@ async fn survives(fault: Fault, detail: &str) {
             assert_eq!((answer.status, &answer.body), (200, &warm.body), "{detail}: {}", answer.cache_status());
             assert!(answer.cache_status().starts_with("breakwater; fwd=stale; detail="), "{}", answer.cache_status());
             assert!(answer.header("age").is_some());
-            assert!(answer.took < Duration::from_secs(2), "{detail}: {:?}", answer.took);
+            assert!(answer.took < Duration::from_secs(3), "{detail}: {:?}", answer.took);
         }
         let again = cache.get(TAGS).await;
         assert!(again.took < AT_ONCE, "{detail}: {:?}", again.took);

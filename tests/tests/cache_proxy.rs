@@ -29,7 +29,9 @@ async fn registry_tokens_and_redirects_go_through_the_proxy() {
     for role in [Role::Registry, Role::Tokens, Role::Cdn] {
         assert!(requests.iter().any(|request| request.role == role), "{role:?}");
     }
-    assert_eq!(proxy.asked().len(), requests.len(), "each request went through the proxy");
+    // A probe may be between the two.
+    let all_through = async || proxy.asked().len() == upstream.requests().len();
+    cache.until("each request went through the proxy", all_through).await;
     assert!(requests.iter().all(|request| request.header("proxy-authorization").is_none()));
     assert!(!cache.output().contains("someone") && !cache.output().contains("pass"), "{}", cache.output());
     cache.restart().await;
@@ -115,7 +117,7 @@ async fn a_dead_proxy_is_an_outage_like_any_other() {
     for _ in 0..2 {
         let answer = cache.get(BY_TAG).await;
         assert_eq!((answer.status, answer.body), (200, image.manifest.bytes.to_vec()));
-        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+        assert!(answer.took < Duration::from_secs(3), "{:?}", answer.took);
         assert_eq!(cache.get("/v2/library/app/manifests/unseen").await.status, 503);
         cache.restart().await;
     }
