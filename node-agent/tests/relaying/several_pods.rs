@@ -185,7 +185,7 @@ async fn a_frozen_pod_is_passed_over_and_later_not_even_asked() {
     relay.until(|view| view.answering == 1).await;
     assert_eq!(relay.view().standing, Standing::In);
     for repository in ["a", "b", "c", "d", "e", "f"] {
-        check(&relay, &get(&blob().replace("library/a", repository)), BODY, Duration::from_millis(500)).await;
+        check(&relay, &get(&blob().replace("library/a", repository)), BODY, Duration::from_millis(1000)).await;
     }
     drop(other);
 }

@@ -74,6 +74,8 @@ pub(crate) struct Cache {
     script: Arc<Script>,
     state: Arc<State>,
     task: Option<AbortOnDropHandle<()>>,
+    /// Keeps its port from others while it is dead.
+    kept: Option<TcpSocket>,
 }
 
 #[derive(Default)]
@@ -100,11 +102,12 @@ impl Cache {
     }
 
     async fn listen(acceptor: TlsAcceptor, ca: String, script: Arc<Script>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let socket = at("127.0.0.1:0".parse().unwrap());
+        let address = socket.local_addr().unwrap();
+        let listener = socket.listen(64).unwrap();
         let state = Arc::new(State::default());
         let task = tokio::spawn(serve(listener, acceptor.clone(), script.clone(), state.clone()));
-        Self { address, ca, acceptor, script, state, task: Some(AbortOnDropHandle::new(task)) }
+        Self { address, ca, acceptor, script, state, task: Some(AbortOnDropHandle::new(task)), kept: None }
     }
 
     /// Every request but the probes: the head as it came.
@@ -128,6 +131,16 @@ impl Cache {
         timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{} probes", self.probes()));
     }
 
+    /// Waits until content was asked for.
+    pub(crate) async fn until_asked(&self) {
+        let wait = async {
+            while self.requests().is_empty() {
+                self.state.asked.notified().await;
+            }
+        };
+        timeout(LONG, wait).await.expect("nobody asks");
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -142,18 +155,25 @@ impl Cache {
 
     /// Closes the port and every connection.
     pub(crate) fn die(&mut self) {
+        self.kept = Some(at(self.address));
         self.task = None;
     }
 
     /// Opens the port again.
     pub(crate) async fn revive(&mut self) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.address).unwrap();
-        let listener = socket.listen(64).unwrap();
+        let listener = self.kept.take().expect("it has died").listen(64).unwrap();
         let served = serve(listener, self.acceptor.clone(), self.script.clone(), self.state.clone());
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(served)));
     }
+}
+
+/// A socket at this address, which may have another one of ours.
+fn at(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 fn tls() -> (TlsAcceptor, String) {
