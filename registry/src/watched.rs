@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_change_since_before_the_first_reading_is_read_and_told_of_until_it_can_be() {
         let dir = tempfile::tempdir().unwrap();
         for content in ["old", "new"] {

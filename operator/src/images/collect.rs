@@ -137,7 +137,7 @@ mod tests {
         let (publish, mut in_use) = watch::channel(None);
         let both = [listed(vec![pod("a", "a:1"), pod("x", "Not An Image")]), listed(vec![pod("b", "ghcr.io/b:1")])];
         let task = tokio::spawn(follow(both.map(|steps| steps.chain(stream::pending()).boxed()), pause, publish));
-        in_use.changed().await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), in_use.changed()).await.unwrap().unwrap();
         let names: Vec<_> = in_use.borrow().iter().flat_map(|it| it.keys()).map(ToString::to_string).collect();
         assert_eq!(names, ["docker.io/library/a:1", "ghcr.io/b:1"]);
         task.abort();
