@@ -17,13 +17,14 @@ use tokio::process::{Child, Command};
 
 use crate::binaries::{NODE_AGENT, binary};
 use crate::cluster::{Cluster, Forward, until};
+use crate::direct;
 use crate::product;
 
 /// The node that it is the agent of.
 pub const NODE: &str = "lonely";
 /// The key that the caches' tokens derive from is this 32 times.
 const RELAY_KEY: &str = "0a";
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const LOG_LIMIT: Duration = Duration::from_secs(30);
 
 /// An API server with Breakwater's definitions and roles, a node, and folders for its agent.
 pub struct Stage {
@@ -97,7 +98,7 @@ impl Stage {
     /// Fails when it cannot be started.
     pub fn agent_in(&self, mounts: &str, flags: &[&str]) -> Result<Agent> {
         let without_socket: &[&str] = if flags.contains(&"--cri-socket") { &[] } else { &["--cri-socket", "none"] };
-        let log = self.folder.path().join("agent.log");
+        let log = self.cluster.logs().join("agent.log");
         let output = std::fs::File::options().create(true).append(true).open(&log).context("make a log")?;
         let errors = output.try_clone().context("share a log")?;
         let child = self
@@ -137,6 +138,7 @@ impl Stage {
             .arg(format!("--net=/proc/{}/ns/net", self.cluster.machine().init()))
             .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"])
             .kill_on_drop(true);
+        direct::past_proxies(command.as_std_mut());
         command
     }
 
@@ -230,7 +232,9 @@ impl Stage {
         let nodes: Api<MirrorNode> = Api::all(self.cluster.client());
         let mut last = None;
         let said = until(limit, &format!("the MirrorNode to say: {what}"), async || {
-            last = nodes.get_opt(NODE).await.context("get the MirrorNode")?.and_then(|node| node.status);
+            // An API server under load may not answer in time.
+            let Ok(node) = nodes.get_opt(NODE).await else { return Ok(None) };
+            last = node.and_then(|node| node.status);
             Ok(last.clone().filter(|status| fits(status)))
         })
         .await;
@@ -254,9 +258,8 @@ impl Stage {
     /// # Errors
     /// Fails when it does not answer.
     pub async fn ask(&self, path: &str) -> Result<(u16, String)> {
-        let client = reqwest::Client::builder().timeout(ANSWER_LIMIT).build().context("make an HTTP client")?;
-        let answer =
-            client.get(format!("http://{}{path}", self.admin.address())).send().await.context("ask the agent")?;
+        let url = format!("http://{}{path}", self.admin.address());
+        let answer = direct::client()?.get(url).send().await.context("ask the agent")?;
         Ok((answer.status().as_u16(), answer.text().await.context("read the agent's answer")?))
     }
 
@@ -304,14 +307,16 @@ pub fn token(service: &str) -> Result<String> {
 }
 
 impl Agent {
-    /// Asks it to stop and waits until it has.
+    /// Asks it to stop and waits until it has, in good order.
     ///
     /// # Errors
-    /// Fails when it does not within a minute.
-    pub async fn stop(mut self) -> Result<ExitStatus> {
+    /// Fails when it does not within a minute, with its log.
+    pub async fn stop(mut self) -> Result<()> {
         let id = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("the agent ended by itself")?;
         kill_process(id, Signal::TERM).context("signal the agent")?;
-        self.ended(Duration::from_secs(60)).await
+        let status = self.ended(Duration::from_secs(60)).await.with_context(|| self.log())?;
+        ensure!(status.success(), "the agent ended with {status}\n{}", self.log());
+        Ok(())
     }
 
     /// Waits until it has ended.
@@ -370,13 +375,15 @@ impl Agent {
     /// Waits until it has logged this.
     ///
     /// # Errors
-    /// Fails after five seconds, with its log.
+    /// Fails after half a minute, with its log.
     pub async fn logged(&self, text: &str) -> Result<()> {
-        let read = || std::fs::read_to_string(&self.log).unwrap_or_default();
-        let logged =
-            until(ANSWER_LIMIT, &format!("{text:?} in the log"), async || Ok(read().contains(text).then_some(())))
-                .await;
-        logged.with_context(read)
+        let holds = async || Ok(self.log().contains(text).then_some(()));
+        let logged = until(LOG_LIMIT, &format!("{text:?} in the log"), holds).await;
+        logged.with_context(|| self.log())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 

@@ -54,7 +54,7 @@ impl Scene {
     /// # Errors
     /// Fails when it cannot be started.
     pub fn operator(&self, name: &str) -> Result<Operator> {
-        Operator::start(name, &self.kubeconfig, self.cluster.state())
+        Operator::start(name, &self.kubeconfig, &self.cluster.logs())
     }
 
     /// The same, whose caches run this image.
@@ -62,7 +62,7 @@ impl Scene {
     /// # Errors
     /// As [`Self::operator`].
     pub fn operator_with_image(&self, name: &str, image: &str) -> Result<Operator> {
-        Operator::with_image(image, name, &self.kubeconfig, self.cluster.state())
+        Operator::with_image(image, name, &self.kubeconfig, &self.cluster.logs())
     }
 
     /// An interface to objects of the caches' namespace.
@@ -95,7 +95,8 @@ impl Scene {
     pub async fn condition(&self, mirror: &str, kind: &str, status: &str, reason: &str) -> Result<String> {
         let mut last = Vec::new();
         let reached = until(SETTLE, &format!("{kind}={status} {reason} of {mirror}"), async || {
-            let mirror = self.mirrors().get(mirror).await.context("get the mirror")?;
+            // An API server under load, or just back, may not answer in time.
+            let Ok(mirror) = self.mirrors().get(mirror).await else { return Ok(None) };
             last = mirror.status.map(|status| status.conditions).unwrap_or_default();
             let holds = last.iter().find(|it| {
                 it.type_ == kind

@@ -13,6 +13,7 @@ pub mod cache;
 pub mod chaos;
 pub mod cluster;
 pub mod demo;
+pub mod direct;
 pub mod distribution;
 pub mod fallback;
 pub mod gitops;

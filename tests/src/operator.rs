@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::binaries::{OPERATOR, binary};
 use crate::cluster::until;
+use crate::direct;
 
 /// How long it may take to say where it listens, or to end.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -56,7 +57,9 @@ impl Operator {
         let log = folder.join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
         let begins = usize::try_from(file.metadata().context("look at a log")?.size()).context("a log is too long")?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        direct::past_proxies(command.as_std_mut());
+        let child = command
             .args(["--image", image, "--pod-name", name, "--listen", "127.0.0.1:0"])
             .args(["--log-format", "json"])
             .env("KUBECONFIG", kubeconfig)
@@ -142,7 +145,7 @@ impl Operator {
     /// Fails when it does not answer.
     pub async fn metrics(&self) -> Result<String> {
         let url = format!("http://{}/metrics", self.admin().await?);
-        let answer = reqwest::get(url).await.context("ask for metrics")?;
+        let answer = direct::client()?.get(url).send().await.context("ask for metrics")?;
         answer.text().await.context("read the metrics")
     }
 

@@ -15,6 +15,7 @@ use kube::api::ListParams;
 
 use crate::binaries::workspace;
 use crate::cluster::{Cluster, until};
+use crate::direct;
 use crate::distribution::Distribution;
 use crate::release;
 
@@ -26,7 +27,7 @@ pub const OPERATOR_PROGRAM: &str = "breakwater-operator";
 pub const AGENT_PROGRAM: &str = "breakwater-node-agent";
 
 const INSTALL_LIMIT: Duration = Duration::from_secs(90);
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const DEFINED_LIMIT: Duration = Duration::from_secs(30);
 
 /// An API server with what config/default holds, where nothing acts on it.
 ///
@@ -35,9 +36,19 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub async fn api_server() -> Result<Cluster> {
     let cluster = Cluster::control_plane_only().await?;
     apply_default(&cluster).await?;
-    // Definitions settle a moment after they are created; users' kubectl waits for nothing.
-    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+    definitions_hold(&cluster).await?;
     Ok(cluster)
+}
+
+/// Waits until what was just defined can be used. Definitions settle a moment after they are created, and the API server serves them
+/// another moment later; users' kubectl waits for nothing.
+///
+/// # Errors
+/// Fails when that does not come.
+pub async fn definitions_hold(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+    let served = async || Ok(cluster.kubectl(&["get", "rmir,mirrornodes"]).await.ok().map(drop));
+    until(DEFINED_LIMIT, "the new kinds to be served", served).await
 }
 
 async fn apply_default(cluster: &Cluster) -> Result<()> {
@@ -128,7 +139,8 @@ impl<'a> Product<'a> {
         let mirrors: Api<RegistryMirror> = Api::all(self.cluster.client());
         let mut last = None;
         let reached = until(limit, &format!("{kind}={status} of {mirror}"), async || {
-            let mirror = mirrors.get(mirror).await.context("get the mirror")?;
+            // An API server under load may not answer in time.
+            let Ok(mirror) = mirrors.get(mirror).await else { return Ok(None) };
             last = mirror.status.and_then(|s| s.conditions.into_iter().find(|c| c.type_ == kind));
             Ok(last.clone().filter(|condition| condition.status == status))
         })
@@ -185,8 +197,7 @@ impl<'a> Product<'a> {
     pub async fn pod_metric(&self, pod: &CachePod, metric: &str, label: &str) -> Result<f64> {
         let forward = self.cluster.forward(pod.address, ADMIN_PORT).await?;
         let url = format!("http://{}/metrics", forward.address());
-        let client = reqwest::Client::builder().timeout(ANSWER_LIMIT).build().context("make an HTTP client")?;
-        let answer = client.get(&url).send().await.context("ask for metrics")?;
+        let answer = direct::client()?.get(&url).send().await.context("ask for metrics")?;
         let text = answer.text().await.context("read the metrics")?;
         ensure!(text.lines().any(|line| line.starts_with(metric)), "the cache has no metric {metric}");
         Ok(text

@@ -29,7 +29,10 @@ async fn what_others_do_to_the_files_is_mended_at_once() -> Result<()> {
     stage.written("ghcr.io", LIMIT).await?;
 
     let file = stage.hosts_toml("docker.io");
-    std::fs::write(&file, FOREIGN).context("write by hand")?;
+    // At one stroke: a file that is cut and not written yet is another that the agent would mend.
+    let beside = stage.folder().join("by-hand.toml");
+    std::fs::write(&beside, FOREIGN).context("write by hand")?;
+    std::fs::rename(&beside, &file).context("put it in place")?;
     stage.written("docker.io", AT_ONCE).await?;
     ensure!(std::fs::read_to_string(&file).context("read")?.ends_with(FOREIGN));
     std::fs::remove_dir_all(stage.certs_d().join("ghcr.io")).context("remove a folder")?;

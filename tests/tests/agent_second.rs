@@ -22,7 +22,7 @@ async fn a_second_agent_ends_and_takes_nothing_with_it() -> Result<()> {
     }
     let written = agent.hosts_toml(REGISTRY).context("read what it wrote")?;
     // It finds the port taken, and would give every file back, were the first one not there.
-    let (said, has_failed) = agent.another()?;
+    let (said, has_failed) = agent.another().await?;
     assert!(has_failed && said.contains("another agent works with"), "{said}");
     assert_eq!(agent.hosts_toml(REGISTRY), Some(written));
     Ok(())

@@ -261,12 +261,13 @@ async fn who_holds_a_token_gains_nothing_that_the_page_on_security_denies() -> R
     let cluster = api_server().await?;
     let tokens = stage(&cluster).await?;
     // New policies take effect a moment after they are stored.
-    for (who, command, given) in [
-        (Agent, "annotate mirrornode other a=b --overwrite", ""),
-        (Operator, "create -n breakwater-nodes -f", "Secret {generateName: a}"),
+    for (who, command, given, refusal) in [
+        (Agent, "annotate mirrornode other a=b --overwrite", "", NOT_OWN),
+        (Operator, "create -n breakwater-nodes -f", "Secret {generateName: a}", RELAY),
     ] {
         until(SETTLE, "the policies to hold", async || {
-            Ok(attempt(&cluster, &tokens[&who], command, given).await?.err())
+            let said = attempt(&cluster, &tokens[&who], command, given).await?.err();
+            Ok(said.filter(|said| said.contains(refusal)))
         })
         .await?;
     }

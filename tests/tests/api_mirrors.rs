@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use breakwater_crds::RegistryMirror;
 use breakwater_tests::api_scene::SETTLE;
 use breakwater_tests::cluster::{Cluster, until};
+use breakwater_tests::product::definitions_hold;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -253,7 +254,7 @@ async fn api_server() -> Result<(Cluster, Api<RegistryMirror>)> {
     for definition in breakwater_crds::yaml::definitions() {
         cluster.apply(&breakwater_crds::yaml::document(&definition)?).await?;
     }
-    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+    definitions_hold(&cluster).await?;
     let mirrors = Api::all(cluster.client());
     Ok((cluster, mirrors))
 }

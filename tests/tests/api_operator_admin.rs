@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use breakwater_tests::api_proxy::Act;
 use breakwater_tests::api_scene::{SETTLE, Scene};
 use breakwater_tests::cluster::until;
+use breakwater_tests::direct;
 use breakwater_tests::operator::Operator;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ListParams;
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 
 async fn ask(operator: &Operator, method: Method, path: &str, body: &'static str) -> Result<(StatusCode, String)> {
     let url = format!("http://{}{path}", operator.admin().await?);
-    let answer = reqwest::Client::new().request(method, url).body(body).send().await.context("ask the operator")?;
+    let answer = direct::client()?.request(method, url).body(body).send().await.context("ask the operator")?;
     Ok((answer.status(), answer.text().await.context("read its answer")?))
 }
 
@@ -34,9 +35,13 @@ async fn passes_and_failures_are_counted_by_what_became_of_them() -> Result<()> 
     let operator = scene.operator("one")?;
     scene.condition("docker-io", "Ready", "False", "CacheStarting").await?;
     scene.condition("younger", "Ready", "False", "RegistryConflict").await?;
-    // The status is there a moment before the pass that wrote it is over.
-    let done = |text: &String| !text.contains(r#"breakwater_reconcile_runs_total{result="done"} 0"#);
-    let text = until(SETTLE, "a pass to be done", async || Ok(Some(operator.metrics().await?).filter(done))).await?;
+    // A status is there a moment before the pass that wrote it is over.
+    let over = |text: &String| {
+        let results = ["done", "refused", "failed"];
+        results.iter().all(|it| !text.contains(&format!(r#"breakwater_reconcile_runs_total{{result="{it}"}} 0"#)))
+    };
+    let text =
+        until(SETTLE, "the passes to be over", async || Ok(Some(operator.metrics().await?).filter(over))).await?;
     let value = |series: &str| {
         let line =
             text.lines().find(|line| line.starts_with(series)).with_context(|| format!("no {series} in\n{text}"))?;

@@ -6,6 +6,7 @@ use breakwater_crds::names::CA_SECRET;
 use breakwater_tests::api_proxy::{Act, Asked};
 use breakwater_tests::api_scene::{SETTLE, Scene};
 use breakwater_tests::cluster::until;
+use breakwater_tests::product::definitions_hold;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service};
@@ -121,7 +122,7 @@ async fn it_waits_for_definitions_that_come_after_it() -> Result<()> {
     );
     let crds = breakwater_tests::binaries::workspace().join("config/crd");
     scene.cluster.kubectl(&["apply", "-k", &crds.to_string_lossy()]).await?;
-    scene.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"]).await?;
+    definitions_hold(&scene.cluster).await?;
     scene.mirror("docker-io", "{registry: docker.io}").await?;
     scene.condition("docker-io", "Ready", "False", "CacheStarting").await.with_context(|| operator.log())?;
     operator.kill().await?;
@@ -329,6 +330,9 @@ async fn claims_grow_where_their_class_lets_them() -> Result<()> {
             .context("grow the volume")?;
         until(SETTLE, "the cache to use it", async || Ok(arguments().await?.contains(&size(20)).then_some(()))).await?;
         scene.mirrors().delete("docker-io", &DeleteParams::default()).await.context("delete")?;
+        // Before that it would make the StatefulSet anew, with the class that claims had.
+        let forgets = async || Ok((!operator.metrics().await?.contains(r#"name="docker-io""#)).then_some(()));
+        until(SETTLE, "the operator to forget the mirror", forgets).await?;
         scene.system::<StatefulSet>().delete(CACHE, &DeleteParams::background()).await.context("delete")?;
         // The protection's controller does not run here.
         let unprotected = Patch::Merge(json!({"metadata": {"finalizers": null}}));

@@ -72,10 +72,16 @@ async fn killed_at_any_write_it_ends_in_the_same_state() -> Result<()> {
         scene.mirror("docker-io", SPEC).await?;
         scene.door.treat(held_at(fatal));
         let doomed = scene.operator("one")?;
-        tokio::time::timeout(SETTLE, scene.door.held())
-            .await
-            .with_context(|| format!("write {fatal} does not come"))?;
+        let is_over = tokio::select! {
+            () = scene.door.held() => false,
+            settled = settled(&scene, &expected) => settled.map(|()| true).with_context(|| doomed.log())?,
+        };
         doomed.kill().await?;
+        if is_over {
+            // How passes fall together differs, and so does the number of writes, a little.
+            ensure!(fatal > 8, "done after {fatal} writes of {writes}");
+            break;
+        }
         let left = secrets(&scene).await?;
         scene.door.treat(|_| Act::Pass);
         let successor = scene.operator("one")?;

@@ -4,20 +4,24 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use breakwater_crds::names;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::relay_key;
 use crate::binaries::{NODE_AGENT, binary};
+use crate::direct;
 use crate::ports::free_address;
 
 /// The Service that the cache must have a certificate of.
 pub const SERVICE: &str = "cache-test";
 const NODE: &str = "forgotten";
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running agent, killed when this is dropped.
 pub struct Remembering {
@@ -49,10 +53,11 @@ impl Remembering {
     /// Starts another agent with the same folders and port and waits for its end: what it said, and whether it says that it failed.
     ///
     /// # Errors
-    /// Fails when it cannot be started.
-    pub fn another(&self) -> Result<(String, bool)> {
-        let ended =
-            command(&binary(NODE_AGENT), self.relay, self.folder.path()).output().context("start another agent")?;
+    /// Fails when it cannot be started, or does not end.
+    pub async fn another(&self) -> Result<(String, bool)> {
+        let mut command = tokio::process::Command::from(command(&binary(NODE_AGENT), self.relay, self.folder.path()));
+        let ended = timeout(END_LIMIT, command.kill_on_drop(true).output()).await;
+        let ended = ended.context("another agent does not end")?.context("start another agent")?;
         Ok((String::from_utf8_lossy(&ended.stderr).into_owned(), ended.status.code() == Some(1)))
     }
 
@@ -109,7 +114,7 @@ pub(crate) fn remember(folder: &Path, registry: &str, cache: SocketAddr, authori
 /// Starts an agent that remembers what [`remember`] wrote.
 pub(crate) fn command(program: &Path, relay: SocketAddr, folder: &Path) -> Command {
     let mut command = Command::new(program);
-    command
+    direct::past_proxies(&mut command)
         .env_remove("RUST_LOG")
         .env("KUBECONFIG", folder.join("kubeconfig"))
         .args(["--node-name", NODE, "--cri-socket", "none", "--admin-listen", "127.0.0.1:0"])

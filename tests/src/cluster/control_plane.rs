@@ -188,9 +188,11 @@ fn service_account_key(state: &Path) -> std::path::PathBuf {
 
 async fn client(kubeconfig: &Path) -> Result<Client> {
     let parsed = Kubeconfig::read_from(kubeconfig).context("read the administrator's kubeconfig")?;
-    let config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
+    let mut config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
         .await
         .context("take the administrator's kubeconfig")?;
+    // It is on this machine, whatever proxy its user has.
+    config.proxy_url = None;
     Client::try_from(config).context("make a Kubernetes client")
 }
 

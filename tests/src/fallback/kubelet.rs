@@ -76,7 +76,7 @@ struct Probe {
 
 impl Probe {
     fn of(stage: &Stage) -> Result<Self> {
-        let client = reqwest::Client::builder().timeout(TIMEOUT).pool_max_idle_per_host(0);
+        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).pool_max_idle_per_host(0);
         let client = client.build().context("make an HTTP client")?;
         Ok(Self { client, url: format!("http://{}/healthz", stage.admin()) })
     }
