@@ -66,6 +66,8 @@ async fn the_chart_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
     std::fs::create_dir_all(&folder).context("make a folder by hand")?;
     std::fs::write(folder.join("hosts.toml"), FOREIGN).context("write a file by hand")?;
     let before = snapshot(&node.certs_d())?;
+    // A file may go while it is looked at.
+    let as_before = async || Ok(snapshot(&node.certs_d()).is_ok_and(|now| now == before).then_some(()));
     let product = Product::installed(&cluster);
     let chart = workspace().join("charts/breakwater").to_string_lossy().into_owned();
     let (_folder, previous) = previous_chart()?;
@@ -101,7 +103,7 @@ async fn the_chart_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
 
     // With its mirror still there: the nodes are given back all the same, and mirror and cache stay.
     helm(&cluster, &["uninstall"], &["--wait", "--timeout=2m"]).await?;
-    until(LIMIT, "certs.d to be as before", async || Ok((snapshot(&node.certs_d())? == before).then_some(()))).await?;
+    until(LIMIT, "certs.d to be as before", as_before).await?;
     pulls(&cluster, &upstream, 4).await?;
     ensure!(identity_of_the_cache(&cluster).await? == cache, "uninstalling took the cache along");
 
@@ -111,7 +113,7 @@ async fn the_chart_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
     ensure!(identity_of_the_cache(&cluster).await? == cache, "installing again replaced the cache");
     ensure!(snapshot(&node.certs_d())? != before, "the node has no file of ours");
     helm(&cluster, &["uninstall"], &["--wait", "--timeout=2m"]).await?;
-    until(LIMIT, "certs.d to be as before", async || Ok((snapshot(&node.certs_d())? == before).then_some(()))).await?;
+    until(LIMIT, "certs.d to be as before", as_before).await?;
     until(LIMIT, "the caches to be gone", async || {
         let left = cluster.kubectl(&["-n", "breakwater-system", "get", "statefulsets,pods", "-o", "name"]).await?;
         Ok(left.trim().is_empty().then_some(()))

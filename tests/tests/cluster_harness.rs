@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use breakwater_tests::cluster::{Cluster, ClusterConfig, until};
 use breakwater_tests::distribution::{Distribution, DistributionConfig, PLAIN_PORT};
 use breakwater_tests::images::Image;
 
 const LIMIT: Duration = Duration::from_secs(60);
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 fn two_nodes() -> ClusterConfig {
     ClusterConfig { nodes: 2, ..ClusterConfig::default() }
@@ -113,7 +114,7 @@ async fn an_upstream_can_stop_hang_and_vanish_from_the_network() -> Result<()> {
         r"exec 3<>/dev/tcp/{}/{PLAIN_PORT}; printf 'GET /v2/ HTTP/1.0\r\n\r\n' >&3; read -r status <&3; [[ $status == *200* ]]",
         upstream.address()
     );
-    let arguments = ["timeout", "1", "bash", "-euc", &request];
+    let arguments = ["timeout", "3", "bash", "-euc", &request];
     let fetch = || node.exec(&arguments);
 
     fetch().await?;
@@ -152,11 +153,8 @@ async fn removal_leaves_nothing_behind() -> Result<()> {
     ensure!(namespaces.len() == 9, "three machines have three namespaces each, not {namespaces:?}");
 
     cluster.remove().await?;
-    let left = traces(&name, &state)?;
-    ensure!(left.is_empty(), "left behind: {left:?}");
-    let left: Vec<_> = all_namespaces()?.into_iter().filter(|id| namespaces.contains(id)).collect();
-    ensure!(left.is_empty(), "namespaces left behind: {left:?}");
-    Ok(())
+    nothing_left(|| traces(&name, &state)).await?;
+    nothing_left(|| Ok(all_namespaces()?.into_iter().filter(|id| namespaces.contains(id)).collect())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,9 +166,17 @@ async fn a_panic_removes_the_cluster_too() -> Result<()> {
         panic!("as a failing test does");
     });
     ensure!(task.await.is_err_and(|error| error.is_panic()), "the task did not panic");
-    let left = traces(&name, &state)?;
-    ensure!(left.is_empty(), "left behind: {left:?}");
-    Ok(())
+    nothing_left(|| traces(&name, &state)).await
+}
+
+/// A program of this process's that entered a namespace ends a moment after the namespace.
+async fn nothing_left(look: impl Fn() -> Result<Vec<String>>) -> Result<()> {
+    let mut left = Vec::new();
+    let gone = until(END_LIMIT, "nothing to be left behind", async || {
+        left = look()?;
+        Ok(left.is_empty().then_some(()))
+    });
+    gone.await.with_context(|| format!("left behind: {left:?}"))
 }
 
 /// Processes, cgroups, mounts and files that carry a cluster's name.
