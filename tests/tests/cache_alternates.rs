@@ -113,7 +113,7 @@ async fn a_registry_that_sends_hardly_anything_is_left_for_an_alternate() {
 
 #[tokio::test]
 async fn where_all_send_hardly_anything_the_download_goes_on() {
-    let (main, alternate, cache, blob) = pair_with_blob(160 * 1024).await;
+    let (main, alternate, cache, blob) = pair_with_blob(80 * 1024).await;
     main.fault(On::Blobs, Fault::Drip(10 * 1024)).await;
     alternate.fault(On::Blobs, Fault::Drip(12 * 1024)).await;
     let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
@@ -190,7 +190,7 @@ async fn an_alternate_that_is_dead_costs_nothing_after_the_first_time() {
         assert!(took[0] < Duration::from_secs(4), "{fault:?}: {took:?}");
         took.drain(..3);
         took.sort_unstable();
-        assert!(took[1] < Duration::from_millis(200), "{fault:?}: {took:?}");
+        assert!(took[1] < Duration::from_millis(700), "{fault:?}: {took:?}");
     }
 }
 

@@ -44,7 +44,7 @@ async fn even_a_single_byte_is_passed_on_at_once() {
 
 #[tokio::test]
 async fn fifty_clients_of_one_cold_blob_are_one_download() {
-    let (upstream, cache, blob) = cold(64 * MIB).await;
+    let (upstream, cache, blob) = cold(16 * MIB).await;
     upstream.fault(On::Blobs, Fault::StallAt(MIB as u64)).await;
     let mut readers = Vec::new();
     for _ in 0..50 {

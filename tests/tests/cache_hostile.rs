@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::client::exchange_raw;
-use breakwater_tests::cache::{Cache, End, cold};
+use breakwater_tests::cache::{Cache, End, PATIENCE, cold};
 use breakwater_tests::upstream::{Content, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -185,7 +185,7 @@ async fn flood(cache: std::net::SocketAddr, requests: Vec<String>) -> usize {
         }
         seen
     };
-    tokio::join!(asking, answering).1
+    tokio::time::timeout(PATIENCE, async { tokio::join!(asking, answering).1 }).await.expect("answers in time")
 }
 
 #[tokio::test]

@@ -182,6 +182,13 @@ async fn access_log(cache: &Cache, count: usize) -> Vec<Value> {
     }
 }
 
+/// The line of the only request of this kind with this status: two that follow each other may be logged the other way round.
+fn line<'a>(lines: &'a [Value], kind: &str, status: u16) -> &'a Value {
+    let found: Vec<_> = lines.iter().filter(|line| line["kind"] == kind && line["status"] == status).collect();
+    let [line] = found[..] else { panic!("{kind} {status}: {found:?} in {lines:?}") };
+    line
+}
+
 #[tokio::test]
 async fn each_request_is_one_line_of_the_access_log_without_secrets() {
     let upstream = Upstream::start().await;
@@ -200,7 +207,8 @@ async fn each_request_is_one_line_of_the_access_log_without_secrets() {
     assert_eq!(secretive(&layer).range("10-19").answer().await.status, 206);
     assert_eq!(secretive("/etc/../hunter3").answer().await.status, 404);
     let lines = access_log(&cache, 4).await;
-    let [manifest, miss, hit, refused] = &lines[..] else { panic!("{lines:?}") };
+    let [manifest, miss, hit, refused] = [("manifest", 200), ("blob", 200), ("blob", 206), ("other", 404)]
+        .map(|(kind, status)| line(&lines, kind, status));
     assert_eq!((&manifest["method"], &manifest["kind"]), (&"GET".into(), &"manifest".into()));
     assert_eq!((&manifest["repository"], &manifest["reference"]), (&REPOSITORY.into(), &"v1".into()));
     assert!(manifest["upstream_seconds"].as_f64().is_some_and(|waited| waited > 0.0), "{manifest}");
@@ -208,8 +216,8 @@ async fn each_request_is_one_line_of_the_access_log_without_secrets() {
     assert_eq!((&miss["status"], &miss["bytes"], &miss["cut"]), (&200.into(), &100_000.into(), &false.into()));
     assert!(miss["cache_status"].as_str().is_some_and(|status| status.contains("fwd=miss")), "{miss}");
     assert_eq!((&hit["level"], &hit["bytes"], &hit["range"]), (&"DEBUG".into(), &10.into(), &"bytes=10-19".into()));
-    assert_eq!((&hit["status"], &hit["upstream_seconds"]), (&206.into(), &0.0.into()));
-    assert_eq!((&refused["kind"], &refused["status"]), (&"other".into(), &404.into()));
+    assert_eq!(hit["upstream_seconds"], 0.0);
+    assert_eq!((&refused["method"], &refused["repository"]), (&"GET".into(), &"".into()));
     for line in &lines {
         let client = line["client"].as_str().and_then(|client| client.parse::<SocketAddr>().ok());
         assert!(client.is_some_and(|client| client.ip().is_loopback() && client.ip().is_ipv4()), "{line}");
@@ -227,11 +235,11 @@ async fn who_shows_no_token_is_logged_and_counted() {
     let pins = cache.request("GET", "/v1/pins").header("Authorization", "Bearer hunter2").answer().await;
     assert_eq!(pins.status, 401);
     let lines = access_log(&cache, 2).await;
-    let [pull, pins] = &lines[..] else { panic!("{lines:?}") };
-    assert_eq!((&pull["level"], &pull["status"]), (&"INFO".into(), &401.into()));
+    let [pull, pins] = ["manifest", "other"].map(|kind| line(&lines, kind, 401));
+    assert_eq!(pull["level"], "INFO");
     assert_eq!((&pull["repository"], &pull["reference"]), (&REPOSITORY.into(), &"v1".into()));
     assert!(pull["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.1:")), "{pull}");
-    assert_eq!((&pins["reference"], &pins["status"]), (&"/v1/pins".into(), &401.into()));
+    assert_eq!(pins["reference"], "/v1/pins");
     assert!(!cache.output().contains("hunter2"));
     let metrics = metrics(&cache).await;
     let denied = |kind| value(&metrics, "breakwater_cache_requests_total", &[kind, "result=\"denied\""]);

@@ -155,12 +155,12 @@ async fn pins_over_their_part_of_the_cache_are_refused_in_the_order_of_the_list(
     }
     // 80 % of it: the first and the third fit.
     let mut cache = Pinning::with(Cache::of(&upstream).flag("--cache-size", "6Mi")).await;
+    let mark = upstream.mark();
     cache.pin(&json!([{"image": "a:v1"}, {"image": "b:v1"}, {"image": "c:v1"}])).await;
     let is_settled = |images: &Value| {
         images[0]["state"] == "complete" && images[1]["error"] == "NoSpace" && images[2]["state"] == "complete"
     };
     cache.await_pins("settled", is_settled).await;
-    let mark = upstream.mark();
     assert_eq!(requests_for(&upstream, mark, &images[1].layers[0]), 0, "what does not fit is not fetched");
     cache.restart().await;
     assert!(is_settled(&cache.pins().await));

@@ -142,7 +142,7 @@ async fn a_blob_is_a_miss_once_and_then_a_hit_without_upstream() {
     assert_eq!((hit.status, hit.end, &hit.body[..]), (200, End::Complete, &image.layers[0].bytes[..]));
     assert!(hit.cache_status().starts_with("breakwater; hit"), "{:?}", hit.cache_status());
     assert_eq!(hit.header("docker-content-digest"), Some(image.layers[0].digest.as_str()));
-    assert_eq!(upstream.requests_since(mark).len(), 0);
+    assert_eq!(upstream.content_requests_since(mark).len(), 0);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::client::exchange_raw;
-use breakwater_tests::cache::{Cache, Identity};
+use breakwater_tests::cache::{Cache, Identity, PATIENCE};
 use breakwater_tests::upstream::{Content, Upstream};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion, version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -70,7 +71,8 @@ async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open\r\n\r\n").await.expect("a request");
     let mut answer = Vec::new();
     while !answer.ends_with(b"{}") {
-        assert!(stream.read_buf(&mut answer).await.expect("an answer") > 0);
+        let read = timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer in time");
+        assert!(read.expect("an answer") > 0);
     }
     String::from_utf8_lossy(&answer)[9..12].to_owned()
 }
