@@ -90,7 +90,8 @@ async fn a_cache_that_keeps_no_connection_is_not_asked_for_one_all_the_time() {
     .await;
     let (began, relay) = (Instant::now(), Running::before(&cache).await);
     cache.until_probed(6).await;
-    assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
+    // Asked all the time it would be 1.2 s.
+    assert!(began.elapsed() > Duration::from_secs(2), "{:?}", began.elapsed());
     assert_eq!((relay.view().standing, relay.view().trouble), (Standing::In, None));
 }
 
