@@ -28,6 +28,7 @@ use kube::Client;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -60,8 +61,14 @@ pub enum AgentFault {
         source: io::Error,
     },
     /// Only a new process gets the node's new folder mounted.
-    #[error("--certs-dir: {0}")]
-    CertsDir(#[source] Fault),
+    #[error("{folder}: {source}")]
+    Replaced {
+        /// The folder.
+        folder: PathBuf,
+        /// What became of it.
+        #[source]
+        source: Fault,
+    },
     /// A task that must run died.
     #[error("a task died: {0}")]
     Task(#[source] JoinError),
@@ -70,7 +77,7 @@ pub enum AgentFault {
 /// Runs until told to stop.
 ///
 /// # Errors
-/// The state folder or the admin listener's port cannot be used, certs.d was taken away, or a task died.
+/// The state folder or the admin listener's port cannot be used, the runtime's folder was taken away, or a task died.
 pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<(), AgentFault> {
     // Without `..`: a setting that nobody uses does not compile.
     let Args {

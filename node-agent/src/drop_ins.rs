@@ -2,7 +2,7 @@
 //! Other files are read and never changed, so there is nothing to give back but ours.
 
 use crate::durable;
-use crate::files::{Fault, Outcome, Wanted, again};
+use crate::files::{Fault, First, Outcome, Wanted, again};
 use crate::registries_conf::{self, Foreign, MARKER, NAME, Unfit};
 use crate::text_file::read;
 use std::collections::BTreeSet;
@@ -16,6 +16,7 @@ const MAIN: &str = "registries.conf";
 #[derive(Debug)]
 pub struct DropIns {
     folder: PathBuf,
+    first: First,
     state_dir: PathBuf,
 }
 
@@ -23,15 +24,15 @@ impl DropIns {
     /// For the folder `registries.conf.d`, beside which `registries.conf` lies.
     #[must_use]
     pub fn new(folder: &Path, state_dir: &Path) -> Self {
-        Self { folder: folder.to_owned(), state_dir: state_dir.to_owned() }
+        Self { folder: folder.to_owned(), first: First::default(), state_dir: state_dir.to_owned() }
     }
 
     /// Removes what is no longer wanted, then writes what is. One file's trouble never stops the others.
-    pub fn converge(&self, wanted: &[Wanted]) -> Outcome {
+    pub fn converge(&mut self, wanted: &[Wanted]) -> Outcome {
         let mut outcome = Outcome::default();
-        let (ours, others) = match durable::sweep(&self.folder).and_then(|()| self.names()) {
+        let (ours, others) = match self.look() {
             Ok(found) => found,
-            Err(error) => return self.nothing_done(wanted, error),
+            Err(fault) => return self.nothing_done(wanted, fault),
         };
         let names: BTreeSet<_> = wanted.iter().map(|one| registries_conf::file_name(&one.registry)).collect();
         for name in ours.iter().filter(|name| !names.contains(*name)) {
@@ -54,21 +55,24 @@ impl DropIns {
     }
 
     /// What came of it where the folder cannot be looked at.
-    fn nothing_done(&self, wanted: &[Wanted], error: io::Error) -> Outcome {
-        const ACTION: &str = "look for drop-ins";
+    fn nothing_done(&self, wanted: &[Wanted], fault: Fault) -> Outcome {
         let mut outcome = Outcome {
-            placed: wanted.iter().map(|one| (one.registry.clone(), Err(Fault::again(ACTION, &error)))).collect(),
+            placed: wanted.iter().map(|one| (one.registry.clone(), Err(fault.repeated()))).collect(),
             ..Outcome::default()
         };
         // Where there is no folder, nothing of ours is in it.
-        if error.kind() != io::ErrorKind::NotFound {
-            outcome.stuck.push((self.folder.display().to_string(), Fault::Io { action: ACTION, source: error }));
+        let is_gone = match &fault {
+            Fault::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            fault => matches!(fault, Fault::Replaced),
+        };
+        if !is_gone {
+            outcome.stuck.push((self.folder.display().to_string(), fault));
         }
         outcome
     }
 
     /// Removes every file of ours, and the agent's state.
-    pub fn give_everything_back(&self) -> Outcome {
+    pub fn give_everything_back(&mut self) -> Outcome {
         let outcome = self.converge(&[]);
         if outcome.stuck.is_empty()
             && let Err(error) = durable::forget(&self.state_dir)
@@ -78,7 +82,13 @@ impl DropIns {
         outcome
     }
 
-    /// Names of our files, and of the others'.
+    /// Names of our files, and of the others'. What a crash left of a write is removed.
+    fn look(&mut self) -> Result<(BTreeSet<String>, BTreeSet<String>), Fault> {
+        let fault = |source| Fault::Io { action: "look for drop-ins", source };
+        self.first.open(&self.folder).map_err(fault)?.ok_or(Fault::Replaced)?;
+        durable::sweep(&self.folder).and_then(|()| self.names()).map_err(fault)
+    }
+
     fn names(&self) -> io::Result<(BTreeSet<String>, BTreeSet<String>)> {
         let mut names = BTreeSet::new();
         for entry in std::fs::read_dir(&self.folder)? {
@@ -156,7 +166,7 @@ mod tests {
 
     #[test]
     fn files_come_once_and_go_and_others_stay() {
-        let (dir, drop_ins) = node();
+        let (dir, mut drop_ins) = node();
         std::fs::write(dir.path().join("registries.conf"), "[[registry]]\nlocation = 'ghcr.io'\n").unwrap();
         std::fs::write(drop_ins.folder.join("10-corp.conf"), "# corp\n").unwrap();
         let both = [wanted("docker.io"), wanted("ghcr.io")];
@@ -176,7 +186,7 @@ mod tests {
 
     #[test]
     fn ours_is_given_back_whatever_others_wrote_meanwhile() {
-        let (_dir, drop_ins) = node();
+        let (_dir, mut drop_ins) = node();
         assert_eq!(drop_ins.converge(&[wanted("docker.io")]).written, 1);
         std::fs::write(drop_ins.folder.join("10-corp.conf"), [0xff]).unwrap();
         let outcome = drop_ins.converge(&[wanted("docker.io")]);
@@ -188,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_looked_at_is_owed_still() {
-        let (_dir, drop_ins) = node();
+        let (_dir, mut drop_ins) = node();
         std::fs::remove_dir(&drop_ins.folder).unwrap();
         std::fs::write(&drop_ins.folder, "no folder").unwrap();
         durable::make_folder(&drop_ins.state_dir).unwrap();
@@ -198,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_stands_in_the_way_is_told_and_left() {
-        let (_dir, drop_ins) = node();
+        let (_dir, mut drop_ins) = node();
         let path = |name: &str| drop_ins.folder.join(name);
         std::fs::write(path("50-breakwater-docker.io.conf"), "# not ours\n").unwrap();
         std::fs::write(path("99-corp.conf"), "[[registry]]\nlocation = 'quay.io'\n").unwrap();
@@ -213,5 +223,6 @@ mod tests {
         assert!(
             outcome.placed.values().all(|placed| placed.as_ref().is_err_and(|f| f.reason() == reason::WRITE_FAILED))
         );
+        assert!(outcome.replaced().is_some(), "only a new process gets a new folder mounted");
     }
 }

@@ -4,15 +4,17 @@
 //! that names what to give back. What others change under our feet is taken as theirs and merged anew.
 
 mod fault;
+mod first;
 mod folder;
 mod journal;
 
 pub use fault::Fault;
 pub(crate) use fault::again;
+pub(crate) use first::First;
 
 use crate::hosts_toml::{self, Entry};
 use crate::registry_host::RegistryHost;
-use folder::{CertsDir, Found, HostFolder, Identity};
+use folder::{CertsDir, Found, HostFolder};
 use journal::{Debt, Journal, Original};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,8 +24,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Files {
     certs_dir: PathBuf,
-    /// Which folder that was when it was seen first.
-    identity: Option<Identity>,
+    first: First,
     relay: String,
     journal: Journal,
 }
@@ -64,7 +65,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Says so where certs.d was taken away.
+    /// Says so where the folder was taken away.
     #[must_use]
     pub fn replaced(&self) -> Option<Fault> {
         let faults = self.placed.values().filter_map(|placed| placed.as_ref().err());
@@ -80,13 +81,13 @@ impl Files {
     /// The state folder cannot be used; without it nothing may be changed.
     pub fn open(certs_dir: &Path, state_dir: &Path, relay: &str) -> io::Result<Self> {
         let journal = Journal::open(state_dir)?;
-        Ok(Self { certs_dir: certs_dir.to_owned(), identity: None, relay: relay.to_owned(), journal })
+        Ok(Self { certs_dir: certs_dir.to_owned(), first: First::default(), relay: relay.to_owned(), journal })
     }
 
     /// Gives back what is no longer wanted, then puts in place what is. One folder's trouble never stops the others.
     pub fn converge(&mut self, wanted: &[Wanted]) -> Outcome {
         let mut outcome = Outcome::default();
-        let root = match CertsDir::open(&self.certs_dir, &mut self.identity) {
+        let root = match CertsDir::open(&self.certs_dir, &mut self.first) {
             Ok(root) => root,
             Err(fault) => return self.nothing_done(wanted, &fault),
         };

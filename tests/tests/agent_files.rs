@@ -45,9 +45,34 @@ async fn what_others_do_to_the_files_is_mended_at_once() -> Result<()> {
     ensure!(ended.code() == Some(1), "{ended}");
     agent.logged("was removed or replaced").await?;
     std::fs::create_dir(stage.certs_d()).context("make certs.d anew")?;
-    let _agent = stage.agent()?;
+    let agent = stage.agent()?;
     stage.written("docker.io", LIMIT).await?;
     stage.written("ghcr.io", LIMIT).await?;
+    agent.stop().await?;
+    stage.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_folder_in_the_place_of_certs_d_is_filled_by_the_next_process() -> Result<()> {
+    let stage = Stage::start().await?;
+    stage.mirrors(&["docker.io"]).await?;
+    // As in its Pod: what the mount of certs.d hides is the same folder, read-only.
+    let mounts = format!(
+        "mount --bind '{0}' '{0}'\nmount -o remount,bind,ro '{0}'\n\
+         for each in certs.d state; do mount --bind \"{0}/$each\" \"{0}/$each\"; mount -o remount,bind,rw \"{0}/$each\"; done",
+        stage.folder().display()
+    );
+    let mut agent = stage.agent_in(&mounts, &[])?;
+    stage.written("docker.io", LIMIT).await?;
+    // Many a file system gives the new folder the number of the old one.
+    std::fs::remove_dir_all(stage.certs_d()).context("remove certs.d")?;
+    std::fs::create_dir(stage.certs_d()).context("make certs.d anew")?;
+    let ended = agent.ended(AT_ONCE).await?;
+    ensure!(ended.code() == Some(1), "{ended}");
+    agent.logged("was removed or replaced").await?;
+    let agent = stage.agent_in(&mounts, &[])?;
+    stage.written("docker.io", LIMIT).await?;
+    agent.stop().await?;
     stage.cluster.remove().await
 }
 

@@ -79,7 +79,7 @@ impl Upkeep {
     /// Keeps what is known and brings the files to what is wanted; None: they stay as they are.
     ///
     /// # Errors
-    /// certs.d was taken away.
+    /// The folder was taken away.
     pub(super) async fn converge(&mut self, wanted: Option<Vec<Wanted>>, known: &Known) -> Result<Outcome, AgentFault> {
         let news = (self.stored.as_ref() != Some(known)).then(|| known.clone());
         let disk = self.disk.clone();
@@ -98,7 +98,7 @@ impl Upkeep {
         }
         self.log(&outcome);
         match outcome.replaced() {
-            Some(fault) => Err(AgentFault::CertsDir(fault)),
+            Some(source) => Err(AgentFault::Replaced { folder: self.disk.folder.path().to_owned(), source }),
             None => Ok(outcome),
         }
     }

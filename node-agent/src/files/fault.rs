@@ -29,10 +29,8 @@ pub enum Fault {
     /// Somebody else wrote it between our look and our write; theirs counts.
     #[error("hosts.toml was changed by somebody else at the same moment; trying again")]
     Changed,
-    /// What is mounted or opened as certs.d is that no more.
-    #[error(
-        "the node's folder certs.d was removed or replaced while the agent ran; the agent starts anew to see the new one"
-    )]
+    /// What is mounted or opened as the runtime's folder is that no more.
+    #[error("the node's folder was removed or replaced while the agent ran; the agent starts anew to see the new one")]
     Replaced,
     /// The operating system refused.
     #[error("cannot {action}: {source}")]
@@ -65,7 +63,7 @@ impl Fault {
     }
 
     /// The same fault, for each registry that it stops.
-    pub(super) fn repeated(&self) -> Self {
+    pub(crate) fn repeated(&self) -> Self {
         match self {
             Self::Io { action, source } => Self::again(action, source),
             Self::Replaced => Self::Replaced,

@@ -1,7 +1,7 @@
 //! The folders below certs.d, held by descriptor. Follows no symlink, reads only regular files of a sane size, replaces
 //! atomically. Knows nothing of what the files say.
 
-use super::Fault;
+use super::{Fault, First};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -22,9 +22,6 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOF
 /// certs.d itself.
 pub(super) struct CertsDir(OwnedFd);
 
-/// Device and inode of a folder.
-pub(super) type Identity = (u64, u64);
-
 /// The folder of one registry.
 pub(super) struct HostFolder(OwnedFd);
 
@@ -40,23 +37,10 @@ pub(super) struct Found {
 }
 
 impl CertsDir {
-    /// Opens certs.d. Its own path is the administrator's choice, so it may lead through symlinks.
-    ///
-    /// It must be the folder that was seen first: in a container the path leads to a mount, and once the node's folder is
-    /// removed the mount leads nowhere, whatever is made in its place.
-    pub(super) fn open(path: &Path, first: &mut Option<Identity>) -> Result<Self, Fault> {
-        const ACTION: &str = "open the folder certs.d";
-        let flags = FOLDER.difference(OFlags::NOFOLLOW);
-        let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-            Err(Errno::NOENT) if first.is_some() => return Err(Fault::Replaced),
-            opened => opened.map_err(Fault::io(ACTION))?,
-        };
-        let stat = rustix::fs::fstat(&fd).map_err(Fault::io(ACTION))?;
-        let identity = (stat.st_dev, stat.st_ino);
-        if stat.st_nlink == 0 || *first.get_or_insert(identity) != identity {
-            return Err(Fault::Replaced);
-        }
-        Ok(Self(fd))
+    /// Opens certs.d, if it is the folder that was seen first.
+    pub(super) fn open(path: &Path, first: &mut First) -> Result<Self, Fault> {
+        let folder = first.open(path).map_err(Fault::plain_io("open the folder certs.d"))?;
+        folder.map(|folder| Self(folder.into())).ok_or(Fault::Replaced)
     }
 
     /// Whether anything has this name: containerd follows symlinks, so they count.

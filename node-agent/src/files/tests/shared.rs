@@ -45,8 +45,7 @@ fn what_strayed_is_told_once() {
 fn what_others_write_between_our_look_and_our_write_is_not_lost() {
     let node = Node::new(&[("docker.io/hosts.toml", "# a\n")]);
     let mut files = node.files();
-    let mut unread = None;
-    let root = CertsDir::open(&node.certs(), &mut unread).unwrap();
+    let root = CertsDir::open(&node.certs(), &mut First::default()).unwrap();
     let step = files.decide(&root, "docker.io".into(), &wanted("docker.io").entry).unwrap();
     node.put("docker.io/hosts.toml", "# b\n");
     assert!(matches!(files.carry_out(&root, step), Err(Fault::Changed)));
