@@ -142,7 +142,7 @@ pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<
     }
 
     let node = news.borrow().node.clone();
-    let departure = departure::decide(client.clone(), &agent_namespace, &daemon_set, node.as_ref()).await;
+    let departure = departure::decide(client.clone(), &agent_namespace, &daemon_set, &node_name, node.as_ref()).await;
     tracing::info!(node = node_name, ?departure, "stopping");
     watches.shutdown().await;
     helpers.shutdown().await;

@@ -1,9 +1,9 @@
-//! Whether a stop is an upgrade or the end: the agent asks for its own DaemonSet and namespace.
+//! Whether a stop is an upgrade or the end: the agent asks for its own DaemonSet, namespace and Node.
 
 use crate::known::Node;
-use futures::future::join;
+use futures::future::join3;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, NodeSelectorTerm};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,13 +23,28 @@ pub enum Departure {
 }
 
 /// Asks the API server. One that does not answer tells nothing, and the files stay. So they do while the node is unknown.
-pub async fn decide(client: Client, namespace: &str, daemon_set: &str, node: Option<&Node>) -> Departure {
-    let (sets, namespaces) = (Api::<DaemonSet>::namespaced(client.clone(), namespace), Api::<Namespace>::all(client));
-    match join(clear_answer(|| sets.get(daemon_set)), clear_answer(|| namespaces.get_metadata(namespace))).await {
+pub async fn decide(
+    client: Client,
+    namespace: &str,
+    daemon_set: &str,
+    node_name: &str,
+    node: Option<&Node>,
+) -> Departure {
+    let sets = Api::<DaemonSet>::namespaced(client.clone(), namespace);
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let nodes = Api::<NodeObject>::all(client);
+    let answers = join3(
+        clear_answer(|| sets.get(daemon_set)),
+        clear_answer(|| namespaces.get_metadata(namespace)),
+        clear_answer(|| nodes.get_metadata(node_name)),
+    );
+    match answers.await {
         // A namespace loses its Pods first, and its DaemonSets only then.
-        (_, Some(Ok(namespace))) if namespace.metadata.deletion_timestamp.is_some() => Departure::End,
-        (Some(answer), _) => judge(answer.as_ref(), node),
-        (None, _) => Departure::Upgrade,
+        (_, Some(Ok(namespace)), _) if namespace.metadata.deletion_timestamp.is_some() => Departure::End,
+        // No other agent comes to a Node that is gone. Should the machine join anew, that is another Node.
+        (_, _, Some(Err(kube::Error::Api(status)))) if status.code == 404 => Departure::End,
+        (Some(answer), _, _) => judge(answer.as_ref(), node),
+        (None, _, _) => Departure::Upgrade,
     }
 }
 
@@ -108,18 +123,37 @@ mod tests {
         assert_eq!(found("{name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}"), Departure::End);
     }
 
+    /// What is decided where the API server answers so by the path that is asked for.
+    async fn decided(answers: impl Fn(&str) -> (u16, &'static str) + Send + 'static) -> Departure {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (code, body) = answers(request.uri().path());
+            let body = match code {
+                200 => body.to_owned(),
+                _ => format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","code":{code}}}"#),
+            };
+            let answer = Response::builder().status(code).body(Body::from(body.into_bytes()));
+            async move { answer }
+        });
+        decide(Client::new(service, "default"), "default", "agent", "node-1", None).await
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_api_server_that_struggles_is_asked_again_for_some_seconds() {
         for (refusals, departure) in [(3, Departure::End), (100, Departure::Upgrade)] {
             let asked = AtomicU16::new(0);
-            let service = tower::service_fn(move |_: Request<Body>| {
-                let code = if asked.fetch_add(1, Ordering::Relaxed) < refusals { 503 } else { 404 };
-                let status = format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","code":{code}}}"#);
-                let answer = Response::builder().status(code).body(Body::from(status.into_bytes()));
-                async move { answer }
-            });
-            let decided = decide(Client::new(service, "default"), "default", "agent", None).await;
-            assert_eq!(decided, departure, "after {refusals} refusals");
+            let answers = move |_: &str| (if asked.fetch_add(1, Ordering::Relaxed) < refusals { 503 } else { 404 }, "");
+            assert_eq!(decided(answers).await, departure, "after {refusals} refusals");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_gone_is_left() {
+        const THERE: &str = r#"{"metadata":{"name":"a"}}"#;
+        for (of_the_node, departure) in
+            [(404, Departure::End), (200, Departure::Upgrade), (403, Departure::Upgrade), (500, Departure::Upgrade)]
+        {
+            let answers = move |path: &str| (if path == "/api/v1/nodes/node-1" { of_the_node } else { 200 }, THERE);
+            assert_eq!(decided(answers).await, departure, "{of_the_node}");
         }
     }
 

@@ -73,3 +73,17 @@ async fn the_loss_of_its_daemon_set_ends_an_agent_and_its_report() -> Result<()>
     ensure!(!nodes.contains(NODE), "{nodes}");
     stage.cluster.remove().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_its_node_ends_an_agent() -> Result<()> {
+    let stage = Stage::start().await?;
+    let before = snapshot(&stage.certs_d())?;
+    stage.mirrors(&["docker.io"]).await?;
+    let agent = stage.agent()?;
+    stage.written("docker.io", LIMIT).await?;
+    stage.cluster.kubectl(&["delete", "node", NODE]).await?;
+    ensure!(stage.hosts_toml("docker.io").exists(), "the machine pulls until its agent is stopped");
+    agent.stop().await?;
+    is_left(&stage, &before).context("its Node deleted")?;
+    stage.cluster.remove().await
+}
