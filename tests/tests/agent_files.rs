@@ -110,6 +110,8 @@ async fn what_the_disk_refuses_is_said_and_mended_once_it_does_not() -> Result<(
     let read_only = format!("mount --bind '{0}' '{0}'\nmount -o remount,bind,ro '{0}'", certs.display());
     let agent = stage.agent_in(&read_only, &[])?;
     stage.says_of("docker.io", "WriteFailed", "Read-only file system", LIMIT).await?;
+    // Also where the API server that would take the status is away.
+    agent.logged("file cannot be put in place").await?;
     agent.stop().await?;
 
     // A full disk takes neither what is to be given back nor, so, the file.

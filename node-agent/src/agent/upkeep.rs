@@ -8,6 +8,7 @@ use crate::files::{Files, Outcome, Wanted};
 use crate::known::Known;
 use crate::reload::reload;
 use crate::touched::Watches;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
@@ -36,6 +37,9 @@ enum Writer {
     DropIns(DropIns),
 }
 
+/// What was told of faults, by what they are of, so that each is told once while it lasts.
+type Told = BTreeMap<String, String>;
+
 /// The state of the disk work.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -44,8 +48,10 @@ pub(super) struct Upkeep {
     writer: Option<Writer>,
     /// What of the cluster is kept on disk.
     stored: Option<Known>,
+    /// Registries whose file could not be written, and why.
+    unplaced: Told,
     /// Folders that could not be given back, and why.
-    stuck: Vec<(String, String)>,
+    stuck: Told,
     /// Keeps other agents out while this lives.
     _occupied: File,
 }
@@ -73,7 +79,8 @@ impl Upkeep {
             Ok((writer, occupied))
         });
         let (writer, occupied) = started.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
-        Ok(Self { disk, writer: Some(writer), stored: Some(stored), stuck: Vec::new(), _occupied: occupied })
+        let (unplaced, stuck) = (Told::new(), Told::new());
+        Ok(Self { disk, writer: Some(writer), stored: Some(stored), unplaced, stuck, _occupied: occupied })
     }
 
     /// Keeps what is known and brings the files to what is wanted; None: they stay as they are.
@@ -134,12 +141,24 @@ impl Upkeep {
         for folder in &outcome.given_back {
             tracing::info!(registry = folder, "file given back as found");
         }
-        let stuck: Vec<_> = outcome.stuck.iter().map(|(folder, fault)| (folder.clone(), fault.to_string())).collect();
-        for (folder, error) in stuck.iter().filter(|stuck| !self.stuck.contains(stuck)) {
-            tracing::error!(registry = folder, error, "file cannot be given back");
-        }
-        self.stuck = stuck;
+        let unplaced = outcome.placed.iter().filter_map(|(registry, placed)| {
+            let fault = placed.as_ref().err()?;
+            Some((registry.to_string(), fault.to_string()))
+        });
+        tell_new(&mut self.unplaced, unplaced.collect(), |registry, error| {
+            tracing::error!(registry, error, "file cannot be put in place");
+        });
+        let stuck = outcome.stuck.iter().map(|(folder, fault)| (folder.clone(), fault.to_string()));
+        tell_new(&mut self.stuck, stuck.collect(), |registry, error| {
+            tracing::error!(registry, error, "file cannot be given back");
+        });
     }
+}
+
+/// Tells what was not told before, or otherwise.
+fn tell_new(before: &mut Told, now: Told, tell: impl Fn(&str, &str)) {
+    now.iter().filter(|(of, error)| before.get(*of) != Some(*error)).for_each(|(of, error)| tell(of, error));
+    *before = now;
 }
 
 impl Folder {
