@@ -6,7 +6,7 @@ use breakwater_node_agent::offline::{OfflineFault, Told};
 use breakwater_node_agent::{agent, offline};
 use clap::Parser;
 use kube::{Client, Config};
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
 /// Exit code 1 also where only a part could be done.
 fn tell(told: Result<Told, OfflineFault>) -> Result<ExitCode> {
     let Told { text, troubles } = told?;
-    print!("{text}");
+    // Not by `print!`: whoever reads may have gone, as `head` does.
+    io::stdout().write_all(text.as_bytes()).context("print")?;
     for trouble in &troubles {
         eprintln!("error: {trouble}");
     }
@@ -92,8 +93,8 @@ fn log_to_stderr(format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter(std::env::var("RUST_LOG").ok().as_deref()))
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

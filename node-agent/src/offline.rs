@@ -38,8 +38,10 @@ pub enum OfflineFault {
         why: String,
     },
     /// The node's files cannot be looked at.
-    #[error("--certs-dir {path}: {why}")]
+    #[error("{flag} {path}: {why}")]
     Look {
+        /// What names the folder.
+        flag: &'static str,
         /// The folder.
         path: PathBuf,
         /// Why.
@@ -48,6 +50,9 @@ pub enum OfflineFault {
     /// The state folder cannot be used.
     #[error("--state-dir: {0}")]
     State(io::Error),
+    /// There is no place for a copy of the node's files.
+    #[error("make a temporary folder: {0}; name a place where one can be made in TMPDIR")]
+    Temporary(io::Error),
 }
 
 /// What a subcommand found.
@@ -75,13 +80,14 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
     troubles.extend(plan.refused.iter().map(|(registry, message)| format!("{registry}: {message}")));
 
     let wanted: Vec<_> = plan.mirrors.into_iter().map(|planned| planned.wanted).collect();
+    let copy = tempfile::tempdir().map_err(OfflineFault::Temporary)?;
     if let Some(folder) = registries_conf_dir {
-        let (text, more) = plan_drop_ins(&folder, &wanted).map_err(|why| OfflineFault::Look { path: folder, why })?;
+        let look = |why| OfflineFault::Look { flag: "--registries-conf-dir", path: folder.clone(), why };
+        let (text, more) = plan_drop_ins(&folder, copy.path(), &wanted).map_err(look)?;
         troubles.extend(more);
         return Ok(Told { text, troubles });
     }
-    let look = |why| OfflineFault::Look { path: certs_dir.clone(), why };
-    let copy = tempfile::tempdir().map_err(look)?;
+    let look = |why| OfflineFault::Look { flag: "--certs-dir", path: certs_dir.clone(), why };
     let (certs_copy, state_copy) = (copy.path().join("certs.d"), copy.path().join("state"));
     let before = imitate(&certs_dir, &certs_copy).map_err(look)?;
     copy_journal(&state_dir, &state_copy).map_err(OfflineFault::State)?;
@@ -93,13 +99,12 @@ pub fn plan(args: PlanArgs) -> Result<Told, OfflineFault> {
 }
 
 /// The same for drop-ins of registries.conf.
-fn plan_drop_ins(folder: &Path, wanted: &[Wanted]) -> io::Result<(String, Vec<String>)> {
-    let temporary = tempfile::tempdir()?;
-    let copy = temporary.path().join("registries.conf.d");
+fn plan_drop_ins(folder: &Path, temporary: &Path, wanted: &[Wanted]) -> io::Result<(String, Vec<String>)> {
+    let copy = temporary.join("registries.conf.d");
     std::fs::create_dir(&copy)?;
     let main = folder.with_file_name("registries.conf");
     if main.try_exists()? {
-        std::fs::copy(main, temporary.path().join("registries.conf"))?;
+        std::fs::copy(main, temporary.join("registries.conf"))?;
     }
     if folder.try_exists()? {
         for entry in std::fs::read_dir(folder)? {
@@ -111,7 +116,7 @@ fn plan_drop_ins(folder: &Path, wanted: &[Wanted]) -> io::Result<(String, Vec<St
         }
     }
     let before = files(&copy)?;
-    let outcome = DropIns::new(&copy, &temporary.path().join("state")).converge(wanted);
+    let outcome = DropIns::new(&copy, &temporary.join("state")).converge(wanted);
     Ok((difference(folder, &before, &files(&copy)?), troubles_of(&outcome)))
 }
 
@@ -380,12 +385,15 @@ items:
         let dir = TempDir::new().unwrap();
         let mut args = plan_args(&dir, &[]);
         args.from = dir.path().join("none.yaml");
-        let error = anyhow::Error::from(plan(args).unwrap_err());
-        let told = format!("{error:#}");
+        let told = format!("{:#}", anyhow::Error::from(plan(args).unwrap_err()));
         assert!(told.contains("none.yaml: No such file") && told.contains("; name a file"), "{told}");
         assert_eq!(told.matches("No such file").count(), 1, "{told}");
         let args = plan_args(&dir, &[]);
         std::fs::write(&args.from, "a: [").unwrap();
         assert!(plan(args).unwrap_err().to_string().contains("mirrors.yaml"));
+        let mut args = plan_args(&dir, &[]);
+        args.node.registries_conf_dir = Some(args.from.clone()); // no folder
+        let told = plan(args).unwrap_err().to_string();
+        assert!(told.starts_with("--registries-conf-dir ") && told.contains("Not a directory"), "{told}");
     }
 }
