@@ -108,6 +108,10 @@ impl Configure {
                     return Err(Unconfigured::Unfit(format!("{} is not the agent's; rename it", path.display())));
                 }
                 let life = look.life.clone();
+                // Another folder is imported now: the drop-in in the old one would be on no record any more.
+                if let Some(elsewhere) = done.as_ref().filter(|done| done.path != path) {
+                    remove(&elsewhere.path)?;
+                }
                 // On record first, so that it is taken back whatever happens.
                 let done = done.filter(|done| done.path == path);
                 self.keep(&done.unwrap_or_else(|| Done { path: path.clone(), life, taken_back: None }))?;
@@ -228,8 +232,13 @@ mod tests {
         std::fs::remove_file(node.dir.path().join("conf.d/99-breakwater.toml")).unwrap();
         node.turn(Seen::Came).unwrap();
         assert!(node.drop_in().is_some(), "it is kept in place");
+        // Whoever has other drop-ins imported finds ours there, and nowhere else.
+        std::fs::create_dir(node.dir.path().join("other.d")).unwrap();
+        std::fs::write(&node.places.config, "version = 3\nimports = ['other.d/*.toml']\n").unwrap();
+        node.turn(Seen::Nothing).unwrap();
+        assert!(node.drop_in().is_none() && node.dir.path().join("other.d/99-breakwater.toml").exists());
         node.configure.give_back().unwrap();
-        assert!(node.drop_in().is_none());
+        assert!(!node.dir.path().join("other.d/99-breakwater.toml").exists());
     }
 
     #[test]
