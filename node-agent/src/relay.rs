@@ -42,6 +42,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use verify::Verifying;
 
 pub use cache::View;
 pub use canary::Canary;
@@ -61,13 +62,20 @@ struct Inner {
     caches: ArcSwap<BTreeMap<String, Arc<Cache>>>,
     canaries: Arc<Canaries>,
     changed: Arc<Notify>,
+    verifying: Verifying,
     beat: ArcSwap<Instant>,
 }
 
 impl Default for Relay {
     fn default() -> Self {
         let beat = ArcSwap::from_pointee(Instant::now());
-        Self(Arc::new(Inner { caches: ArcSwap::default(), canaries: Arc::default(), changed: Arc::default(), beat }))
+        Self(Arc::new(Inner {
+            caches: ArcSwap::default(),
+            canaries: Arc::default(),
+            changed: Arc::default(),
+            verifying: Verifying::default(),
+            beat,
+        }))
     }
 }
 
@@ -76,6 +84,7 @@ impl Relay {
     pub fn set_routes(&self, routes: BTreeMap<RegistryHost, Option<Arc<Route>>>) {
         let before = self.0.caches.load_full();
         let mut caches = BTreeMap::new();
+        let Inner { changed, verifying, .. } = &*self.0;
         for (registry, route) in routes {
             let name = registry.as_str();
             let cache = match before.get(name) {
@@ -83,7 +92,7 @@ impl Relay {
                     cache.set_route(route);
                     cache.clone()
                 }
-                None => Arc::new(Cache::new(name, route, self.0.changed.clone())),
+                None => Arc::new(Cache::new(name, route, changed.clone(), verifying.clone())),
             };
             caches.insert(name.to_owned(), cache);
         }

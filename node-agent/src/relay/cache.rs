@@ -12,6 +12,7 @@ use super::resume::Rest;
 use super::route::Route;
 use super::suspended::Suspended;
 use super::traffic::Counters;
+use super::verify::Verifying;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,7 @@ pub(super) struct Cache {
     suspended: Mutex<Suspended>,
     auditor: Mutex<Auditor>,
     news: Arc<News>,
+    pub(super) verifying: Verifying,
     pub(super) counters: Counters,
 }
 
@@ -101,7 +103,7 @@ pub struct View {
 }
 
 impl Cache {
-    pub(super) fn new(registry: &str, route: Option<Arc<Route>>, report: Arc<Notify>) -> Self {
+    pub(super) fn new(registry: &str, route: Option<Arc<Route>>, report: Arc<Notify>, verifying: Verifying) -> Self {
         let news = Arc::new(News { verdicts: watch::Sender::new(()), report });
         let cache = Self {
             registry: registry.to_owned(),
@@ -110,6 +112,7 @@ impl Cache {
             suspended: Mutex::default(),
             auditor: Mutex::default(),
             news,
+            verifying,
             counters: Counters::default(),
         };
         cache.set_route(route);

@@ -77,6 +77,8 @@ pub(super) async fn forward(
             }
             // Nobody is there, which is the prober's affair: who comes back is asked for everything.
             Unserved::Out => {}
+            // It was others who took their time.
+            Unserved::Busy => {}
             Unserved::Connect(fault) if fault.is_absence() => {}
             _ if took > IN_VAIN => replica.kept_waiting(),
             _ => {}
@@ -126,7 +128,7 @@ impl Attempt<'_, '_> {
             }
             (StatusCode::OK, Kind::Manifest(_)) => {
                 let digest = verify::manifest_digest(content, &parts.headers)?;
-                let bytes = verify::verified(source, origin, &digest, time, reserve).await?;
+                let bytes = cache.verifying.verified(source, origin, &digest, time, reserve).await?;
                 verify::check_media_type(&parts.headers, &bytes)?;
                 return Ok(whole(cache, parts, bytes, method));
             }
@@ -135,7 +137,7 @@ impl Attempt<'_, '_> {
                 return Err(Unserved::Unfit("a blob without a length"));
             }
             (_, Kind::Blob(digest)) if rest.as_ref().is_some_and(Rest::is_whole) && verify::is_small(&source) => {
-                let bytes = verify::verified(source, origin, digest, time, reserve).await?;
+                let bytes = cache.verifying.verified(source, origin, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}

@@ -15,6 +15,7 @@ use http::header;
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -22,8 +23,18 @@ use tokio::sync::Semaphore;
 const MANIFEST_MAX: u64 = 4 * 1024 * 1024;
 /// Small content that has begun to come ends within this time, or each answer of a dripping cache would cost a pull seconds.
 const BEGUN: Duration = Duration::from_millis(2500);
-/// Bounds the memory of what is being verified, in KiB: many of the usual size, a few of the largest.
-static VERIFYING: Semaphore = Semaphore::const_new(16 * 1024);
+/// What is being verified at once, in KiB: many of the usual size, a few of the largest.
+const ROOM: usize = 16 * 1024;
+
+/// Bounds the memory of what is being verified, over all caches of a node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Verifying(Arc<Semaphore>);
+
+impl Default for Verifying {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ROOM)))
+    }
+}
 
 /// The digest that a manifest must have: the one asked for, or for a tag the one that the cache states.
 pub(super) fn manifest_digest(content: &Content, headers: &HeaderMap) -> Result<Digest, Unserved> {
@@ -61,30 +72,33 @@ pub(super) fn is_small(source: &Source) -> bool {
     source.size_hint().exact().is_some_and(|length| length <= SMALL)
 }
 
-/// The content of this digest, or why it is not passed on.
-pub(super) async fn verified(
-    source: Source,
-    origin: Origin,
-    digest: &Digest,
-    time: &mut Time,
-    reserve: Duration,
-) -> Result<Bytes, Unserved> {
-    let replica = source.replica.clone();
-    // Whoever waits for room waits for others, and holds that against nobody.
-    let room = time.wait(reserve, VERIFYING.acquire_many(room(&source))).await;
-    let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
-    let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
-    let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
-    match &read {
-        Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
-        // No upstream can make a cache say that.
-        Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong),
-        _ => {}
+impl Verifying {
+    /// The content of this digest, or why it is not passed on.
+    pub(super) async fn verified(
+        &self,
+        source: Source,
+        origin: Origin,
+        digest: &Digest,
+        time: &mut Time,
+        reserve: Duration,
+    ) -> Result<Bytes, Unserved> {
+        let replica = source.replica.clone();
+        // Whoever waits for room waits for others, and holds that against nobody.
+        let room = time.wait(reserve, self.0.acquire_many(room(&source))).await;
+        let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
+        let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
+        let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
+        match &read {
+            Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
+            // No upstream can make a cache say that.
+            Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong),
+            _ => {}
+        }
+        read
     }
-    read
 }
 
-/// What of [`VERIFYING`] the body needs.
+/// What of [`ROOM`] the body needs.
 fn room(source: &Source) -> u32 {
     u32::try_from(length(source).div_ceil(1024)).unwrap_or(u32::MAX)
 }

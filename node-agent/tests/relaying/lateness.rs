@@ -156,3 +156,36 @@ async fn a_manifest_that_hardly_comes_is_waited_for_once() {
         assert!(bounds.contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
     }
 }
+
+#[tokio::test]
+async fn who_waits_for_others_blames_nobody() {
+    let unbounded = format!("docker-content-digest: {}\r\ntransfer-encoding: chunked\r\n\r\n", digest_of(b"large"));
+    let head = format!("HTTP/1.1 200 OK\r\n{unbounded}");
+    let stalling = cache(move |_| Reply { head: head.clone(), steps: vec![Step::Stall] }).await;
+    let well = format!("content-type: application/x.y\r\ndocker-content-digest: {}\r\n", digest_of(b"{}"));
+    let first = cache(move |_| Reply::new(200, &well, b"{}")).await;
+    let second = first.replica().await;
+    let relay = Running::bare().await;
+    let pods = [first.address, second.address];
+    relay.routes(&[("docker.io", &[stalling.address], &stalling.ca), ("ghcr.io", &pods, &first.ca)]);
+    relay.until(|_| relay.relay.views().values().all(|view| view.answering == view.pods)).await;
+
+    let (tag, there) = (manifest("latest"), |path: String| path.replace("docker.io", "ghcr.io"));
+    assert_eq!(relay.get(&there(tag.clone())).await.status, 200);
+    let (preferred, other) = if first.requests().len() == 1 { (&first, &second) } else { (&second, &first) };
+    // As much as may be verified at once, and more time than a Pod is given that has another beside it.
+    let crowd = futures::future::join_all((0..4).map(|_| relay.get(&tag)));
+    let (_, ()) = tokio::join!(crowd, async {
+        while stalling.requests().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let waited = Instant::now();
+        relay.get(&there(tag.clone())).await;
+        assert!(waited.elapsed() > Duration::from_secs(3), "{:?}: there was room", waited.elapsed());
+    });
+    let asked = |pod: &Cache| pod.requests().iter().filter(|head| !head.contains("only-if-cached")).count();
+    assert_eq!((asked(preferred), asked(other)), (2, 1), "both were asked");
+    assert_eq!(relay.get(&there(blob("{}"))).await.status, 200);
+    assert_eq!((asked(preferred), asked(other)), (3, 1), "{:?}", other.requests());
+}

@@ -293,16 +293,23 @@ impl Running {
     }
 
     pub(crate) fn route(&self, addresses: &[SocketAddr], ca: &str) {
-        let endpoints = addresses
-            .iter()
-            .enumerate()
-            .map(|(i, address)| Endpoint { terminating: false, pod: format!("{SERVICE}-{i}"), address: *address })
-            .collect();
-        let trust = Trust { ca: ca.to_owned(), key: key() };
-        let cache = CacheAddress { service: SERVICE.into(), endpoints, is_only_way: false };
-        let route = Route::new(&cache, &trust, trust_only(ca).unwrap()).unwrap();
-        let registry = RegistryHost::parse("docker.io").unwrap();
-        self.relay.set_routes([(registry, Some(Arc::new(route)))].into());
+        self.routes(&[("docker.io", addresses, ca)]);
+    }
+
+    /// Routes registries to the Pods of caches, by the CA of each.
+    pub(crate) fn routes(&self, routes: &[(&str, &[SocketAddr], &str)]) {
+        let route = |(registry, addresses, ca): &(&str, &[SocketAddr], &str)| {
+            let endpoints = addresses
+                .iter()
+                .enumerate()
+                .map(|(i, address)| Endpoint { terminating: false, pod: format!("{SERVICE}-{i}"), address: *address })
+                .collect();
+            let trust = Trust { ca: (*ca).to_owned(), key: key() };
+            let cache = CacheAddress { service: SERVICE.into(), endpoints, is_only_way: false };
+            let route = Route::new(&cache, &trust, trust_only(ca).unwrap()).unwrap();
+            (RegistryHost::parse(registry).unwrap(), Some(Arc::new(route)))
+        };
+        self.relay.set_routes(routes.iter().map(route).collect());
     }
 
     /// Waits until every Pod answers.
