@@ -17,7 +17,7 @@ use crate::metrics::Tally;
 use crate::plan::{self, Plan};
 use crate::prove::{Target, prove_forever};
 use crate::registry_host::RegistryHost;
-use crate::relay::{Relay, Route, trust_only};
+use crate::relay::{Relay, Route, Trusting};
 use crate::report::{self, Report};
 use crate::runtime::{Configure, Look, Places, look};
 use crate::status::{self, RuntimeSeen, Seen};
@@ -163,8 +163,9 @@ struct Agent {
     listening: Result<SocketAddr, String>,
     serving: JoinSet<()>,
     stop_serving: CancellationToken,
-    /// What the routes were made from: they are replaced only when that changed, because connections go with them.
+    /// What the routes were made from: they are replaced only when that changed.
     routed: Option<(Plan, Option<Trust>)>,
+    trusting: Trusting,
     trust: Result<(), String>,
     telling: Telling,
     /// Whether the runtime was seen to read every file that is in place.
@@ -191,6 +192,7 @@ impl Agent {
             serving: JoinSet::new(),
             stop_serving: CancellationToken::new(),
             routed: None,
+            trusting: Trusting::default(),
             trust: Ok(()),
             telling,
             proven: false,
@@ -256,7 +258,7 @@ impl Agent {
         if self.routed.as_ref().is_some_and(|(old_plan, old_trust)| old_plan == plan && old_trust.as_ref() == trust) {
             return;
         }
-        let (routes, trusted) = routes(plan, trust);
+        let (routes, trusted) = routes(plan, trust, &mut self.trusting);
         self.relay.set_routes(routes);
         self.trust = trusted;
         self.routed = Some((plan.clone(), trust.cloned()));
@@ -358,9 +360,9 @@ fn send_news<T: PartialEq>(to: &Sender<T>, news: T) {
 type Routes = BTreeMap<RegistryHost, Option<Arc<Route>>>;
 
 /// A route for each planned mirror whose cache is known, and whether caches can be trusted at all.
-fn routes(plan: &Plan, trust: Option<&Trust>) -> (Routes, Result<(), String>) {
+fn routes(plan: &Plan, trust: Option<&Trust>, trusting: &mut Trusting) -> (Routes, Result<(), String>) {
     let missing = || format!("Secret {} has not been seen yet", names::RELAY_SECRET);
-    let trust = trust.ok_or_else(missing).and_then(|trust| match trust_only(&trust.ca) {
+    let trust = trust.ok_or_else(missing).and_then(|trust| match trusting.only(&trust.ca) {
         Ok(tls) => Ok((trust, tls)),
         Err(error) => Err(error.to_string()),
     });

@@ -47,7 +47,7 @@ use verify::Verifying;
 pub use cache::View;
 pub use canary::Canary;
 pub use health::Standing;
-pub use route::{NoRoute, Route, trust_only};
+pub use route::{NoRoute, Route, Trusting, trust_only};
 pub use traffic::Traffic;
 
 /// The agent counts as hung when its main loop has not turned for this long. Generous, because a loop that waits for a slow

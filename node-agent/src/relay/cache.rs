@@ -127,7 +127,7 @@ impl Cache {
         let probed = route.iter().flat_map(|route| route.endpoints.iter().map(move |endpoint| (route, endpoint)));
         let probed = probed.map(|(route, endpoint)| {
             if let Some(known) = before.probed.iter().find(|known| known.replica.is(endpoint)) {
-                known.replica.set_route(route.clone());
+                known.replica.set_route(route);
                 return known.clone();
             }
             let replica = Arc::new(Replica::new(&self.registry, endpoint, route.clone(), self.news.clone()));

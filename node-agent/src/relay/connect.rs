@@ -158,7 +158,7 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
 pub(super) struct Pool(Mutex<Vec<(Connection, Instant)>>);
 
 impl Pool {
-    /// A connection of this route that can take a request now. Others are closed on the way.
+    /// A connection for this route that can take a request now. Others are closed on the way.
     pub(super) fn take(&self, route: &Arc<Route>) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tidy(&mut idle, route);
@@ -181,6 +181,6 @@ impl Pool {
 
 fn tidy(idle: &mut Vec<(Connection, Instant)>, route: &Arc<Route>) {
     idle.retain_mut(|(connection, since)| {
-        since.elapsed() < IDLE && Arc::ptr_eq(&connection.route, route) && connection.is_ready()
+        since.elapsed() < IDLE && connection.route.leads_like(route) && connection.is_ready()
     });
 }

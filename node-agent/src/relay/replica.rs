@@ -95,9 +95,12 @@ impl Replica {
     }
 
     /// Replaces trust and token; what is known of its health stays.
-    pub(super) fn set_route(&self, route: Arc<Route>) {
-        self.route.store(route);
-        self.look_now.notify_one();
+    pub(super) fn set_route(&self, route: &Arc<Route>) {
+        let before = self.route.swap(route.clone());
+        // All nodes hear of each change of any cache at once: it must cost the others nothing.
+        if !before.leads_like(route) {
+            self.look_now.notify_one();
+        }
     }
 
     /// The Pod is no more: nobody probes it, and who still waits for it waits for nothing.

@@ -54,6 +54,27 @@ pub fn trust_only(ca: &str) -> Result<Arc<ClientConfig>, NoRoute> {
     Ok(Arc::new(config))
 }
 
+/// Trust in the CA that was named last. Connections are bound to it, so it is made anew for another CA alone.
+#[derive(Debug, Default)]
+pub struct Trusting(Option<(String, Arc<ClientConfig>)>);
+
+impl Trusting {
+    /// Trust in this CA and in nothing else.
+    ///
+    /// # Errors
+    /// The text holds no usable certificate.
+    pub fn only(&mut self, ca: &str) -> Result<Arc<ClientConfig>, NoRoute> {
+        if let Some((known, tls)) = &self.0
+            && known == ca
+        {
+            return Ok(tls.clone());
+        }
+        let tls = trust_only(ca)?;
+        self.0 = Some((ca.to_owned(), tls.clone()));
+        Ok(tls)
+    }
+}
+
 impl Route {
     /// The way to this cache.
     ///
@@ -72,6 +93,13 @@ impl Route {
             tls,
             is_only_way: cache.is_only_way,
         })
+    }
+
+    /// Whether connections that were opened by this route are as good as new ones by the other.
+    pub(super) fn leads_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tls, &other.tls)
+            && self.server_name == other.server_name
+            && self.authorization == other.authorization
     }
 
     /// Addresses in the order to try for this repository: every node prefers the same Pod, so that it is filled once.
@@ -140,5 +168,18 @@ mod tests {
         assert!(route.authorization.is_sensitive());
         assert!(!format!("{route:?}").contains("Bearer"));
         assert!(matches!(trust_only("no pem"), Err(NoRoute::Trust)));
+    }
+
+    #[test]
+    fn trust_is_made_anew_for_another_ca_alone() {
+        let [one, other] = ["one", "other"].map(|name| {
+            let certificate = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+            certificate.cert.pem()
+        });
+        let mut trusting = Trusting::default();
+        let first = trusting.only(&one).unwrap();
+        assert!(trusting.only("no pem").is_err());
+        assert!(Arc::ptr_eq(&first, &trusting.only(&one).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &trusting.only(&other).unwrap()));
     }
 }

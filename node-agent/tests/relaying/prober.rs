@@ -102,3 +102,19 @@ async fn an_answer_without_an_end_is_one() {
     cache.until_probed(4).await;
     assert_eq!((relay.view().standing, relay.view().trouble), (Standing::In, None));
 }
+
+#[tokio::test]
+async fn what_changes_elsewhere_costs_a_cache_no_connection() {
+    let (cache, other) = (cache(|_| Reply::new(200, "", b"x")).await, cache(|_| Reply::new(200, "", b"y")).await);
+    let relay = Running::before(&cache).await;
+    cache.until_probed(3).await;
+    let before = cache.connections();
+    for pods in [&[cache.address, other.address][..], &[cache.address]] {
+        relay.route(pods, &cache.ca);
+        cache.until_probed(cache.probes() + 2).await;
+    }
+    assert_eq!(cache.connections(), before);
+    // Another CA is another matter.
+    relay.route(&[cache.address], &other.ca);
+    relay.until(|view| view.standing != Standing::In).await;
+}

@@ -5,7 +5,7 @@ use breakwater_crds::{RelayKey, relay_token};
 use breakwater_node_agent::known::{Endpoint, Trust};
 use breakwater_node_agent::plan::CacheAddress;
 use breakwater_node_agent::registry_host::RegistryHost;
-use breakwater_node_agent::relay::{Relay, Route, Standing, View, trust_only};
+use breakwater_node_agent::relay::{Relay, Route, Standing, Trusting, View};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -272,6 +272,7 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) stop: CancellationToken,
     pub(crate) task: tokio::task::JoinHandle<()>,
+    trusting: Mutex<Trusting>,
 }
 
 impl Running {
@@ -281,7 +282,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let (relay, stop) = (Relay::default(), CancellationToken::new());
         let task = tokio::spawn(relay.clone().serve(listener, stop.clone()));
-        Self { relay, address, stop, task }
+        Self { relay, address, stop, task, trusting: Mutex::default() }
     }
 
     /// Starts a relay before this cache and waits until the cache has answered.
@@ -306,7 +307,8 @@ impl Running {
                 .collect();
             let trust = Trust { ca: (*ca).to_owned(), key: key() };
             let cache = CacheAddress { service: SERVICE.into(), endpoints, is_only_way: false };
-            let route = Route::new(&cache, &trust, trust_only(ca).unwrap()).unwrap();
+            let tls = self.trusting.lock().unwrap().only(ca).unwrap();
+            let route = Route::new(&cache, &trust, tls).unwrap();
             (RegistryHost::parse(registry).unwrap(), Some(Arc::new(route)))
         };
         self.relay.set_routes(routes.iter().map(route).collect());
