@@ -1,31 +1,19 @@
-//! One Pod of a cache as this node finds it: whether it answers, and one exchange with it.
+//! One Pod of a cache as this node finds it: whether it answers, and whether what it sends is worth having.
 
-use super::ask::{Content, Kind};
-use super::awake::Time;
+mod exchange;
+
+pub(super) use exchange::NoAnswer;
+
 use super::conduct::{Conduct, Origin};
 use super::connect::{ConnectFault, Connection, Pool};
-use super::hang::{HangCheck, OWN_ANSWER};
 use super::health::{Health, Standing};
-use super::request;
 use super::route::Route;
 use crate::known::Endpoint;
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
-use http_body_util::Empty;
-use hyper::body::Incoming;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-
-/// What a list that is at hand takes.
-const AT_HAND: Duration = Duration::from_millis(100);
-/// What a known tag takes: for a second and a half the cache waits for its upstream, then it says what it knows.
-const KNOWN_TAG: Duration = Duration::from_millis(1800);
-/// Headers that come later than this hardly come.
-const SLOW: Duration = Duration::from_secs(3);
 
 /// One Pod of a cache.
 #[derive(Debug)]
@@ -34,15 +22,23 @@ pub(super) struct Replica {
     pub(super) pod: String,
     pub(super) address: SocketAddr,
     route: ArcSwap<Route>,
-    health: Mutex<Health>,
-    conduct: Mutex<Conduct>,
-    /// The last offence, for the report.
-    offence: Mutex<Option<String>>,
+    record: Mutex<Record>,
+    /// The record's verdict, for those who wait for another.
     standing: watch::Sender<Standing>,
-    trouble: Mutex<Option<String>>,
     pool: Pool,
     pub(super) look_now: Notify,
     news: Arc<News>,
+}
+
+/// What is known of it.
+#[derive(Debug, Default)]
+struct Record {
+    health: Health,
+    conduct: Conduct,
+    /// What was wrong at the last sign of life or of none, for the report.
+    trouble: Option<String>,
+    /// The last offence, for the report.
+    offence: Option<String>,
 }
 
 /// Told whenever a replica's standing or trouble changed.
@@ -61,17 +57,6 @@ impl News {
     }
 }
 
-/// Why a replica gave no answer.
-#[derive(Debug)]
-pub(super) enum NoAnswer {
-    /// Nobody is there, or the connection broke.
-    Connect(ConnectFault),
-    /// The headers did not come in time.
-    Late,
-    /// It was given up while it was waited for.
-    Out,
-}
-
 impl Replica {
     pub(super) fn new(registry: &str, endpoint: &Endpoint, route: Arc<Route>, news: Arc<News>) -> Self {
         Self {
@@ -79,11 +64,8 @@ impl Replica {
             pod: endpoint.pod.clone(),
             address: endpoint.address,
             route: ArcSwap::new(route),
-            health: Mutex::default(),
-            conduct: Mutex::default(),
-            offence: Mutex::default(),
+            record: Mutex::default(),
             standing: watch::Sender::new(Standing::Unknown),
-            trouble: Mutex::default(),
             pool: Pool::default(),
             look_now: Notify::new(),
             news,
@@ -119,31 +101,30 @@ impl Replica {
 
     /// Whether its bodies from there are not asked for now.
     pub(super) fn is_refused(&self, origin: Origin) -> bool {
-        self.conduct().is_refused(origin, Instant::now())
+        self.record().conduct.is_refused(origin, Instant::now())
     }
 
     pub(super) fn is_on_probation(&self, origin: Origin) -> bool {
-        self.conduct().is_on_probation(origin, Instant::now())
+        self.record().conduct.is_on_probation(origin, Instant::now())
     }
 
     /// Whether any other is asked first.
     pub(super) fn is_last_choice(&self) -> bool {
-        self.conduct().is_last_choice(Instant::now())
+        self.record().conduct.is_last_choice(Instant::now())
     }
 
     /// A body ended before its end.
     pub(super) fn broke_off(&self) {
-        self.conduct().break_off(Instant::now());
+        self.record().conduct.break_off(Instant::now());
     }
 
     /// A body was as it should be.
     pub(super) fn behaved(&self, origin: Origin) {
-        self.conduct().behave(origin);
+        self.record().conduct.behave(origin);
     }
 
     /// A body was not.
     pub(super) fn offended(&self, origin: Origin, how: &dyn std::fmt::Display) {
-        self.conduct().offend(origin, Instant::now());
         let offence = format!("{}: {how}", self.address);
         tracing::warn!(
             registry = self.registry,
@@ -151,32 +132,36 @@ impl Replica {
             error = offence,
             "pulls pass the cache by for a while"
         );
-        *self.offence.lock().unwrap_or_else(PoisonError::into_inner) = Some(offence);
+        let mut record = self.record();
+        record.conduct.offend(origin, Instant::now());
+        record.offence = Some(offence);
+        drop(record);
         self.news.tell();
     }
 
     /// Tells of it once an offence is over.
     pub(super) fn forgive(&self) {
-        let mut offence = self.offence.lock().unwrap_or_else(PoisonError::into_inner);
-        if offence.is_some() && !self.is_refused(Origin::Disk) {
-            *offence = None;
+        let mut record = self.record();
+        if record.offence.is_some() && !record.conduct.is_refused(Origin::Disk, Instant::now()) {
+            record.offence = None;
+            drop(record);
             self.news.tell();
         }
     }
 
-    fn conduct(&self) -> MutexGuard<'_, Conduct> {
-        self.conduct.lock().unwrap_or_else(PoisonError::into_inner)
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What went wrong last.
     pub(super) fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        trouble.or_else(|| self.offence.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        let record = self.record();
+        record.trouble.clone().or_else(|| record.offence.clone())
     }
 
     /// Whether the prober may take its time.
     pub(super) fn is_settled(&self) -> bool {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).is_settled()
+        self.record().health.is_settled()
     }
 
     pub(super) fn release(&self, connection: Connection) {
@@ -195,22 +180,20 @@ impl Replica {
 
     /// Takes a sign of life, or of none, into account.
     pub(super) fn witness(&self, sign: Result<(), &ConnectFault>) {
-        let (before, after) = {
-            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = health.standing();
-            match &sign {
-                Ok(()) => health.succeed(Instant::now()),
-                Err(_) => health.fail(Instant::now()),
-            }
-            // While it is locked: of two signs at once, the later one's verdict must be the one that stays.
-            if before != health.standing() {
-                self.standing.send_replace(health.standing());
-            }
-            (before, health.standing())
-        };
         let trouble = sign.err().map(ToString::to_string);
-        let told =
-            std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble.clone());
+        let mut record = self.record();
+        let before = record.health.standing();
+        match sign {
+            Ok(()) => record.health.succeed(Instant::now()),
+            Err(_) => record.health.fail(Instant::now()),
+        }
+        let after = record.health.standing();
+        // While it is locked: of two signs at once, the later one's verdict must be the one that stays.
+        if before != after {
+            self.standing.send_replace(after);
+        }
+        let told = std::mem::replace(&mut record.trouble, trouble.clone());
+        drop(record);
         if before == after {
             if after != Standing::In && told != trouble {
                 self.news.tell();
@@ -227,127 +210,13 @@ impl Replica {
         self.news.tell();
     }
 
-    /// Asks, and returns the headers, or says in time that there will be none.
-    pub(super) async fn ask(
-        &self,
-        method: &Method,
-        content: &Content,
-        headers: &HeaderMap,
-        time: &mut Time,
-        reserve: Duration,
-        check: &mut HangCheck<'_>,
-    ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
-        let mut standing = self.standing.subscribe();
-        let gone_out = async {
-            // Whatever waits for a hung cache is let go with the rest.
-            if standing.wait_for(|standing| *standing == Standing::Out).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let route = self.route();
-        // Where there is no other way, slow is better than not at all.
-        let is_late = !route.is_only_way && self.conduct().is_late(Instant::now());
-        // What a tag means now is for the upstream to say, through the cache: in an outage nobody else knows what it meant.
-        if is_late && matches!(content.kind, Kind::Manifest(None)) {
-            self.find_tag(&route, content, time, reserve).await?;
-        }
-        let only_if_cached = is_late && !matches!(content.kind, Kind::Manifest(None) | Kind::Other);
-        let before = time.left();
-        let patience = match (is_late, &content.kind) {
-            (false, _) => before,
-            (true, Kind::Manifest(None)) => KNOWN_TAG,
-            (true, Kind::Other) => AT_HAND,
-            (true, _) => OWN_ANSWER,
-        };
-        let reserve = reserve.max(before.saturating_sub(patience));
-        let asking = || match request::build(&route, method, content, headers) {
-            asking if only_if_cached => request::only_if_cached(asking),
-            asking => asking,
-        };
-        let answered = tokio::select! {
-            answered = time.wait(reserve, self.exchange(&route, asking)) => answered,
-            () = gone_out => return Err(NoAnswer::Out),
-            () = check.hangs(self) => return Err(NoAnswer::Late),
-        };
-        match answered {
-            Some(Ok((response, connection))) => {
-                self.witness(Ok(()));
-                match Origin::of(response.headers()) {
-                    Origin::Upstream if before.saturating_sub(time.left()) > SLOW => {
-                        self.conduct().answer_slowly(Instant::now());
-                    }
-                    origin if !only_if_cached => self.conduct().answer(origin, Instant::now()),
-                    _ => {}
-                }
-                Ok((response, connection))
-            }
-            Some(Err(fault)) => {
-                if fault.is_absence() {
-                    self.witness(Err(&fault));
-                }
-                self.look_now.notify_one();
-                Err(NoAnswer::Connect(fault))
-            }
-            None if only_if_cached => {
-                self.says_nothing();
-                Err(NoAnswer::Late)
-            }
-            None if is_late => Err(NoAnswer::Late),
-            None => {
-                self.look_now.notify_one();
-                self.broke_off();
-                Err(NoAnswer::Late)
-            }
-        }
-    }
-
-    /// Fails where it does not know this tag, however long ago it asked: then there is nothing to wait for.
-    async fn find_tag(
-        &self,
-        route: &Arc<Route>,
-        content: &Content,
-        time: &mut Time,
-        reserve: Duration,
-    ) -> Result<(), NoAnswer> {
-        let reserve = reserve.max(time.left().saturating_sub(OWN_ANSWER));
-        let asking = || request::of_any_age(request::build(route, &Method::HEAD, content, &HeaderMap::new()));
-        match time.wait(reserve, self.exchange(route, asking)).await {
-            Some(Ok((response, connection))) => {
-                self.release(connection);
-                if response.status().is_success() { Ok(()) } else { Err(NoAnswer::Late) }
-            }
-            Some(Err(fault)) => Err(NoAnswer::Connect(fault)),
-            None => {
-                self.says_nothing();
-                Err(NoAnswer::Late)
-            }
-        }
-    }
-
     /// It gave nothing of use, and took its time.
     pub(super) fn kept_waiting(&self) {
-        self.conduct().keep_waiting(Instant::now());
+        self.record().conduct.keep_waiting(Instant::now());
     }
 
     /// It told not even what it has.
     pub(super) fn says_nothing(&self) {
         self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
-    }
-
-    /// Over a pooled connection if one lives, else over a fresh one.
-    async fn exchange(
-        &self,
-        route: &Arc<Route>,
-        asking: impl Fn() -> Request<Empty<Bytes>>,
-    ) -> Result<(Response<Incoming>, Connection), ConnectFault> {
-        while let Some(mut connection) = self.pool.take(route) {
-            // The Pod may have closed it meanwhile, which says nothing about its health.
-            if let Ok(response) = connection.send(asking()).await {
-                return Ok((response, connection));
-            }
-        }
-        let mut connection = Connection::open(route, self.address).await?;
-        let response = connection.send(asking()).await?;
-        Ok((response, connection))
     }
 }

@@ -1,0 +1,191 @@
+//! One exchange with a Pod: how it is asked, how long it is waited for, and what its answer or its silence shows.
+
+use super::Replica;
+use crate::relay::ask::{Content, Kind};
+use crate::relay::awake::Time;
+use crate::relay::conduct::Origin;
+use crate::relay::connect::{ConnectFault, Connection};
+use crate::relay::hang::{HangCheck, OWN_ANSWER};
+use crate::relay::health::Standing;
+use crate::relay::request;
+use crate::relay::route::Route;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What a list that is at hand takes.
+const AT_HAND: Duration = Duration::from_millis(100);
+/// What a known tag takes: for a second and a half the cache waits for its upstream, then it says what it knows.
+const KNOWN_TAG: Duration = Duration::from_millis(1800);
+/// Headers that come later than this hardly come.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// Why a replica gave no answer.
+#[derive(Debug)]
+pub(in crate::relay) enum NoAnswer {
+    /// Nobody is there, or the connection broke.
+    Connect(ConnectFault),
+    /// The headers did not come in time.
+    Late,
+    /// It was given up while it was waited for.
+    Out,
+}
+
+/// How something is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// As the runtime does: the cache may have to fetch it.
+    Freely,
+    /// Of who was late: for what it has.
+    IfCached,
+    /// Of who was late, a tag that it knows.
+    KnownTag,
+    /// Of who was late, a list.
+    AtHand,
+}
+
+impl Manner {
+    /// How long headers are waited for; None: for as long as there is time.
+    fn limit(self) -> Option<Duration> {
+        match self {
+            Self::Freely => None,
+            Self::IfCached => Some(OWN_ANSWER),
+            Self::KnownTag => Some(KNOWN_TAG),
+            Self::AtHand => Some(AT_HAND),
+        }
+    }
+}
+
+impl Replica {
+    /// Asks, and returns the headers, or says in time that there will be none.
+    pub(in crate::relay) async fn ask(
+        &self,
+        method: &Method,
+        content: &Content,
+        headers: &HeaderMap,
+        time: &mut Time,
+        reserve: Duration,
+        check: &mut HangCheck<'_>,
+    ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
+        let mut standing = self.standing.subscribe();
+        let gone_out = async {
+            // Whatever waits for a hung cache is let go with the rest.
+            if standing.wait_for(|standing| *standing == Standing::Out).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let route = self.route();
+        let manner = self.manner(&route, &content.kind);
+        // What a tag means now is for the upstream to say, through the cache: in an outage nobody else knows what it meant.
+        if manner == Manner::KnownTag {
+            self.find_tag(&route, content, time, reserve).await?;
+        }
+        let before = time.left();
+        let reserve = reserve.max(manner.limit().map_or(Duration::ZERO, |limit| before.saturating_sub(limit)));
+        let asking = || match request::build(&route, method, content, headers) {
+            asking if manner == Manner::IfCached => request::only_if_cached(asking),
+            asking => asking,
+        };
+        let answered = tokio::select! {
+            answered = time.wait(reserve, self.exchange(&route, asking)) => answered,
+            () = gone_out => return Err(NoAnswer::Out),
+            () = check.hangs(self) => return Err(NoAnswer::Late),
+        };
+        match answered {
+            Some(Ok((response, connection))) => {
+                self.answered(manner, Origin::of(response.headers()), before.saturating_sub(time.left()));
+                Ok((response, connection))
+            }
+            Some(Err(fault)) => {
+                if fault.is_absence() {
+                    self.witness(Err(&fault));
+                }
+                self.look_now.notify_one();
+                Err(NoAnswer::Connect(fault))
+            }
+            None => {
+                self.gave_no_answer(manner);
+                Err(NoAnswer::Late)
+            }
+        }
+    }
+
+    /// How it is asked for this now.
+    fn manner(&self, route: &Route, kind: &Kind) -> Manner {
+        // Where there is no other way, slow is better than not at all.
+        let is_late = !route.is_only_way && self.record().conduct.is_late(Instant::now());
+        match kind {
+            _ if !is_late => Manner::Freely,
+            Kind::Manifest(None) => Manner::KnownTag,
+            Kind::Other => Manner::AtHand,
+            Kind::Manifest(Some(_)) | Kind::Blob(_) => Manner::IfCached,
+        }
+    }
+
+    /// Headers came from there after so long.
+    fn answered(&self, manner: Manner, origin: Origin, after: Duration) {
+        self.witness(Ok(()));
+        let mut record = self.record();
+        match origin {
+            Origin::Upstream if after > SLOW => record.conduct.answer_slowly(Instant::now()),
+            // What it has says nothing of how it fetches.
+            _ if manner == Manner::IfCached => {}
+            origin => record.conduct.answer(origin, Instant::now()),
+        }
+    }
+
+    fn gave_no_answer(&self, manner: Manner) {
+        match manner {
+            Manner::Freely => {
+                self.look_now.notify_one();
+                self.broke_off();
+            }
+            Manner::IfCached => self.says_nothing(),
+            Manner::KnownTag | Manner::AtHand => {}
+        }
+    }
+
+    /// Fails where it does not know this tag, however long ago it asked: then there is nothing to wait for.
+    async fn find_tag(
+        &self,
+        route: &Arc<Route>,
+        content: &Content,
+        time: &mut Time,
+        reserve: Duration,
+    ) -> Result<(), NoAnswer> {
+        let reserve = reserve.max(time.left().saturating_sub(OWN_ANSWER));
+        let asking = || request::of_any_age(request::build(route, &Method::HEAD, content, &HeaderMap::new()));
+        match time.wait(reserve, self.exchange(route, asking)).await {
+            Some(Ok((response, connection))) => {
+                self.release(connection);
+                if response.status().is_success() { Ok(()) } else { Err(NoAnswer::Late) }
+            }
+            Some(Err(fault)) => Err(NoAnswer::Connect(fault)),
+            None => {
+                self.says_nothing();
+                Err(NoAnswer::Late)
+            }
+        }
+    }
+
+    /// Over a pooled connection if one lives, else over a fresh one.
+    async fn exchange(
+        &self,
+        route: &Arc<Route>,
+        asking: impl Fn() -> Request<Empty<Bytes>>,
+    ) -> Result<(Response<Incoming>, Connection), ConnectFault> {
+        while let Some(mut connection) = self.pool.take(route) {
+            // The Pod may have closed it meanwhile, which says nothing about its health.
+            if let Ok(response) = connection.send(asking()).await {
+                return Ok((response, connection));
+            }
+        }
+        let mut connection = Connection::open(route, self.address).await?;
+        let response = connection.send(asking()).await?;
+        Ok((response, connection))
+    }
+}
