@@ -3,7 +3,7 @@
 
 use crate::cri::{Cri, CriFault};
 use crate::known::Known;
-use crate::proof::Verdict;
+use crate::proof::Evidence;
 use crate::relay::Relay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ struct Failure {
 struct Attempt {
     registry: String,
     fingerprint: String,
-    verdict: Verdict,
+    evidence: Evidence,
     version: Option<String>,
 }
 
@@ -120,19 +120,19 @@ impl Prover {
         while let Some(Ok(attempt)) = self.running.try_join_next() {
             attempts.push(attempt);
         }
-        for Attempt { registry, fingerprint, verdict, .. } in &attempts {
+        for Attempt { registry, fingerprint, evidence, .. } in &attempts {
             self.out.remove(registry);
-            let backoff = match verdict {
-                Verdict::Proven => {
+            let backoff = match evidence {
+                Evidence::Proven => {
                     tracing::info!(registry, "the container runtime comes to the relay");
                     self.failed.remove(registry);
                     continue;
                 }
-                Verdict::Missed(error) => {
+                Evidence::Missed(error) => {
                     tracing::warn!(registry, error, "the container runtime does not come to the relay");
                     &MISSED
                 }
-                Verdict::Unclear(error) => {
+                Evidence::Unclear(error) => {
                     tracing::debug!(registry, error, "the container runtime cannot be asked");
                     &SILENT
                 }
@@ -144,8 +144,8 @@ impl Prover {
             self.failed.insert(registry.clone(), failure);
         }
         self.note(|known| {
-            for Attempt { registry, fingerprint, verdict, version } in attempts {
-                known.proofs.note(&registry, &fingerprint, verdict);
+            for Attempt { registry, fingerprint, evidence, version } in attempts {
+                known.proofs.note(&registry, &fingerprint, evidence);
                 known.runtime_version = version.or(known.runtime_version.take());
             }
         });
@@ -155,7 +155,7 @@ impl Prover {
     fn take_real_requests(&self, target: &Target, asked: &BTreeSet<String>) {
         self.note(|known| {
             for registry in asked.intersection(&target.registries) {
-                known.proofs.note(registry, &target.fingerprint, Verdict::Proven);
+                known.proofs.note(registry, &target.fingerprint, Evidence::Proven);
             }
         });
     }
@@ -171,17 +171,17 @@ impl Prover {
 
 /// Sends one canary out and takes it off the node again.
 async fn attempt(relay: Relay, socket: PathBuf, registry: String, fingerprint: String) -> Attempt {
-    let (verdict, version) = match ask(&relay, &socket, &registry).await {
-        Ok((verdict, version)) => (verdict, version),
-        Err(fault) => (Verdict::Unclear(fault.to_string()), None),
+    let (evidence, version) = match ask(&relay, &socket, &registry).await {
+        Ok((evidence, version)) => (evidence, version),
+        Err(fault) => (Evidence::Unclear(fault.to_string()), None),
     };
-    Attempt { registry, fingerprint, verdict, version }
+    Attempt { registry, fingerprint, evidence, version }
 }
 
-async fn ask(relay: &Relay, socket: &Path, registry: &str) -> Result<(Verdict, Option<String>), CriFault> {
+async fn ask(relay: &Relay, socket: &Path, registry: &str) -> Result<(Evidence, Option<String>), CriFault> {
     let mut cri = Cri::connect(socket).await?;
     let Some(canary) = relay.release_canary(registry) else {
-        return Ok((Verdict::Unclear("the system has no random numbers".to_owned()), None));
+        return Ok((Evidence::Unclear("the system has no random numbers".to_owned()), None));
     };
     let pulled = cri.pull(&canary.reference).await;
     let version = cri.version().await.ok();
@@ -190,12 +190,12 @@ async fn ask(relay: &Relay, socket: &Path, registry: &str) -> Result<(Verdict, O
         if let Err(error) = cri.remove(&canary.reference).await {
             tracing::debug!(registry, %error, "a canary of a few hundred bytes stays until the kubelet collects it");
         }
-        return Ok((Verdict::Proven, version));
+        return Ok((Evidence::Proven, version));
     }
     match pulled {
         // Somebody else served a digest of random bytes: impossible, and no proof.
-        Ok(()) => Ok((Verdict::Missed("the image came from elsewhere".to_owned()), version)),
-        Err(CriFault::Refused(said)) => Ok((Verdict::Missed(said), version)),
+        Ok(()) => Ok((Evidence::Missed("the image came from elsewhere".to_owned()), version)),
+        Err(CriFault::Refused(said)) => Ok((Evidence::Missed(said), version)),
         Err(silent @ CriFault::Silent { .. }) => Err(silent),
     }
 }

@@ -1,7 +1,7 @@
 //! What the `MirrorNode` says of the container runtime: whether it reads what the agent writes. Pure.
 
 use crate::plan::Plan;
-use crate::proof::{Proofs, Verdict as Proof};
+use crate::proof::{Evidence, Proofs};
 use crate::registry_host::RegistryHost;
 use crate::runtime::{Doubt, Look};
 use breakwater_crds::MirrorState;
@@ -25,8 +25,8 @@ impl RuntimeSeen<'_> {
         let failed = |Doubt { reason, message, .. }| Some((MirrorState::Failed, reason, message));
         let certain = doubt.clone().filter(|doubt| doubt.certain);
         let why = match self.proofs.of(registry) {
-            Some(Proof::Proven) => return None,
-            Some(Proof::Missed(said)) => {
+            Some(Evidence::Proven) => return None,
+            Some(Evidence::Missed(said)) => {
                 let doubt = doubt.unwrap_or_else(|| Doubt {
                     reason: reason::NOT_PROVEN,
                     message: format!(
@@ -38,7 +38,7 @@ impl RuntimeSeen<'_> {
                 });
                 return failed(doubt);
             }
-            Some(Proof::Unclear(why)) => match certain {
+            Some(Evidence::Unclear(why)) => match certain {
                 Some(doubt) => return failed(doubt),
                 None => format!("{why}; the first pull from {registry} will prove it"),
             },

@@ -4,7 +4,7 @@ use super::*;
 use crate::files::Wanted;
 use crate::hosts_toml::Entry;
 use crate::plan::Planned;
-use crate::proof::{Proofs, Verdict as Proof};
+use crate::proof::{Evidence, Proofs};
 use crate::runtime::{Effective, Look, Lookup};
 
 fn planned(registry: &str) -> Planned {
@@ -43,7 +43,7 @@ impl Case {
         let placed = plan.mirrors.iter().map(|planned| (planned.wanted.registry.clone(), Ok(()))).collect();
         let views = registries.iter().map(|registry| ((*registry).to_owned(), view(Standing::In, None))).collect();
         let mut proofs = Proofs::default();
-        registries.iter().for_each(|registry| proofs.note(registry, "1", Proof::Proven));
+        registries.iter().for_each(|registry| proofs.note(registry, "1", Evidence::Proven));
         let look = looked(Lookup::Folders(vec![FOLDER.to_owned()]));
         Self { plan, placed, stuck: Vec::new(), views, listening: Ok(()), trust: Ok(()), proofs, look }
     }
@@ -140,7 +140,7 @@ fn each_way_of_not_being_active() {
 
 #[test]
 fn a_node_whose_runtime_ignores_the_files_is_not_active_and_says_the_mend() {
-    let check = |lookup, socket: bool, proof: Option<Proof>, state: Option<MirrorState>, status: &str, reason: &str| {
+    let check = |lookup, socket: bool, proof: Option<Evidence>, state: Option<MirrorState>, status: &str, reason: &str| {
         let mut case = Case::well(&["docker.io"]);
         case.look = looked(lookup);
         case.look.socket = case.look.socket.filter(|_| socket);
@@ -159,10 +159,10 @@ fn a_node_whose_runtime_ignores_the_files_is_not_active_and_says_the_mend() {
     };
     let fits = || Lookup::Folders(vec![FOLDER.to_owned()]);
     let elsewhere = || Lookup::Folders(vec!["/elsewhere".to_owned()]);
-    let (missed, unclear) = (|| Some(Proof::Missed("not found".into())), || Some(Proof::Unclear("silent".into())));
+    let (missed, unclear) = (|| Some(Evidence::Missed("not found".into())), || Some(Evidence::Unclear("silent".into())));
     let (failed, pending) = (Some(MirrorState::Failed), Some(MirrorState::Pending));
     // The canary has the last word, whatever the configuration says.
-    check(Lookup::Nowhere, true, Some(Proof::Proven), None, "True", "Proven");
+    check(Lookup::Nowhere, true, Some(Evidence::Proven), None, "True", "Proven");
     check(Lookup::Nowhere, true, missed(), failed, "False", "ConfigPathUnset");
     check(Lookup::Unsplit("/a:/b".into()), true, missed(), failed, "False", "MultiplePaths");
     check(Lookup::LegacyMirrors, true, missed(), failed, "False", "LegacyMirrors");
@@ -176,7 +176,7 @@ fn a_node_whose_runtime_ignores_the_files_is_not_active_and_says_the_mend() {
     check(Lookup::Nowhere, false, None, failed, "False", "ConfigPathUnset");
     check(elsewhere(), false, None, pending, "Unknown", "NotProven");
     check(fits(), false, None, pending, "Unknown", "NotProven");
-    check(fits(), false, Some(Proof::Proven), None, "True", "Proven");
+    check(fits(), false, Some(Evidence::Proven), None, "True", "Proven");
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn names_are_counted_beyond_three_and_lists_are_bounded() {
     for i in 0..60 {
         let registry = format!("r{i:02}.example");
         case.plan.mirrors.push(planned(&registry));
-        case.proofs.note(&registry, "1", Proof::Proven);
+        case.proofs.note(&registry, "1", Evidence::Proven);
         case.placed.insert(RegistryHost::parse(&registry).unwrap(), Ok(()));
     }
     let status = case.status();
