@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
+use std::future::pending;
 use std::time::Duration;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{sleep, timeout};
@@ -54,59 +55,20 @@ pub async fn report_forever(
     mut reports: Receiver<Option<Report>>,
     tally: Sender<Tally>,
 ) {
-    let api: Api<MirrorNode> = Api::all(client);
-    let mut written: Option<MirrorNodeStatus> = None;
-    // The owner of the object that is there.
-    let mut owner: Option<String> = None;
-    let (mut lacking, mut lacked) = (Lacking::default(), Lacking::default());
-    let mut backoff = BACKOFF;
-    let mut complained = false;
+    let mut reporter = Reporter::new(Api::all(client), node_name, tally);
     loop {
         let report = reports.borrow_and_update().clone();
-        let attempt = async {
-            let Some(report) = report else { return Ok(()) };
-            let written = match &mut written {
-                Some(written) => written,
-                None => written.insert(read(&api, &node_name).await?),
-            };
-            let status = stamp(&report.findings, written, &Time(Timestamp::now()));
-            let is_there = owner.take().is_some_and(|owner| owner == report.node_uid);
-            write(&api, &node_name, &report.node_uid, &status, is_there, &mut lacking).await?;
-            tell_of_lacking(&lacking, &mut lacked, &tally);
-            owner = Some(report.node_uid);
-            *written = status;
-            Ok(())
-        };
-        let attempted = timeout(REQUEST, attempt).await.unwrap_or(Err(Unwritten::Late));
+        let attempted = timeout(REQUEST, reporter.write(report)).await.unwrap_or(Err(Unwritten::Late));
         let is_written = attempted.is_ok();
-        let pause = match attempted {
-            Ok(()) => {
-                backoff = BACKOFF;
-                if std::mem::take(&mut complained) {
-                    tracing::info!(node = node_name, "status is reported again");
-                }
-                REASSERT
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut complained, true) {
-                    tracing::warn!(node = node_name, %error, "status is not reported, trying again");
-                }
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-                backoff
-            }
-        };
-        let pause = pause + spread(&node_name, pause / 2);
+        let pause = reporter.pause_after(attempted);
         // A failing API server is not asked more often because there is news.
         let news = async {
-            if !is_written {
-                return sleep(pause).await;
-            }
-            if reports.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            if !is_written || reports.changed().await.is_err() {
+                pending::<()>().await;
             }
         };
         if timeout(pause, news).await.is_err() && is_written {
-            lacking = Lacking::default();
+            reporter.lacking = Lacking::default();
         }
         sleep(GATHER).await;
     }
@@ -121,64 +83,129 @@ pub async fn withdraw(client: Client, node_name: &str) {
     }
 }
 
-/// What an earlier process wrote: its times go on.
-async fn read(api: &Api<MirrorNode>, node_name: &str) -> Result<MirrorNodeStatus, Unwritten> {
-    let found = api.get_opt(node_name).await.map_err(Unwritten::Read)?;
-    Ok(found.and_then(|node| node.status).unwrap_or_default())
+/// What is known of the object that the API server has. An attempt may be dropped at any of its requests.
+struct Reporter {
+    api: Api<MirrorNode>,
+    node_name: String,
+    tally: Sender<Tally>,
+    /// The status that was written last, or that an earlier process wrote: its times go on. None: not read yet.
+    written: Option<MirrorNodeStatus>,
+    /// The owner of the object that is there.
+    owner: Option<String>,
+    /// What the definition does not hold, and what was told of that.
+    lacking: Lacking,
+    told_lacking: Lacking,
+    backoff: Duration,
+    /// What was told of an attempt that failed, until one does not.
+    complaint: Option<String>,
 }
 
-/// Says what an older definition does not hold, and when it holds all.
-fn tell_of_lacking(lacking: &Lacking, lacked: &mut Lacking, tally: &Sender<Tally>) {
-    if lacking == lacked {
-        return;
-    }
-    if lacking.is_empty() {
-        tracing::info!("the definition of MirrorNodes is of this version now");
-    } else {
-        tracing::warn!(%lacking, "the definition of MirrorNodes is older than this agent, what it lacks is lost; \
-            apply the definitions of this version: config/crd, or the chart");
-    }
-    tally.send_modify(|tally| tally.lacking = lacking.len());
-    lacked.clone_from(lacking);
-}
-
-/// One request where the object is there already.
-async fn write(
-    api: &Api<MirrorNode>,
-    node_name: &str,
-    node_uid: &str,
-    status: &MirrorNodeStatus,
-    is_there: bool,
-    lacking: &mut Lacking,
-) -> Result<(), Unwritten> {
-    if is_there {
-        match apply_status(api, node_name, status, lacking).await {
-            Err(kube::Error::Api(answer)) if answer.is_not_found() => {}
-            answer => return answer.map_err(Unwritten::ApplyStatus),
+impl Reporter {
+    fn new(api: Api<MirrorNode>, node_name: String, tally: Sender<Tally>) -> Self {
+        Self {
+            api,
+            node_name,
+            tally,
+            written: None,
+            owner: None,
+            lacking: Lacking::default(),
+            told_lacking: Lacking::default(),
+            backoff: BACKOFF,
+            complaint: None,
         }
     }
-    let owner =
-        json!({"apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid, "blockOwnerDeletion": false});
-    let object = identity(&json!({"name": node_name, "ownerReferences": [owner]}));
-    api.patch(node_name, &parameters(), &Patch::Apply(&object)).await.map_err(Unwritten::Apply)?;
-    apply_status(api, node_name, status, lacking).await.map_err(Unwritten::ApplyStatus)
-}
 
-/// Applies what of the status the definition holds. An apply with anything else is refused as a whole, and names it.
-async fn apply_status(
-    api: &Api<MirrorNode>,
-    node_name: &str,
-    status: &MirrorNodeStatus,
-    lacking: &mut Lacking,
-) -> Result<(), kube::Error> {
-    loop {
-        let mut object = identity(&json!({"name": node_name}));
-        object["status"] = json!(status);
-        lacking.take_from(&mut object);
-        match api.patch_status(node_name, &parameters(), &Patch::Apply(&object)).await {
-            Err(kube::Error::Api(answer)) if lacking.learn(&answer.message) => {}
-            answer => return answer.map(drop),
+    /// Writes a report. One request where the object is there already.
+    async fn write(&mut self, report: Option<Report>) -> Result<(), Unwritten> {
+        let Some(Report { node_uid, findings }) = report else { return Ok(()) };
+        let written = match self.written.take() {
+            Some(written) => written,
+            None => {
+                let found = self.api.get_opt(&self.node_name).await.map_err(Unwritten::Read)?;
+                found.and_then(|node| node.status).unwrap_or_default()
+            }
+        };
+        let status = stamp(&findings, &written, &Time(Timestamp::now()));
+        self.written = Some(written);
+        let is_there = self.owner.take().is_some_and(|owner| owner == node_uid);
+        if !(is_there && self.apply_status_of_what_is_there(&status).await?) {
+            self.apply_object(&node_uid).await.map_err(Unwritten::Apply)?;
+            self.apply_status(&status).await.map_err(Unwritten::ApplyStatus)?;
         }
+        self.tell_of_lacking();
+        (self.owner, self.written) = (Some(node_uid), Some(status));
+        Ok(())
+    }
+
+    /// Says whether it was there.
+    async fn apply_status_of_what_is_there(&mut self, status: &MirrorNodeStatus) -> Result<bool, Unwritten> {
+        match self.apply_status(status).await {
+            Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(false),
+            answer => answer.map(|()| true).map_err(Unwritten::ApplyStatus),
+        }
+    }
+
+    async fn apply_object(&self, node_uid: &str) -> Result<(), kube::Error> {
+        let Self { api, node_name, .. } = self;
+        let owner = json!({
+            "apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node_uid, "blockOwnerDeletion": false,
+        });
+        let object = identity(&json!({"name": node_name, "ownerReferences": [owner]}));
+        api.patch(node_name, &parameters(), &Patch::Apply(&object)).await.map(drop)
+    }
+
+    /// Applies what of the status the definition holds. An apply with anything else is refused as a whole, and names it.
+    async fn apply_status(&mut self, status: &MirrorNodeStatus) -> Result<(), kube::Error> {
+        let Self { api, node_name, lacking, .. } = self;
+        loop {
+            let mut object = identity(&json!({"name": node_name}));
+            object["status"] = json!(status);
+            lacking.take_from(&mut object);
+            match api.patch_status(node_name, &parameters(), &Patch::Apply(&object)).await {
+                Err(kube::Error::Api(answer)) if lacking.learn(&answer.message) => {}
+                answer => return answer.map(drop),
+            }
+        }
+    }
+
+    /// Says what an older definition does not hold, and when it holds all.
+    fn tell_of_lacking(&mut self) {
+        let Self { lacking, told_lacking, tally, .. } = self;
+        if lacking == told_lacking {
+            return;
+        }
+        if lacking.is_empty() {
+            tracing::info!("the definition of MirrorNodes is of this version now");
+        } else {
+            tracing::warn!(%lacking, "the definition of MirrorNodes is older than this agent, what it lacks is lost; \
+                apply the definitions of this version: config/crd, or the chart");
+        }
+        tally.send_modify(|tally| tally.lacking = lacking.len());
+        told_lacking.clone_from(lacking);
+    }
+
+    /// How long to wait for news after this attempt. What went wrong is told once, and again where it is something else.
+    fn pause_after(&mut self, attempted: Result<(), Unwritten>) -> Duration {
+        let node = &self.node_name;
+        let pause = match attempted {
+            Ok(()) => {
+                self.backoff = BACKOFF;
+                if self.complaint.take().is_some() {
+                    tracing::info!(node, "status is reported again");
+                }
+                REASSERT
+            }
+            Err(error) => {
+                let complaint = Some(error.to_string());
+                if self.complaint != complaint {
+                    tracing::warn!(node, %error, "status is not reported, trying again");
+                }
+                self.complaint = complaint;
+                self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+                self.backoff
+            }
+        };
+        pause + spread(node, pause / 2)
     }
 }
 
