@@ -6,6 +6,7 @@
 //! came of it is reported (`status`, `report`). Files are written only while the relay listens. At a stop, `departure`
 //! decides whether they stay.
 
+mod routes;
 mod upkeep;
 
 use crate::admin::{self, Admin};
@@ -16,20 +17,18 @@ use crate::known::{Known, Trust};
 use crate::metrics::Tally;
 use crate::plan::{self, Plan};
 use crate::prove::{Target, prove_forever};
-use crate::registry_host::RegistryHost;
-use crate::relay::{Relay, Route, Trusting};
+use crate::relay::{Relay, Trusting};
 use crate::report::{self, Report};
 use crate::runtime::{Configure, Look, Places, look};
 use crate::status::{self, RuntimeSeen, Seen};
 use crate::touched::Touched;
 use crate::watch::{self, Sources};
-use breakwater_crds::names;
 use kube::Client;
+use routes::routes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch::{Receiver, Sender};
@@ -79,80 +78,109 @@ pub enum AgentFault {
 /// # Errors
 /// The state folder or the admin listener's port cannot be used, the runtime's folder was taken away, or a task died.
 pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<(), AgentFault> {
-    // Without `..`: a setting that nobody uses does not compile.
-    let Args {
-        node_name,
-        certs_dir,
-        config_path,
-        registries_conf_dir,
-        runtime_config,
-        configure_runtime,
-        cri_socket,
-        state_dir,
-        relay_listen,
-        admin_listen,
-        namespace,
-        agent_namespace,
-        daemon_set,
-        log_format: _, // used before anything is logged
-    } = args;
-    let stored = Known::load(&state_dir);
-    let (known, mut news) = tokio::sync::watch::channel(stored.clone());
-    let sources = Sources { node_name: node_name.clone(), namespace, agent_namespace: agent_namespace.clone() };
-    let mut watches = watch::start(&client, &sources, &known);
-    let admin_listener = TcpListener::bind(admin_listen).await;
-    let admin_listener = admin_listener.map_err(|source| AgentFault::Admin { address: admin_listen, source })?;
-    let (reports, to_report) = tokio::sync::watch::channel(None);
-    let (targets, to_prove) = tokio::sync::watch::channel(None);
-    let (tally, to_count) = tokio::sync::watch::channel(Tally::default());
-    let drop_ins = registries_conf_dir.is_some();
-    let places = Places { config: runtime_config, socket: cri_socket.0, drop_ins };
-    let config_path = registries_conf_dir.as_ref().map_or(config_path, |folder| folder.display().to_string());
-    let target = match registries_conf_dir {
-        Some(folder) => Folder::RegistriesConf(folder),
-        None => Folder::Certs(certs_dir),
-    };
-    let configure = Configure::new(&state_dir, configure_runtime && !drop_ins);
-    let telling = Telling { config_path, places, configure, reports, targets, tally: tally.clone() };
+    let mut running = Running::start(&client, args).await?;
+    running.turn_until(&stop).await?;
+    running.depart(client).await
+}
 
-    let mut touched = Touched::new();
-    let mut agent = Agent::listening(relay_listen, telling).await;
-    let relay_url = plan::relay_url(agent.relay_address());
-    let mut upkeep = Upkeep::start(target, state_dir, relay_url, stored, touched.watches()).await?;
-    let mut helpers = JoinSet::new();
-    helpers.spawn(report::report_forever(client.clone(), node_name.clone(), to_report, tally));
-    helpers.spawn(prove_forever(to_prove, agent.relay.clone(), known));
-    // Lives on while running downloads end.
-    let mut admins = JoinSet::new();
-    admins.spawn(admin::serve(admin_listener, Admin { relay: agent.relay.clone(), tally: to_count }));
-    while !stop.is_cancelled() {
-        agent.turn(&mut upkeep, &mut news).await?;
-        tokio::select! {
-            () = stop.cancelled() => {}
-            // The sender lives as long as this function.
-            _ = news.changed() => {}
-            () = agent.relay.changed() => {}
-            () = touched.next() => {}
-            () = sleep(agent.pause()) => {}
-            Some(Err(died)) = watches.join_next() => return Err(AgentFault::Task(died)),
-            Some(Err(died)) = helpers.join_next() => return Err(AgentFault::Task(died)),
-            Some(Err(died)) = admins.join_next() => return Err(AgentFault::Task(died)),
-            Some(Err(died)) = agent.serving.join_next() => return Err(AgentFault::Task(died)),
+/// An agent between its start and its departure.
+struct Running {
+    agent: Agent,
+    upkeep: Upkeep,
+    /// What to turn on, besides the relay's news.
+    news: Receiver<Known>,
+    touched: Touched,
+    /// They follow the cluster, report to it and prove.
+    tasks: JoinSet<()>,
+    /// Lives on while running downloads end.
+    admin: JoinSet<()>,
+    node_name: String,
+    /// Where the agents' DaemonSet is, and its name.
+    agent_namespace: String,
+    daemon_set: String,
+}
+
+impl Running {
+    async fn start(client: &Client, args: Args) -> Result<Self, AgentFault> {
+        // Without `..`: a setting that nobody uses does not compile.
+        let Args {
+            node_name,
+            certs_dir,
+            config_path,
+            registries_conf_dir,
+            runtime_config,
+            configure_runtime,
+            cri_socket,
+            state_dir,
+            relay_listen,
+            admin_listen,
+            namespace,
+            agent_namespace,
+            daemon_set,
+            log_format: _, // used before anything is logged
+        } = args;
+        let stored = Known::load(&state_dir);
+        let (known, news) = tokio::sync::watch::channel(stored.clone());
+        let sources = Sources { node_name: node_name.clone(), namespace, agent_namespace: agent_namespace.clone() };
+        let mut tasks = watch::start(client, &sources, &known);
+        let listener = TcpListener::bind(admin_listen).await;
+        let listener = listener.map_err(|source| AgentFault::Admin { address: admin_listen, source })?;
+        let (reports, to_report) = tokio::sync::watch::channel(None);
+        let (targets, to_prove) = tokio::sync::watch::channel(None);
+        let (tally, to_count) = tokio::sync::watch::channel(Tally::default());
+        let drop_ins = registries_conf_dir.is_some();
+        let places = Places { config: runtime_config, socket: cri_socket.0, drop_ins };
+        let config_path = registries_conf_dir.as_ref().map_or(config_path, |folder| folder.display().to_string());
+        let folder = registries_conf_dir.map_or(Folder::Certs(certs_dir), Folder::RegistriesConf);
+        let configure = Configure::new(&state_dir, configure_runtime && !drop_ins);
+        let telling = Telling { config_path, places, configure, reports, targets, tally: tally.clone() };
+
+        let touched = Touched::new();
+        let agent = Agent::listening(relay_listen, telling).await;
+        let relay_url = plan::relay_url(agent.relay_address());
+        let upkeep = Upkeep::start(folder, state_dir, relay_url, stored, touched.watches()).await?;
+        tasks.spawn(report::report_forever(client.clone(), node_name.clone(), to_report, tally));
+        tasks.spawn(prove_forever(to_prove, agent.relay.clone(), known));
+        let mut admin = JoinSet::new();
+        admin.spawn(admin::serve(listener, Admin { relay: agent.relay.clone(), tally: to_count }));
+        Ok(Self { agent, upkeep, news, touched, tasks, admin, node_name, agent_namespace, daemon_set })
+    }
+
+    async fn turn_until(&mut self, stop: &CancellationToken) -> Result<(), AgentFault> {
+        let Self { agent, upkeep, news, touched, tasks, admin, .. } = self;
+        while !stop.is_cancelled() {
+            agent.turn(upkeep, news).await?;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                // The sender lives as long as the tasks.
+                _ = news.changed() => {}
+                () = agent.relay.changed() => {}
+                () = touched.next() => {}
+                () = sleep(agent.pause()) => {}
+                Some(Err(died)) = tasks.join_next() => return Err(AgentFault::Task(died)),
+                Some(Err(died)) = admin.join_next() => return Err(AgentFault::Task(died)),
+                Some(Err(died)) = agent.serving.join_next() => return Err(AgentFault::Task(died)),
+            }
         }
+        Ok(())
     }
 
-    let node = news.borrow().node.clone();
-    let departure = departure::decide(client.clone(), &agent_namespace, &daemon_set, &node_name, node.as_ref()).await;
-    tracing::info!(node = node_name, ?departure, "stopping");
-    watches.shutdown().await;
-    helpers.shutdown().await;
-    if departure == Departure::End {
-        agent.unconfigure().await?;
-        upkeep.give_everything_back().await?;
-        report::withdraw(client, &node_name).await;
+    /// Leaves the files to the next agent, or the node as it was found.
+    async fn depart(self, client: Client) -> Result<(), AgentFault> {
+        let Self { agent, mut upkeep, news, mut tasks, node_name, agent_namespace, daemon_set, .. } = self;
+        let node = news.borrow().node.clone();
+        let departure =
+            departure::decide(client.clone(), &agent_namespace, &daemon_set, &node_name, node.as_ref()).await;
+        tracing::info!(node = node_name, ?departure, "stopping");
+        tasks.shutdown().await;
+        if departure == Departure::End {
+            agent.unconfigure().await?;
+            upkeep.give_everything_back().await?;
+            report::withdraw(client, &node_name).await;
+        }
+        agent.stop_serving().await;
+        Ok(())
     }
-    agent.stop_serving().await;
-    Ok(())
 }
 
 /// The state of the node's own side.
@@ -355,24 +383,4 @@ fn send_news<T: PartialEq>(to: &Sender<T>, news: T) {
         *before = news;
         modified
     });
-}
-
-type Routes = BTreeMap<RegistryHost, Option<Arc<Route>>>;
-
-/// A route for each planned mirror whose cache is known, and whether caches can be trusted at all.
-fn routes(plan: &Plan, trust: Option<&Trust>, trusting: &mut Trusting) -> (Routes, Result<(), String>) {
-    let missing = || format!("Secret {} has not been seen yet", names::RELAY_SECRET);
-    let trust = trust.ok_or_else(missing).and_then(|trust| match trusting.only(&trust.ca) {
-        Ok(tls) => Ok((trust, tls)),
-        Err(error) => Err(error.to_string()),
-    });
-    let route = |planned: &plan::Planned| {
-        let (trust, tls) = trust.as_ref().ok()?;
-        let made = Route::new(planned.cache.as_ref()?, trust, tls.clone());
-        made.inspect_err(|error| tracing::warn!(registry = %planned.wanted.registry, %error, "no way to the cache"))
-            .ok()
-    };
-    let routes =
-        plan.mirrors.iter().map(|planned| (planned.wanted.registry.clone(), route(planned).map(Arc::new))).collect();
-    (routes, trust.map(drop))
 }
