@@ -126,12 +126,18 @@ impl Replica {
     /// A body was not.
     pub(super) fn offended(&self, origin: Origin, how: &dyn std::fmt::Display) {
         let offence = format!("{}: {how}", self.address);
-        tracing::warn!(
-            registry = self.registry,
-            pod = self.pod,
-            error = offence,
-            "pulls pass the cache by for a while"
-        );
+        let (registry, pod) = (&self.registry, &self.pod);
+        match origin {
+            Origin::Disk => tracing::warn!(registry, pod, error = offence, "pulls pass the cache by for a while"),
+            Origin::Upstream => {
+                tracing::warn!(
+                    registry,
+                    pod,
+                    error = offence,
+                    "pulls of what the cache has to fetch pass it by for a while"
+                );
+            }
+        }
         let mut record = self.record();
         record.conduct.offend(origin, Instant::now());
         record.offence = Some(offence);

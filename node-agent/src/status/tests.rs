@@ -140,26 +140,28 @@ fn each_way_of_not_being_active() {
 
 #[test]
 fn a_node_whose_runtime_ignores_the_files_is_not_active_and_says_the_mend() {
-    let check = |lookup, socket: bool, proof: Option<Evidence>, state: Option<MirrorState>, status: &str, reason: &str| {
-        let mut case = Case::well(&["docker.io"]);
-        case.look = looked(lookup);
-        case.look.socket = case.look.socket.filter(|_| socket);
-        case.proofs = Proofs::default();
-        if let Some(proof) = proof.clone() {
-            case.proofs.note("docker.io", "1", proof);
-        }
-        let found = case.status();
-        let configured = found.conditions.iter().find(|one| one.type_ == "RuntimeConfigured").unwrap();
-        let context = format!("{proof:?} {found:?}");
-        assert_eq!((configured.status.as_str(), configured.reason.as_str()), (status, reason), "{context}");
-        assert_eq!(found.inactive.first().map(|one| one.state), state, "{context}");
-        if let Some(one) = found.inactive.first() {
-            assert_eq!((&one.reason, &one.message), (&configured.reason, &configured.message));
-        }
-    };
+    let check =
+        |lookup, socket: bool, proof: Option<Evidence>, state: Option<MirrorState>, status: &str, reason: &str| {
+            let mut case = Case::well(&["docker.io"]);
+            case.look = looked(lookup);
+            case.look.socket = case.look.socket.filter(|_| socket);
+            case.proofs = Proofs::default();
+            if let Some(proof) = proof.clone() {
+                case.proofs.note("docker.io", "1", proof);
+            }
+            let found = case.status();
+            let configured = found.conditions.iter().find(|one| one.type_ == "RuntimeConfigured").unwrap();
+            let context = format!("{proof:?} {found:?}");
+            assert_eq!((configured.status.as_str(), configured.reason.as_str()), (status, reason), "{context}");
+            assert_eq!(found.inactive.first().map(|one| one.state), state, "{context}");
+            if let Some(one) = found.inactive.first() {
+                assert_eq!((&one.reason, &one.message), (&configured.reason, &configured.message));
+            }
+        };
     let fits = || Lookup::Folders(vec![FOLDER.to_owned()]);
     let elsewhere = || Lookup::Folders(vec!["/elsewhere".to_owned()]);
-    let (missed, unclear) = (|| Some(Evidence::Missed("not found".into())), || Some(Evidence::Unclear("silent".into())));
+    let (missed, unclear) =
+        (|| Some(Evidence::Missed("not found".into())), || Some(Evidence::Unclear("silent".into())));
     let (failed, pending) = (Some(MirrorState::Failed), Some(MirrorState::Pending));
     // The canary has the last word, whatever the configuration says.
     check(Lookup::Nowhere, true, Some(Evidence::Proven), None, "True", "Proven");
