@@ -15,6 +15,9 @@ const FIRST: Duration = Duration::from_secs(60);
 /// ... twice as long after each further one, at most this long.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// What failures may cost within `FIRST`. A pull asks five times and more, and would meet them at each.
+const BEARABLE: Duration = Duration::from_secs(1);
+
 /// Where the bytes of a body come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -42,9 +45,35 @@ pub(super) struct Conduct {
     upstream: Offences,
     /// Answers that did not come, or were of no use and came late.
     late: Offences,
+    /// What it failed over, asked as the runtime asked.
+    in_vain: Lost,
+    /// What it failed over, asked for what it has.
+    in_vain_itself: Lost,
     /// When headers last took long.
     answered_slowly: Option<Instant>,
     last_break: Option<Instant>,
+}
+
+/// Time that was lost to failures.
+#[derive(Debug, Default)]
+struct Lost {
+    since: Option<Instant>,
+    time: Duration,
+}
+
+impl Lost {
+    /// Whether it is more than a Pod is borne with; then it is counted anew.
+    fn add(&mut self, time: Duration, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now >= since + FIRST) {
+            *self = Self { since: Some(now), time: Duration::ZERO };
+        }
+        self.time += time;
+        let is_too_much = self.time > BEARABLE;
+        if is_too_much {
+            *self = Self::default();
+        }
+        is_too_much
+    }
 }
 
 #[derive(Debug, Default)]
@@ -78,9 +107,21 @@ impl Conduct {
         }
     }
 
-    /// No headers came, in more time than a cache gives its upstream; or nothing of use, after a while.
+    /// No headers came, in more time than a cache gives its upstream.
     pub(super) fn keep_waiting(&mut self, now: Instant) {
         self.late.add(now);
+    }
+
+    /// What came, after so long, was of no use.
+    pub(super) fn fail(&mut self, after: Duration, now: Instant) {
+        if !self.is_late(now) && self.in_vain.add(after, now) {
+            self.late.add(now);
+        }
+    }
+
+    /// Asked for what it has, it neither gave it nor said that it has it not. Whether that happened for too long by now.
+    pub(super) fn fail_itself(&mut self, after: Duration, now: Instant) -> bool {
+        self.in_vain_itself.add(after, now)
     }
 
     /// Headers came, hardly sooner. A pull asks five times and more, so the second such answer within a minute is as bad as none.
@@ -191,6 +232,21 @@ mod tests {
         assert!(!conduct.is_late(now + FIRST), "that is long ago");
         conduct.answer_slowly(now + FIRST + Duration::from_secs(4));
         assert!(conduct.is_late(now + FIRST + Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn many_short_failures_are_as_bad_as_a_long_one() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        let (short, long) = (Duration::from_millis(400), BEARABLE + Duration::from_millis(1));
+        conduct.fail(short, now);
+        conduct.fail(short, now);
+        conduct.fail(short, now + FIRST);
+        assert!(!conduct.is_late(now + FIRST), "some of them are long ago");
+        conduct.fail(short, now + FIRST);
+        conduct.fail(short, now + FIRST);
+        assert!(conduct.is_late(now + FIRST));
+        assert!(!conduct.fail_itself(short, now) && conduct.fail_itself(long, now));
+        assert!(!conduct.fail_itself(short, now), "counted anew");
     }
 
     #[test]

@@ -22,9 +22,6 @@ const RESERVE: Duration = Duration::from_secs(2);
 /// A cache gives its upstream 4 s. Pods that together took longer than this hang over what they do not have.
 const KEPT_WAITING: Duration = Duration::from_millis(4500);
 
-/// A pull asks five times and more, so who takes longer than this to fail is not asked to fetch anything for a while.
-const IN_VAIN: Duration = Duration::from_secs(1);
-
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// What of the cache's headers reaches the runtime. No challenge, no redirect, nothing about the connection.
 const RETURNED: [HeaderName; 14] = [
@@ -80,8 +77,7 @@ pub(super) async fn forward(
             // It was others who took their time.
             Unserved::Busy => {}
             Unserved::Connect(fault) if fault.is_absence() => {}
-            _ if took > IN_VAIN => replica.kept_waiting(),
-            _ => {}
+            _ => replica.failed(took),
         }
         if time.is_over() {
             break;

@@ -12,6 +12,7 @@ use crate::known::Endpoint;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -216,9 +217,14 @@ impl Replica {
         self.news.tell();
     }
 
-    /// It gave nothing of use, and took its time.
+    /// It gave no answer, and took its time.
     pub(super) fn kept_waiting(&self) {
         self.record().conduct.keep_waiting(Instant::now());
+    }
+
+    /// What it gave, after so long, was of no use.
+    pub(super) fn failed(&self, after: Duration) {
+        self.record().conduct.fail(after, Instant::now());
     }
 
     /// It told not even what it has.

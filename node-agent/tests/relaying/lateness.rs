@@ -87,6 +87,30 @@ async fn who_fails_late_is_asked_for_what_he_has() {
 }
 
 #[tokio::test]
+async fn who_fails_over_what_he_has_as_well_is_soon_asked_for_nothing() {
+    let refusal: fn() -> Step = || Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let cases = [
+        (1200, refusal, blob("x")),
+        (1200, || Step::Close, blob("x")),
+        (1200, refusal, manifest("latest")),
+        (700, refusal, blob("x")),
+    ];
+    for (pause, end, path) in cases {
+        let late = move || vec![Step::Pause(Duration::from_millis(pause)), end()];
+        let cache = cache(move |_| Reply { head: String::new(), steps: late() }).await;
+        let relay = Running::before(&cache).await;
+        while relay.view().trouble.is_none() {
+            assert_eq!(relay.get(&path).await.status, 503);
+            assert!(cache.requests().len() <= 4, "{pause} ms: {path} is asked for again and again");
+        }
+        let asked = cache.requests().len();
+        assert_eq!(relay.get(&path).await.status, 503);
+        assert_eq!(cache.requests().len(), asked, "{pause} ms: {path}");
+        assert!(relay.view().trouble.is_some_and(|said| said.contains("answers nothing")));
+    }
+}
+
+#[tokio::test]
 async fn what_a_cache_has_is_served_while_it_waits_for_the_upstream_without_end() {
     let held = blob("held");
     let cache = cache(move |head| match (head.contains(&held), head.contains("only-if-cached")) {

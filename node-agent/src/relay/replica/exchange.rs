@@ -10,7 +10,7 @@ use crate::relay::health::Standing;
 use crate::relay::request;
 use crate::relay::route::Route;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub(in crate::relay) enum NoAnswer {
     /// It was given up while it was waited for.
     Out,
 }
+
+type Exchanged = Result<(Response<Incoming>, Connection), ConnectFault>;
 
 /// How something is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,11 @@ impl Replica {
             () = gone_out => return Err(NoAnswer::Out),
             () = check.hangs(self) => return Err(NoAnswer::Late),
         };
+        if manner == Manner::IfCached
+            && let Some(answered) = &answered
+        {
+            self.told_what_it_has(answered, before.saturating_sub(time.left()));
+        }
         match answered {
             Some(Ok((response, connection))) => {
                 self.answered(manner, Origin::of(response.headers()), before.saturating_sub(time.left()));
@@ -149,6 +156,19 @@ impl Replica {
         }
     }
 
+    /// Asked for what it has, it answered after so long. That it has it not is an answer: 504 (RFC 9111, section 5.2.1.7).
+    fn told_what_it_has(&self, answered: &Exchanged, after: Duration) {
+        let is_failure = match answered {
+            Ok((response, _)) => {
+                response.status().is_server_error() && response.status() != StatusCode::GATEWAY_TIMEOUT
+            }
+            Err(fault) => !fault.is_absence(),
+        };
+        if is_failure && self.record().conduct.fail_itself(after, Instant::now()) {
+            self.says_nothing();
+        }
+    }
+
     /// Fails where it does not know this tag, however long ago it asked: then there is nothing to wait for.
     async fn find_tag(
         &self,
@@ -157,9 +177,14 @@ impl Replica {
         time: &mut Time,
         reserve: Duration,
     ) -> Result<(), NoAnswer> {
-        let reserve = reserve.max(time.left().saturating_sub(OWN_ANSWER));
+        let before = time.left();
+        let reserve = reserve.max(before.saturating_sub(OWN_ANSWER));
         let asking = || request::of_any_age(request::build(route, &Method::HEAD, content, &HeaderMap::new()));
-        match time.wait(reserve, self.exchange(route, asking)).await {
+        let answered = time.wait(reserve, self.exchange(route, asking)).await;
+        if let Some(answered) = &answered {
+            self.told_what_it_has(answered, before.saturating_sub(time.left()));
+        }
+        match answered {
             Some(Ok((response, connection))) => {
                 self.release(connection);
                 if response.status().is_success() { Ok(()) } else { Err(NoAnswer::Late) }
@@ -173,11 +198,7 @@ impl Replica {
     }
 
     /// Over a pooled connection if one lives, else over a fresh one.
-    async fn exchange(
-        &self,
-        route: &Arc<Route>,
-        asking: impl Fn() -> Request<Empty<Bytes>>,
-    ) -> Result<(Response<Incoming>, Connection), ConnectFault> {
+    async fn exchange(&self, route: &Arc<Route>, asking: impl Fn() -> Request<Empty<Bytes>>) -> Exchanged {
         while let Some(mut connection) = self.pool.take(route) {
             // The Pod may have closed it meanwhile, which says nothing about its health.
             if let Ok(response) = connection.send(asking()).await {
