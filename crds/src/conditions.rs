@@ -35,21 +35,21 @@ pub mod reason {
     pub const HANDOVER: &str = "Handover";
     /// CacheReady: the cache's Pod serves.
     pub const CACHE_SERVES: &str = "CacheServes";
-    /// CacheReady, Ready, Reconciling: the cache's Pod is starting. Wait.
+    /// CacheReady, Ready, Reconciling; Stalled after 10 minutes: the cache's Pod is starting. Wait; once stalled, describe what the message names.
     pub const CACHE_STARTING: &str = "CacheStarting";
-    /// CacheReady: the claim has no volume. Set `cache.storage.storageClassName`, or provide a volume.
+    /// CacheReady; Stalled after 10 minutes: the claim has no volume. Make a StorageClass the default, or provide a volume.
     pub const VOLUME_PENDING: &str = "VolumePending";
-    /// CacheReady: the Pod cannot be scheduled. Free resources, or lower `cache.resources`.
+    /// CacheReady; Stalled after 10 minutes: the Pod cannot be scheduled. Free resources, or lower `cache.resources`.
     pub const UNSCHEDULABLE: &str = "Unschedulable";
-    /// CacheReady: the Pod fails or restarts. Read its log.
+    /// CacheReady; Stalled after 10 minutes: the Pod fails or restarts, or its node does not let it in. Read its log or its Events.
     pub const POD_FAILING: &str = "PodFailing";
-    /// CacheReady: the Pod's node is lost. Bring it back or delete its Node object.
+    /// CacheReady; Stalled after 10 minutes: the Pod's node is lost. Bring it back or delete its Node object.
     pub const NODE_LOST: &str = "NodeLost";
     /// UpstreamCredentialsAccepted: a Secret of `credentials` does not exist; the cache pulls anonymously. Create it.
     pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
     /// UpstreamCredentialsAccepted: a Secret of `credentials` has no usable `.dockerconfigjson`. Recreate it with the right type.
     pub const SECRET_INVALID: &str = "SecretInvalid";
-    /// CacheReady, Stalled: the API server refuses a child object. Do what the message says.
+    /// CacheReady, Stalled: the API server refuses a child object; a cache that serves goes on as it was. Do what the message says.
     pub const CHILD_REFUSED: &str = "ChildRefused";
     /// CacheReady, Stalled: the Secret with Breakwater's certificate authority is damaged or cannot be read; caches that run go on.
     /// Restore it.

@@ -48,6 +48,7 @@ fn obstacle(_: Option<&Condition>, new: &Condition) -> Option<Event> {
         reason::NO_AUTHORITY => "Trust",
         reason::INVALID_REFERENCE => "Validate",
         reason::VOLUME_NOT_EXPANDABLE => "Expand",
+        reason::CHILD_REFUSED => "Apply",
         _ => return None,
     };
     Some(event(EventType::Warning, &new.reason, action, &new.message))
@@ -58,7 +59,7 @@ fn cache(_: Option<&Condition>, new: &Condition) -> Option<Event> {
         ("True", _) => Some(event(EventType::Normal, CACHE_READY, "Serve", &new.message)),
         (_, reason::CACHE_STARTING) => None,
         // Told once, by Stalled.
-        (_, reason::NO_AUTHORITY | reason::INVALID_REFERENCE | reason::VOLUME_NOT_EXPANDABLE) => None,
+        _ if obstacle(None, new).is_some() => None,
         (_, reason) => Some(event(EventType::Warning, reason, "Serve", &new.message)),
     }
 }
@@ -157,7 +158,9 @@ mod tests {
     #[test]
     fn what_only_a_person_can_mend_is_told_once_whether_or_not_the_cache_serves() {
         let serves = ("CacheReady", "True", "CacheServes");
-        for reason in [reason::NO_AUTHORITY, reason::INVALID_REFERENCE, reason::VOLUME_NOT_EXPANDABLE] {
+        for reason in
+            [reason::NO_AUTHORITY, reason::INVALID_REFERENCE, reason::VOLUME_NOT_EXPANDABLE, reason::CHILD_REFUSED]
+        {
             let stalled = ("Stalled", "True", reason);
             check(&[serves], &[serves, stalled], &[reason]);
             check(&[], &[stalled, ("Ready", "False", reason), ("CacheReady", "False", reason)], &[reason]);

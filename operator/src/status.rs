@@ -9,6 +9,7 @@ mod images;
 mod nodes;
 mod pod;
 mod stalled;
+mod successor;
 mod upstream;
 
 use crate::build::{Applied, Resources};
@@ -94,11 +95,12 @@ pub fn of_children(
         fleet: &observed.fleet,
         obstacle: children.err(),
     });
+    let generation = valid.mirror.metadata.generation;
+    let cache = successor::verdict(cache, &successor::State { pods: &there.pods, old, generation, now });
     let settled = old.conditions.iter().any(|old| old.type_ == NODES_READY && old.status == Status::True.as_str());
     let (nodes, counts) =
         nodes::verdict(&nodes::Facts { spec, nodes: &valid.nodes, fleet: &observed.fleet, settled, now });
     let mut verdicts = vec![ready(&cache, &nodes, counts, &valid.name)];
-    let generation = valid.mirror.metadata.generation;
     let state = stalled::State { cache: &cache, pods: &there.pods, obstacle: children.err(), old, generation, now };
     // Never both: kstatus would take a stalled mirror for one that makes progress.
     verdicts.extend(stalled::verdict(&state).or_else(|| reconciling(&cache, &nodes)));

@@ -31,16 +31,15 @@ pub(super) fn verdict(facts: &Facts<'_>) -> Verdict {
     }
 }
 
-/// Whether an obstacle is why the cache does not serve. Some take nothing from a cache that serves, and of one that does not they explain
-/// at most why it is not there yet.
+/// Whether an obstacle is why the cache does not serve. None takes anything from a cache that serves, which goes on as it was; of one that
+/// does not, some explain at most why it is not there yet.
 fn explains(obstacle: &str, by_pods: &Verdict) -> bool {
-    match obstacle {
-        reason::VOLUME_NOT_EXPANDABLE => false,
-        reason::NO_AUTHORITY | reason::INVALID_REFERENCE => {
-            by_pods.status != Status::True && by_pods.reason == reason::CACHE_STARTING
+    by_pods.status != Status::True
+        && match obstacle {
+            reason::VOLUME_NOT_EXPANDABLE => false,
+            reason::NO_AUTHORITY | reason::INVALID_REFERENCE => by_pods.reason == reason::CACHE_STARTING,
+            _ => true,
         }
-        _ => true,
-    }
 }
 
 /// What several Pods say together: one is enough to serve. The reason is that of the first that is not as it should be.
@@ -81,10 +80,14 @@ fn by_pod(facts: &Facts<'_>, ordinal: i32) -> Verdict {
         );
         return not(reason::NODE_LOST, message);
     }
+    let is_current = rolled_out(facts.statefulset, pod);
+    if let Some(message) = pod::rejected(&name, pod).filter(|_| is_current) {
+        return not(reason::POD_FAILING, message);
+    }
     if pod.metadata.deletion_timestamp.is_some() {
         return not(reason::CACHE_STARTING, format!("{name} is being replaced"));
     }
-    if !rolled_out(facts.statefulset, pod) {
+    if !is_current {
         // A Pod of the former template that fails is replaced at once, so its faults do not matter any more.
         return not(reason::CACHE_STARTING, format!("{name} is about to be replaced, because the spec changed"));
     }
@@ -139,11 +142,25 @@ pub(super) mod tests {
         "{metadata: {generation: 2}, status: {replicas: 1, observedGeneration: 2, updateRevision: r2}}";
 
     /// `cache-a-0` of revision r2 with this status.
-    pub(in super::super) fn check_on(node: &str, status: &str, claim: Option<&str>, expected: &str) {
-        let pod: Pod = parse(&format!(
+    fn pod(status: &str) -> Pod {
+        parse(&format!(
             "{{metadata: {{name: cache-a-0, labels: {{controller-revision-hash: r2}}}}, \
               spec: {{nodeName: n1, containers: []}}, status: {status}}}"
-        ));
+        ))
+    }
+
+    pub(in super::super) fn check_on(node: &str, status: &str, claim: Option<&str>, expected: &str) {
+        check_pod(pod(status), node, claim, expected);
+    }
+
+    /// The same while the Pod is being deleted.
+    pub(in super::super) fn check_leaving(status: &str, expected: &str) {
+        let mut pod = pod(status);
+        pod.metadata.deletion_timestamp = Some(parse("'2026-11-21T10:00:00Z'"));
+        check_pod(pod, LIVE_NODE, None, expected);
+    }
+
+    fn check_pod(pod: Pod, node: &str, claim: Option<&str>, expected: &str) {
         let fleet = Fleet::of(&[parse::<WatchedNode>(node)], &[] as &[WatchedReport], &[] as &[WatchedAgent]);
         let mut claim: Option<PersistentVolumeClaim> = claim.map(parse);
         if let Some(claim) = &mut claim {
@@ -202,7 +219,9 @@ pub(super) mod tests {
         assert_eq!(told(starting, reason::VOLUME_NOT_EXPANDABLE), reason::CACHE_STARTING);
         assert_eq!(told(image, reason::INVALID_REFERENCE), reason::POD_FAILING);
         assert_eq!(told(starting, reason::INVALID_REFERENCE), reason::INVALID_REFERENCE);
-        assert_eq!(told("{conditions: [{type: Ready, status: 'True'}]}", reason::NO_AUTHORITY), reason::CACHE_SERVES);
+        for obstacle in [reason::NO_AUTHORITY, reason::CHILD_REFUSED] {
+            assert_eq!(told("{conditions: [{type: Ready, status: 'True'}]}", obstacle), reason::CACHE_SERVES);
+        }
         assert_eq!(told(image, reason::CHILD_REFUSED), reason::CHILD_REFUSED);
     }
 

@@ -1,11 +1,15 @@
-//! What hinders one Pod of a cache, and the mend: no node, no volume, a container that fails. Pure; knows no mirror.
+//! What hinders one Pod of a cache, and the mend: no node, no volume, a node that does not let it in, a container that fails. Pure; knows
+//! no mirror.
 
 use crate::text::one_line;
 use breakwater_crds::conditions::reason;
 use breakwater_crds::names::SYSTEM_NAMESPACE;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodCondition};
+use kube::ResourceExt;
 
 const MAX_DETAIL: usize = 200;
+/// A reason is a word.
+const MAX_REASON: usize = 40;
 
 /// Why no node takes it, if none does: reason and message.
 pub(super) fn unscheduled(
@@ -22,16 +26,22 @@ pub(super) fn unscheduled(
         claim.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase == "Bound")
     };
     let class = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
-    match claim.filter(|claim| !bound(claim)).map(class) {
-        // The default class is written into a claim when it is made or once there is one: none there means none in the cluster.
-        Some(None) => Some((
+    match claim.filter(|claim| !bound(claim)).map(|claim| (claim.name_any(), class(claim))) {
+        // The default class is written into a claim when it is made or once there is one: none there means none in the cluster. A class
+        // cannot be added to a mirror, because its claim keeps what it was made with.
+        Some((claim, None)) => Some((
             reason::VOLUME_PENDING,
-            format!("{name} has no volume: no StorageClass is the default; set cache.storage.storageClassName"),
+            format!(
+                "{name} has no volume: no StorageClass is the default; make one the default, or delete the mirror and claim {claim} and \
+                 create it anew with cache.storage.storageClassName"
+            ),
         )),
         // It may be one that does not exist.
-        Some(Some(class)) if detail.to_lowercase().contains("persistentvolumeclaim") => Some((
+        Some((claim, Some(class))) if detail.to_lowercase().contains("persistentvolumeclaim") => Some((
             reason::VOLUME_PENDING,
-            format!("{name} has no volume of StorageClass {class}: {detail}; look at its claim"),
+            format!(
+                "{name} has no volume of StorageClass {class}: {detail}; see kubectl -n {SYSTEM_NAMESPACE} describe pvc {claim}"
+            ),
         )),
         _ => Some((
             reason::UNSCHEDULABLE,
@@ -41,6 +51,19 @@ pub(super) fn unscheduled(
             ),
         )),
     }
+}
+
+/// Why its node did not let it in or threw it out, if it did. Its StatefulSet replaces such a Pod at once, so what is there under its name may
+/// be the next one already; the Events stay.
+pub(super) fn rejected(name: &str, pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Failed"))?;
+    // One whose container ended has none.
+    let reason = status.reason.as_deref().filter(|reason| !reason.is_empty())?;
+    let (reason, detail) = (one_line(reason, MAX_REASON), status.message.as_deref().unwrap_or_default());
+    let detail = if detail.is_empty() { String::new() } else { format!(": {}", one_line(detail, MAX_DETAIL)) };
+    Some(format!(
+        "{name} failed on its node ({reason}){detail}; see kubectl -n {SYSTEM_NAMESPACE} events --for pod/{name}"
+    ))
 }
 
 /// How its container fails, if it does.
@@ -92,7 +115,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cache::tests::{LIVE_NODE, check, check_on};
+    use super::super::cache::tests::{LIVE_NODE, check, check_leaving, check_on};
 
     #[test]
     fn a_pod_without_a_node_says_whether_it_lacks_a_volume() {
@@ -103,14 +126,15 @@ mod tests {
             LIVE_NODE,
             &unbound,
             Some("{spec: {}, status: {phase: Pending}}"),
-            "False VolumePending: cache-a-0 has no volume: no StorageClass is the default; set cache.storage.storageClassName",
+            "False VolumePending: cache-a-0 has no volume: no StorageClass is the default; make one the default, or delete the mirror \
+             and claim data-cache-a-0 and create it anew with cache.storage.storageClassName",
         );
         check_on(
             LIVE_NODE,
             &unbound,
             Some("{spec: {storageClassName: fast}, status: {phase: Pending}}"),
             "False VolumePending: cache-a-0 has no volume of StorageClass fast: 0/3 nodes are available: pod has unbound immediate \
-             PersistentVolumeClaims; look at its claim",
+             PersistentVolumeClaims; see kubectl -n breakwater-system describe pvc data-cache-a-0",
         );
         check_on(
             LIVE_NODE,
@@ -124,6 +148,22 @@ mod tests {
             "False Unschedulable: cache-a-0 finds no node: no; make room on a node, or change cache.resources, \
              cache.nodeSelector, cache.tolerations or cache.affinity",
         );
+    }
+
+    #[test]
+    fn a_pod_that_its_node_rejects_says_why_while_it_goes_as_well() {
+        let status =
+            "{phase: Failed, reason: OutOfcpu, message: 'Pod was rejected: Node did not have enough resource: cpu'}";
+        let expected = "False PodFailing: cache-a-0 failed on its node (OutOfcpu): Pod was rejected: Node did not have enough resource: cpu; \
+                        see kubectl -n breakwater-system events --for pod/cache-a-0";
+        check(status, expected);
+        check_leaving(status, expected);
+        check(
+            "{phase: Failed, reason: Evicted}",
+            "False PodFailing: cache-a-0 failed on its node (Evicted); see kubectl -n breakwater-system events --for pod/cache-a-0",
+        );
+        check_leaving("{phase: Failed}", "False CacheStarting: cache-a-0 is being replaced");
+        check_leaving("{phase: Running, reason: NodeLost}", "False CacheStarting: cache-a-0 is being replaced");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Obstacle;
 use breakwater_crds::RegistryMirrorStatus;
-use breakwater_crds::conditions::{CACHE_READY, RECONCILING, STALLED, Status, Verdict};
+use breakwater_crds::conditions::{CACHE_READY, RECONCILING, STALLED, Status, Verdict, reason};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ pub(super) fn verdict(state: &State<'_>) -> Option<Verdict> {
 
 impl State<'_> {
     /// Whether the cache does not serve for so long, and for this one reason, that nothing but a hand will change it. Whatever is new begins
-    /// the time anew: the spec, the reason, the Pod. That the cache is under way since then says Reconciling.
+    /// the time anew: the spec, the reason, the Pod unless it fails like the one before it. That the cache is under way since then says
+    /// Reconciling.
     fn lasts(&self) -> bool {
         // A time in the future was written before the clock was put right: so long ago that nobody knows.
         let long_ago = |time: Timestamp| self.now.duration_since(time).abs() > UNTIL_STALLED;
@@ -43,7 +44,7 @@ impl State<'_> {
         self.cache.status == Status::False
             && told
             && held(RECONCILING).is_none_or(|said| long_ago(said.last_transition_time.0))
-            && self.newest_pod().is_none_or(long_ago)
+            && (self.cache.reason == reason::POD_FAILING || self.newest_pod().is_none_or(long_ago))
     }
 
     /// When the newest of the cache's Pods was made.
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
     use crate::fixture::{now, parse};
     use crate::fleet::Report;
-    use breakwater_crds::conditions::{READY, reason};
+    use breakwater_crds::conditions::READY;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     #[test]
