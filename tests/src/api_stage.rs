@@ -43,17 +43,27 @@ impl Stage {
                 "---\n{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: default, namespace: {namespace}}}}}\n"
             )
         };
-        let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n";
-        cluster.apply(&format!("{}{}{node}", account("default"), account(SYSTEM_NAMESPACE))).await?;
+        cluster.apply(&format!("{}{}", account("default"), account(SYSTEM_NAMESPACE))).await?;
+        let folder = TempDir::new().context("make a folder")?;
+        write_kubeconfig(&cluster, &folder.path().join("kubeconfig"))?;
+        let stage = Self { cluster, folder };
+        stage.node("node-1", "amd64").await?;
+        Ok(stage)
+    }
+
+    /// Adds a node that says to be for Linux on this architecture.
+    ///
+    /// # Errors
+    /// Fails when the API server refuses.
+    pub async fn node(&self, name: &str, architecture: &str) -> Result<()> {
+        self.cluster.apply(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}}}")).await?;
         let info =
             "bootID machineID systemUUID kernelVersion osImage containerRuntimeVersion kubeletVersion kubeProxyVersion";
         let mut info: serde_json::Map<_, _> = info.split(' ').map(|key| (key.to_owned(), "x".into())).collect();
-        info.extend([("operatingSystem".to_owned(), "linux".into()), ("architecture".to_owned(), "amd64".into())]);
+        info.extend([("operatingSystem".to_owned(), "linux".into()), ("architecture".to_owned(), architecture.into())]);
         let status = serde_json::json!({"status": {"nodeInfo": info}}).to_string();
-        cluster.kubectl(&["patch", "node", "node-1", "--subresource=status", "--type=merge", "-p", &status]).await?;
-        let folder = TempDir::new().context("make a folder")?;
-        write_kubeconfig(&cluster, &folder.path().join("kubeconfig"))?;
-        Ok(Self { cluster, folder })
+        let patch = ["patch", "node", name, "--subresource=status", "--type=merge", "-p", &status];
+        self.cluster.kubectl(&patch).await.map(drop)
     }
 
     /// Starts the operator with the rights of its service account.

@@ -9,6 +9,9 @@ use serde::de::IgnoredAny;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Two of them and a slash are as much as a cache takes for a platform, and more than any has.
+const MOST_OF_WORD: usize = 60;
+
 /// A Node.
 pub type WatchedNode = Slim<Node, Arc<NodeFacts>>;
 /// A MirrorNode; nothing while its agent has said nothing.
@@ -48,7 +51,7 @@ impl Facts<Node> for Arc<NodeFacts> {
 
     fn of(metadata: &mut Meta, _: Option<IgnoredAny>, status: Option<NodeStatus>) -> Self {
         let NodeStatus { conditions, node_info } = status.unwrap_or_default();
-        let is_told = |info: &NodeInfo| !info.operating_system.is_empty() && !info.architecture.is_empty();
+        let is_told = |info: &NodeInfo| is_word(&info.operating_system) && is_word(&info.architecture);
         Self::new(NodeFacts {
             name: metadata.name.clone().unwrap_or_default(),
             labels: metadata.labels.take().unwrap_or_default(),
@@ -79,6 +82,13 @@ impl Facts<Pod> for AgentFacts {
         let ready = metadata.deletion_timestamp.is_none() && is_ready(status.and_then(|status| status.conditions));
         Self { node: spec.and_then(|spec| spec.node_name), ready }
     }
+}
+
+/// Whether a cache takes it for a part of a platform. A node says what it likes, and one word that is none would have every cache refuse the
+/// pins of all images.
+fn is_word(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=MOST_OF_WORD).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
 fn is_ready(conditions: Option<Vec<Condition>>) -> bool {

@@ -5,7 +5,7 @@ use super::line::{AskFailed, Line, PinReport, tls};
 use super::reference::ImageName;
 use super::replicas::{Ask, Replicas};
 use super::verdict::{ImagesReport, judge};
-use super::wanted::{Lingering, Wanted, wanted};
+use super::wanted::{Lingering, Pin, Wanted, wanted};
 use crate::fleet::Fleet;
 use crate::pki::Authority;
 use crate::pki::keeper::Trust;
@@ -97,7 +97,8 @@ struct List {
 struct Answer {
     pod: String,
     address: SocketAddr,
-    was_put: bool,
+    /// The list that it was told.
+    told: Option<Vec<Pin>>,
     answer: Result<Vec<PinReport>, AskFailed>,
 }
 
@@ -166,19 +167,22 @@ impl Keeper {
             let (pod, secrets) = (pod.clone(), self.secrets.clone());
             let (address, cache, tls) = (replica.address, replica.cache.clone(), tls.clone());
             asking.spawn(async move {
-                let was_put = matches!(ask, Ask::Put(_));
+                let told = match ask {
+                    Ask::Get => None,
+                    Ask::Put(pins) => Some(pins),
+                };
                 let tokens = tokio::time::timeout(READ_DEADLINE, secrets.tokens(&name, Some(&version))).await;
                 let answer = match tokens.ok().and_then(Result::ok).flatten() {
                     None => Err(AskFailed::NoToken),
                     Some(tokens) => {
                         let line = Line { address, cache, token: tokens.operator().to_owned(), tls };
-                        match ask {
-                            Ask::Get => line.get().await,
-                            Ask::Put(pins) => line.put(pins).await,
+                        match &told {
+                            None => line.get().await,
+                            Some(pins) => line.put(pins).await,
                         }
                     }
                 };
-                Answer { pod, address, was_put, answer }
+                Answer { pod, address, told, answer }
             });
         }
     }
@@ -265,19 +269,20 @@ impl State {
     }
 
     fn settle(&mut self, answer: Answer, now: Instant) -> BTreeSet<String> {
-        let Answer { pod, address, was_put, answer } = answer;
+        let Answer { pod, address, told, answer } = answer;
         let Some(replica) = self.replicas.0.get_mut(&pod).filter(|replica| replica.address == address) else {
             return BTreeSet::new();
         };
-        let is_first = replica.settle(was_put, answer, now);
+        let is_first = replica.settle(told.as_deref(), answer, now);
         let mirror = replica.mirror.clone();
         if is_first
             && let (Some(list), Some(in_use)) = (self.lists.get(&mirror), &self.in_use)
             && list.mirror.spec.images.in_use
         {
             let registry = &list.mirror.spec.registry;
-            let held = replica.reports.iter().flatten();
-            for image in held.filter_map(|report| ImageName::of_registry(registry, &report.image)) {
+            // Without the host, also where the repository begins like one.
+            let held = replica.reports.iter().flatten().map(|report| format!("{registry}/{}", report.image));
+            for image in held.filter_map(|image| ImageName::parse(&image)) {
                 self.lingering.adopt(image, in_use, now);
             }
             self.epoch += 1;

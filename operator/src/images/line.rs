@@ -120,8 +120,8 @@ impl Line {
     }
 
     /// Replaces its list.
-    pub(super) async fn put(self, pins: Vec<Pin>) -> Result<Vec<PinReport>, AskFailed> {
-        let body = serde_json::to_vec(&Images { images: pins }).map_err(AskFailed::Json)?;
+    pub(super) async fn put(self, pins: &[Pin]) -> Result<Vec<PinReport>, AskFailed> {
+        let body = serde_json::to_vec(&Images { images: pins.iter().collect() }).map_err(AskFailed::Json)?;
         self.ask(Method::PUT, body.into()).await
     }
 

@@ -72,6 +72,17 @@ impl ImageName {
         &self.pin
     }
 
+    /// The same as a cache has to be asked for it. It takes a first part that is its registry's host for that host, so an image whose
+    /// repository begins like one is asked for in full.
+    #[must_use]
+    pub fn asked(&self) -> String {
+        let is_like_host = |first: &str| first.contains('.') || first.eq_ignore_ascii_case(&self.registry);
+        match self.pin.split_once('/') {
+            Some((first, _)) if is_like_host(first) => self.to_string(),
+            _ => self.pin.clone().into(),
+        }
+    }
+
     /// Whether it is named by its content, which no registry can change.
     #[must_use]
     pub fn is_by_digest(&self) -> bool {
@@ -180,6 +191,18 @@ mod tests {
             Some("quay.io/app:1"),
             "a dot is allowed in a repository"
         );
+    }
+
+    #[test]
+    fn a_repository_that_begins_like_the_host_is_asked_for_in_full() {
+        let asked = |text: &str| ImageName::parse(text).unwrap().asked();
+        assert_eq!(asked("nginx:1"), "library/nginx:1");
+        assert_eq!(asked("ghcr.io/team/app:1"), "team/app:1");
+        assert_eq!(asked("ghcr.io/ghcr.io/app:1"), "ghcr.io/ghcr.io/app:1");
+        assert_eq!(asked("docker.io/index.docker.io/app:1"), "docker.io/index.docker.io/app:1");
+        assert_eq!(asked("localhost/localhost/app:1"), "localhost/localhost/app:1");
+        assert_eq!(asked("Registry/registry/app:1"), "Registry/registry/app:1");
+        assert_eq!(asked("r.example:5000/a.b:1"), "a.b:1");
     }
 
     proptest! {

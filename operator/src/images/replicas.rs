@@ -34,6 +34,8 @@ pub(super) struct Replica {
     failures: u32,
     /// It does not know its own list.
     has_lost_its_list: bool,
+    /// It was told a list and answered of another one.
+    misheard: bool,
 }
 
 /// What to say to a replica.
@@ -69,6 +71,7 @@ impl Replicas {
                 is_asked: false,
                 failures: 0,
                 has_lost_its_list: false,
+                misheard: false,
             });
         }
     }
@@ -83,13 +86,10 @@ impl Replicas {
 impl Replica {
     /// What to say to it now, if anything. A replica is listened to before it is told: what it holds for the operator's last life is kept.
     pub(super) fn next(&mut self, wanted: &Wanted, now: Instant) -> Option<Ask> {
-        let is_other = |reports: &Vec<PinReport>| {
-            reports.len() != wanted.pins.len()
-                || !reports.iter().zip(&wanted.pins).all(|(report, pin)| report.is_of(pin))
-        };
+        let is_other = |reports: &Vec<PinReport>| !are_of(reports, &wanted.pins);
         let must_put = self.has_lost_its_list || self.reports.as_ref().is_some_and(is_other);
-        // A new list is no reason to press a replica that fails.
-        let is_due = self.due <= now || (must_put && self.failures == 0);
+        // A new list is no reason to press a replica that fails, nor one that makes something else of each list.
+        let is_due = self.due <= now || (must_put && self.failures == 0 && !self.misheard);
         if self.is_asked || !is_due {
             return None;
         }
@@ -97,13 +97,24 @@ impl Replica {
         Some(if must_put { Ask::Put(wanted.pins.clone()) } else { Ask::Get })
     }
 
-    /// Takes note of an answer; says whether it is the first one.
-    pub(super) fn settle(&mut self, was_put: bool, answer: Result<Vec<PinReport>, AskFailed>, now: Instant) -> bool {
+    /// Takes note of an answer, to the list that it was `told` or to a question; says whether it is the first one.
+    pub(super) fn settle(
+        &mut self,
+        told: Option<&[Pin]>,
+        answer: Result<Vec<PinReport>, AskFailed>,
+        now: Instant,
+    ) -> bool {
         self.is_asked = false;
         match answer {
             Ok(reports) => {
+                let misheard = told.is_some_and(|pins| !are_of(&reports, pins));
+                if misheard && !self.misheard {
+                    tracing::warn!(cache = %self.cache, address = %self.address, "the cache holds other images than it was told");
+                }
+                self.misheard = misheard;
                 let pause = match () {
-                    () if was_put => ASK_AFTER_PUT,
+                    () if misheard => ASK_EVERY,
+                    () if told.is_some() => ASK_AFTER_PUT,
                     () if reports.iter().any(PinReport::is_filling) => ASK_WHILE_FILLING,
                     () => ASK_EVERY,
                 };
@@ -131,6 +142,11 @@ impl Replica {
     }
 }
 
+/// Whether these are the answers for these pins.
+fn are_of(reports: &[PinReport], pins: &[Pin]) -> bool {
+    reports.len() == pins.len() && reports.iter().zip(pins).all(|(report, pin)| report.is_of(pin))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +160,11 @@ mod tests {
     }
 
     fn wanted(images: &[&str]) -> Wanted {
-        let pin = |image: &&str| Pin { image: (*image).to_owned(), platforms: vec!["linux/amd64".to_owned()] };
+        let pin = |image: &&str| Pin {
+            image: (*image).to_owned(),
+            asked: (*image).to_owned(),
+            platforms: vec!["linux/amd64".to_owned()],
+        };
         Wanted { pins: images.iter().map(pin).collect(), ..Wanted::default() }
     }
 
@@ -164,24 +184,46 @@ mod tests {
         let list = wanted(&["a:1", "b:1"]);
         assert_eq!(replica.next(&list, now), Some(Ask::Get));
         assert_eq!(replica.next(&list, now), None, "one question at a time");
-        assert!(replica.settle(false, Ok(reports(&["a:1"], "complete")), now), "its first words");
+        assert!(replica.settle(None, Ok(reports(&["a:1"], "complete")), now), "its first words");
         assert_eq!(replica.next(&list, now), Some(Ask::Put(list.pins.clone())));
-        assert!(!replica.settle(true, Ok(reports(&["a:1", "b:1"], "partial")), now));
+        assert!(!replica.settle(Some(&list.pins), Ok(reports(&["a:1", "b:1"], "partial")), now));
         assert_eq!(replica.next(&list, now), None);
         let soon = now + ASK_AFTER_PUT;
         assert_eq!(replica.next(&list, soon), Some(Ask::Get));
-        replica.settle(false, Ok(reports(&["a:1", "b:1"], "partial")), soon);
+        replica.settle(None, Ok(reports(&["a:1", "b:1"], "partial")), soon);
         let filling = soon + ASK_WHILE_FILLING;
         assert_eq!(replica.next(&list, filling), Some(Ask::Get));
-        replica.settle(false, Ok(reports(&["a:1", "b:1"], "complete")), filling);
+        replica.settle(None, Ok(reports(&["a:1", "b:1"], "complete")), filling);
         assert_eq!(replica.next(&list, filling + ASK_WHILE_FILLING), None);
         assert!(matches!(replica.next(&wanted(&["b:1"]), filling), Some(Ask::Put(_))), "a new list is told at once");
-        replica.settle(true, Ok(reports(&["b:1"], "complete")), filling);
+        replica.settle(Some(&wanted(&["b:1"]).pins), Ok(reports(&["b:1"], "complete")), filling);
         // Somebody else's list, or a restored disk.
         let later = filling + ASK_EVERY;
         assert_eq!(replica.next(&wanted(&["b:1"]), later), Some(Ask::Get));
-        replica.settle(false, Ok(vec![]), later);
+        replica.settle(None, Ok(vec![]), later);
         assert!(matches!(replica.next(&wanted(&["b:1"]), later), Some(Ask::Put(_))));
+    }
+
+    #[test]
+    fn a_replica_that_makes_something_else_of_its_list_is_told_no_more_often_than_it_is_asked() {
+        let (now, mut replicas) = (Instant::now(), Replicas::default());
+        replicas.follow(&pods("10.0.0.1"), now);
+        let replica = replicas.0.get_mut("c-0").unwrap();
+        let list = wanted(&["a:1", "b:1"]);
+        replica.settle(None, Ok(vec![]), now);
+        for round in 0..3 {
+            let at = now + ASK_EVERY * round;
+            assert_eq!(replica.next(&list, at), Some(Ask::Put(list.pins.clone())));
+            replica.settle(Some(&list.pins), Ok(reports(&["a:1"], "complete")), at);
+            assert_eq!(replica.next(&list, at + ASK_EVERY - Duration::from_millis(1)), None, "{round}");
+        }
+        let heard = now + ASK_EVERY * 3;
+        assert!(matches!(replica.next(&list, heard), Some(Ask::Put(_))));
+        replica.settle(Some(&list.pins), Ok(reports(&["a:1", "b:1"], "complete")), heard);
+        assert!(
+            matches!(replica.next(&wanted(&["b:1"]), heard), Some(Ask::Put(_))),
+            "a new list is told at once again"
+        );
     }
 
     #[test]
@@ -189,10 +231,10 @@ mod tests {
         let (now, mut replicas) = (Instant::now(), Replicas::default());
         replicas.follow(&pods("10.0.0.1"), now);
         let replica = replicas.0.get_mut("c-0").unwrap();
-        replica.settle(false, Ok(reports(&["a:1"], "complete")), now);
+        replica.settle(None, Ok(reports(&["a:1"], "complete")), now);
         for failures in 1..=3 {
             assert!(replica.reports.is_some(), "{failures}");
-            replica.settle(false, Err(AskFailed::Timeout), now);
+            replica.settle(None, Err(AskFailed::Timeout), now);
         }
         assert!(replica.reports.is_none());
         assert_eq!(replica.next(&wanted(&["z:1"]), now + FIRST_RETRY), None);
@@ -209,9 +251,9 @@ mod tests {
         replicas.follow(&pods("10.0.0.1"), now);
         let replica = replicas.0.get_mut("c-0").unwrap();
         let unavailable = || Err(AskFailed::Status(StatusCode::SERVICE_UNAVAILABLE, String::new()));
-        replica.settle(false, unavailable(), now);
+        replica.settle(None, unavailable(), now);
         assert_eq!(replica.next(&wanted(&["a:1"]), now + MAX_RETRY), Some(Ask::Get), "it may be looking at its disk");
-        replica.settle(false, unavailable(), now);
+        replica.settle(None, unavailable(), now);
         assert!(matches!(replica.next(&wanted(&["a:1"]), now + MAX_RETRY), Some(Ask::Put(_))));
     }
 }

@@ -16,8 +16,12 @@ const MOST_BYTES: usize = 3_500_000;
 /// One entry of a cache's list of pins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Pin {
-    /// `repository:tag` or `repository@digest`.
+    /// `repository:tag` or `repository@digest`, as a cache answers.
+    #[serde(skip)]
     pub(super) image: String,
+    /// The same as it is asked for.
+    #[serde(rename = "image")]
+    pub(super) asked: String,
     /// Sorted.
     pub(super) platforms: Vec<String>,
 }
@@ -56,8 +60,8 @@ pub(super) fn wanted(
     let others = counted.keys().filter(|image| !included.contains(*image));
     let mut bytes = 0;
     let pins = included.iter().chain(others).chain(leaving).map_while(|image| {
-        let pin = Pin { image: image.pin().to_owned(), platforms: platforms.clone() };
-        bytes += pin.image.len() + platforms.iter().map(|it| it.len() + 3).sum::<usize>() + 32;
+        let pin = Pin { image: image.pin().to_owned(), asked: image.asked(), platforms: platforms.clone() };
+        bytes += pin.asked.len() + platforms.iter().map(|it| it.len() + 3).sum::<usize>() + 32;
         (bytes <= MOST_BYTES).then_some(pin)
     });
     Some(Wanted { pins: pins.take(MOST_PINS).collect(), counted })
