@@ -74,12 +74,25 @@ impl Fleet {
     {
         let agents = agents.iter().map(|agent| &agent.borrow().facts).filter(|agent| agent.ready);
         let live: HashSet<&str> = agents.filter_map(|agent| agent.node.as_deref()).collect();
+        Self::joined(nodes, reports, |node| live.contains(node))
+    }
+
+    /// All that agents ever said, whether they are there or not: who looks for the first time takes it for what came before.
+    pub fn ever_heard<N: Borrow<WatchedNode>, M: Borrow<WatchedReport>>(nodes: &[N], reports: &[M]) -> Self {
+        Self::joined(nodes, reports, |_| true)
+    }
+
+    fn joined<N, M>(nodes: &[N], reports: &[M], is_live: impl Fn(&str) -> bool) -> Self
+    where
+        N: Borrow<WatchedNode>,
+        M: Borrow<WatchedReport>,
+    {
         let reports = reports.iter().map(Borrow::borrow);
         let reports: HashMap<&str, &Arc<Report>> =
             reports.filter_map(|report| Some((report.meta().name.as_deref()?, report.facts.as_ref()?))).collect();
         let view = |node: &N| {
             let facts = node.borrow().facts.clone();
-            let report = reports.get(&*facts.name).filter(|_| live.contains(&*facts.name));
+            let report = reports.get(&*facts.name).filter(|_| is_live(&facts.name));
             NodeView { report: report.map(|report| Arc::clone(report)), facts, silent_since: None }
         };
         let mut nodes: Vec<_> = nodes.iter().map(view).collect();
@@ -177,6 +190,21 @@ mod tests {
     }
 
     #[test]
+    fn a_node_has_a_platform_if_a_cache_would_take_it() {
+        let platform = |architecture: &str| {
+            let info = format!("{{operatingSystem: linux, architecture: '{architecture}'}}");
+            parse::<WatchedNode>(&format!("{{metadata: {{name: n1}}, status: {{nodeInfo: {info}}}}}"))
+                .facts
+                .platform
+                .clone()
+        };
+        assert_eq!(platform("arm64").as_deref(), Some("linux/arm64"));
+        for none in ["", "amd 64", "amd64/v1/x", "ä", &"x".repeat(61)] {
+            assert_eq!(platform(none), None, "{none}");
+        }
+    }
+
+    #[test]
     fn the_silence_of_who_was_heard_has_a_beginning() {
         let at = |minute: i64| Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_mins(minute);
         let fleet = |report: Option<Report>| {
@@ -189,6 +217,17 @@ mod tests {
         let silent = fleet(None).after(&fleet(Some(Report::default())), at(2));
         assert_eq!(silent_since(&fleet(None).after(&silent, at(3))), Some(at(2)));
         assert_eq!(silent_since(&fleet(Some(Report::default())).after(&silent, at(3))), None);
+    }
+
+    #[test]
+    fn to_a_new_operator_an_agent_that_is_away_fell_silent_just_now() {
+        let nodes: [WatchedNode; 2] =
+            ["n1", "n2"].map(|name| parse(&format!("{{metadata: {{name: {name}}}, {READY}}}")));
+        let reports = [report("active: [docker.io]")];
+        let fleet = Fleet::of(&nodes, &reports, &[] as &[WatchedAgent]);
+        let first = fleet.after(&Fleet::ever_heard(&nodes, &reports), Timestamp::UNIX_EPOCH);
+        let silent: Vec<_> = first.nodes.iter().map(|view| (view.report.is_some(), view.silent_since)).collect();
+        assert_eq!(silent, [(false, Some(Timestamp::UNIX_EPOCH)), (false, None)], "the second never said anything");
     }
 
     #[test]

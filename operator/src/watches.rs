@@ -128,7 +128,7 @@ pub async fn start(
     let fleet_stores = watch_fleet(client, namespaces, &changed, tasks);
     stores.filled().await?;
     fleet_stores.filled().await?;
-    publish.send_replace(Arc::new(fleet_stores.join()));
+    publish.send_replace(Arc::new(fleet_stores.first_look()));
     tasks.spawn(keep_fleet(fleet_stores, changed, publish, concerns));
     Ok(stores)
 }
@@ -190,9 +190,14 @@ fn pause_after(news: &News, nodes: usize) -> Duration {
 impl FleetStores {
     fn join(&self) -> Fleet {
         let reports = self.reports.state();
-        // One that cannot be read, as from a newer agent, counts as none.
-        let readable: Vec<_> = reports.iter().filter_map(|report| report.0.as_ref().ok()).collect();
-        Fleet::of(&self.nodes.state(), &readable, &self.agents.state())
+        Fleet::of(&self.nodes.state(), &readable_reports(&reports), &self.agents.state())
+    }
+
+    /// An upgrade replaces operator and agents at once: those that are away just now were heard by its last life.
+    fn first_look(&self) -> Fleet {
+        let reports = self.reports.state();
+        let heard = Fleet::ever_heard(&self.nodes.state(), &readable_reports(&reports));
+        self.join().after(&heard, Timestamp::now())
     }
 
     async fn filled(&self) -> Result<(), NotFilled> {
@@ -297,6 +302,11 @@ impl Stores {
 /// Those that can be read.
 pub fn readable(mirrors: &[Watched]) -> impl Iterator<Item = &RegistryMirror> {
     mirrors.iter().filter_map(|mirror| mirror.0.as_ref().ok())
+}
+
+/// One that cannot be read, as from a newer agent, counts as none.
+fn readable_reports(reports: &[Arc<DeserializeGuard<WatchedReport>>]) -> Vec<&WatchedReport> {
+    reports.iter().filter_map(|report| report.0.as_ref().ok()).collect()
 }
 
 async fn filled<K>(store: &Store<K>, what: &'static str) -> Result<(), NotFilled>
