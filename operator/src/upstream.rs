@@ -98,12 +98,9 @@ pub async fn keep_reports(
                 forget_others(&publish, &targets);
                 ask_due(&mut targets, &mut asking);
             }
-            Some(Ok((cache, answer))) = asking.join_next() => {
-                if let Some(target) = targets.get_mut(&cache) {
-                    let report = settle(target, &cache, answer);
-                    if let Some(report) = report && store(&publish, &cache, report) {
-                        changed(&cache);
-                    }
+            Some(Ok(answer)) = asking.join_next() => {
+                if let Some((cache, report)) = take(&mut targets, answer) && store(&publish, &cache, report) {
+                    changed(&cache);
                 }
             }
         }
@@ -148,7 +145,12 @@ fn forget_others(publish: &watch::Sender<Arc<HashMap<String, UpstreamReport>>>, 
     });
 }
 
-type Answer = (String, Result<UpstreamReport, AskFailed>);
+struct Answer {
+    cache: String,
+    /// Who was asked.
+    address: SocketAddr,
+    said: Result<UpstreamReport, AskFailed>,
+}
 
 fn ask_due(targets: &mut HashMap<String, Target>, asking: &mut JoinSet<Answer>) {
     let now = Instant::now();
@@ -159,10 +161,19 @@ fn ask_due(targets: &mut HashMap<String, Target>, asking: &mut JoinSet<Answer>) 
         target.asking = true;
         let (cache, address) = (cache.clone(), target.address);
         asking.spawn(async move {
-            let answer = tokio::time::timeout(DEADLINE, ask(address)).await;
-            (cache, answer.unwrap_or(Err(AskFailed::Timeout)))
+            let said = tokio::time::timeout(DEADLINE, ask(address)).await.unwrap_or(Err(AskFailed::Timeout));
+            Answer { cache, address, said }
         });
     }
+}
+
+/// Takes note of an answer: the cache, and the report to publish, if that changes. What a Pod says that is not asked any more is no news
+/// of its successor.
+fn take(targets: &mut HashMap<String, Target>, answer: Answer) -> Option<(String, Option<UpstreamReport>)> {
+    let Answer { cache, address, said } = answer;
+    let target = targets.get_mut(&cache).filter(|target| target.address == address)?;
+    let report = settle(target, &cache, said)?;
+    Some((cache, report))
 }
 
 /// Sets when to ask again. The inner option is the report to publish: none once the cache has been silent for too long.
@@ -221,6 +232,8 @@ fn parse(body: &[u8]) -> Result<UpstreamReport, AskFailed> {
     let mut report: UpstreamReport = serde_json::from_slice(body).map_err(AskFailed::Json)?;
     report.message =
         report.message.map(|message| one_line(&message, MAX_MESSAGE)).filter(|message| !message.is_empty());
+    // The API server cannot read every year that there is, and would refuse the whole status.
+    report.since = report.since.filter(|since| *since >= Timestamp::UNIX_EPOCH);
     Ok(report)
 }
 
@@ -245,6 +258,16 @@ mod tests {
         let newer = br#"{"reachable":true,"aNewField":{"x":[1]}}"#;
         assert_eq!(parse(newer).unwrap().reachable, Some(true), "a newer cache says more");
         assert_eq!(parse(b"{}").unwrap(), UpstreamReport::default(), "an older one less");
+    }
+
+    #[test]
+    fn a_time_that_no_status_can_hold_is_left_out() {
+        let since = |text: &str| parse(format!(r#"{{"reachable":false,"since":"{text}"}}"#).as_bytes()).unwrap().since;
+        assert_eq!(since("-009999-01-03T00:00:00Z"), None);
+        assert_eq!(
+            since("9999-12-30T00:00:00Z").map(|since| since.to_string()).as_deref(),
+            Some("9999-12-30T00:00:00Z")
+        );
     }
 
     proptest! {
@@ -282,6 +305,19 @@ mod tests {
         let (address, task) = cache(format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{long}")).await;
         assert!(matches!(ask(address).await, Err(AskFailed::Exchange(ExchangeFailed::Body))));
         let _ = task.await;
+    }
+
+    #[test]
+    fn a_late_answer_of_a_former_pod_says_nothing_of_the_present_one() {
+        let address = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let mut targets = HashMap::from([("c".to_owned(), Target::new(address("127.0.0.2:1")))]);
+        targets.get_mut("c").unwrap().asking = true;
+        let mut said = |by: &str| {
+            let report = UpstreamReport { reachable: Some(true), ..UpstreamReport::default() };
+            take(&mut targets, Answer { cache: "c".to_owned(), address: address(by), said: Ok(report) })
+        };
+        assert_eq!(said("127.0.0.1:1"), None);
+        assert!(said("127.0.0.2:1").is_some_and(|(cache, report)| cache == "c" && report.is_some()));
     }
 
     #[test]
