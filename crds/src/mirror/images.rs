@@ -1,18 +1,17 @@
 //! `spec.images` of a mirror: which images its cache must hold completely. Holds no behaviour but defaults.
 
-use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A repository's path with a tag or a digest, with or without the registry's host.
-const IMAGE: &str = "self.all(image, image.matches('^([A-Za-z0-9-]*[.:][A-Za-z0-9.:-]*/)?[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*\
+const IMAGE: &str = "self.matches('^([A-Za-z0-9-]*[.:][A-Za-z0-9.:-]*/)?[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*\
                      (/[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*)*\
-                     (:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})$'))";
+                     (:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})$')";
 
-const PLATFORM: &str = "self.all(platform, platform.matches('^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$'))";
+const PLATFORM: &str = "self.matches('^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$')";
 
 /// Images that the cache holds completely and never evicts, so that they outlive the loss of their registry.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ImagesSpec {
     /// Whether these are the images of this registry that Pods, Deployments, StatefulSets, DaemonSets, Jobs and CronJobs name. An
@@ -21,16 +20,12 @@ pub struct ImagesSpec {
     pub in_use: bool,
 
     /// The platforms to hold of each image, as `os/architecture[/variant]`. Default: those of the cluster's nodes.
-    #[schemars(length(max = 16), inner(length(min = 3, max = 64)))]
-    #[x_kube(validation = Rule::new(PLATFORM)
-        .message("must be os/architecture or os/architecture/variant, such as linux/amd64 or linux/arm/v7"))]
+    #[schemars(schema_with = "platforms")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
 
     /// Further images, in use or not, as they are named in Pods, with a tag or a digest. The registry's host may be left out.
-    #[schemars(length(max = 256), inner(length(min = 3, max = 450)))]
-    #[x_kube(validation = Rule::new(IMAGE)
-        .message("must be images with a tag or a digest, such as library/nginx:1.27"))]
+    #[schemars(schema_with = "images")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<String>,
 
@@ -44,6 +39,29 @@ impl Default for ImagesSpec {
     fn default() -> Self {
         Self { in_use: yes(), platforms: Vec::new(), include: Vec::new(), node_bootstrap: NodeBootstrap::default() }
     }
+}
+
+fn platforms(_: &mut SchemaGenerator) -> Schema {
+    let advice = "must be os/architecture or os/architecture/variant, such as linux/amd64 or linux/arm/v7";
+    list(16, 64, PLATFORM, advice)
+}
+
+fn images(_: &mut SchemaGenerator) -> Schema {
+    list(256, 450, IMAGE, "must be an image with a tag or a digest, such as library/nginx:1.27")
+}
+
+/// The rule is each item's own: the API server names the item that breaks it.
+fn list(most: u32, longest: u32, rule: &str, message: &str) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": most,
+        "items": {
+            "type": "string",
+            "minLength": 3,
+            "maxLength": longest,
+            "x-kubernetes-validations": [{"rule": rule, "message": message}],
+        },
+    })
 }
 
 const fn yes() -> bool {
