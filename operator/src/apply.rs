@@ -26,7 +26,7 @@ const CALL_DEADLINE: Duration = Duration::from_secs(15);
 /// Why a child could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyFailed {
-    /// The API server refuses the object: quota, admission, an immutable field.
+    /// The API server refuses the object: quota, admission or a webhook for it that does not answer, an immutable field.
     #[error("{kind} {name}: {message}")]
     Refused {
         /// Kind of the child.
@@ -217,11 +217,17 @@ impl Applier<'_> {
     }
 }
 
+/// What the API server says where an admission webhook does not answer and its `failurePolicy` is Fail. It gives it no reason of its own.
+const DEAD_WEBHOOK: &str = "failed calling webhook";
+
 /// Whether a person must act, or time will do.
 fn classified(kind: String, name: String, error: kube::Error) -> ApplyFailed {
     match error {
         kube::Error::Api(status) if status.is_conflict() => ApplyFailed::Conflict { kind, name },
         kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
+            ApplyFailed::Refused { kind, name, message: status.message.clone() }
+        }
+        kube::Error::Api(status) if status.code == 500 && status.message.contains(DEAD_WEBHOOK) => {
             ApplyFailed::Refused { kind, name, message: status.message.clone() }
         }
         source => ApplyFailed::Call { kind, name, source },
@@ -242,15 +248,22 @@ mod tests {
 
     #[test]
     fn refusals_need_a_person_and_the_rest_needs_time() {
-        let classify = |code: u16, reason: &str| {
-            let status = Status::failure("exceeded quota", reason).with_code(code);
+        let said = |code: u16, reason: &str, message: &str| {
+            let status = Status::failure(message, reason).with_code(code);
             classified("Pod".to_owned(), "p".to_owned(), kube::Error::Api(status.boxed()))
         };
+        let classify = |code, reason| said(code, reason, "exceeded quota");
         assert!(matches!(classify(403, "Forbidden"), ApplyFailed::Refused { .. }));
         assert!(matches!(classify(422, "Invalid"), ApplyFailed::Refused { .. }));
         assert!(matches!(classify(409, "Conflict"), ApplyFailed::Conflict { .. }));
         assert!(matches!(classify(500, "InternalError"), ApplyFailed::Call { .. }));
         assert!(matches!(classify(429, "TooManyRequests"), ApplyFailed::Call { .. }));
+        let webhook =
+            "Internal error occurred: failed calling webhook \"a.example.com\": failed to call webhook: no endpoints";
+        assert!(
+            matches!(said(500, "InternalError", webhook), ApplyFailed::Refused { .. }),
+            "nobody tells of it otherwise"
+        );
     }
 
     #[test]

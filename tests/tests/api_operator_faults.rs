@@ -110,6 +110,30 @@ async fn what_admission_refuses_is_said_and_tried_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_does_not_answer_is_named_and_waited_for() -> Result<()> {
+    let scene = Scene::start().await?;
+    let webhook = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "dead"},
+        "webhooks": [{
+            "name": "dead.example.com", "clientConfig": {"url": "https://127.0.0.1:1/"}, "failurePolicy": "Fail",
+            "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "rules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["statefulsets"], "operations": ["*"]}],
+        }],
+    });
+    let file = scene.cluster.state().join("webhook.json");
+    std::fs::write(&file, webhook.to_string()).context("write a webhook")?;
+    scene.cluster.kubectl(&["apply", "-f", file.to_str().context("a path in UTF-8")?]).await?;
+    scene.mirror("docker-io", "{registry: docker.io}").await?;
+    let operator = scene.operator("one")?;
+    let said = scene.condition("docker-io", "Stalled", "True", "ChildRefused").await?;
+    ensure!(said.contains("StatefulSet cache-docker-io") && said.contains("dead.example.com"), "{said}");
+    scene.cluster.kubectl(&["delete", "validatingwebhookconfiguration", "dead"]).await?;
+    scene.condition("docker-io", "Ready", "False", "CacheStarting").await?;
+    operator.kill().await?;
+    scene.cluster.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_waits_for_definitions_that_come_after_it() -> Result<()> {
     let scene = Scene::start().await?;
     scene.cluster.kubectl(&["delete", "crd", "registrymirrors.breakwater.dev", "mirrornodes.breakwater.dev"]).await?;
