@@ -117,6 +117,13 @@ impl Files {
         outcome
     }
 
+    /// Whether something is owed to folders of which certs.d has none: then another one was written.
+    #[must_use]
+    pub fn are_elsewhere(&self) -> bool {
+        let mut owed = self.journal.folders().peekable();
+        owed.peek().is_some() && !owed.any(|name| self.certs_dir.join(name).symlink_metadata().is_ok())
+    }
+
     /// Gives everything back and then forgets everything, what else is kept in the state folder included.
     pub fn give_everything_back(&mut self) -> Outcome {
         let outcome = self.converge(&[]);

@@ -47,6 +47,17 @@ pub enum OfflineFault {
         /// Why.
         why: io::Error,
     },
+    /// What the agent wrote is not there.
+    #[error(
+        "--certs-dir {certs_dir}: none of the folders that the agent wrote is there; name the certs.d that it wrote, \
+         or remove {journal} if that is gone"
+    )]
+    Elsewhere {
+        /// Where it was looked for.
+        certs_dir: PathBuf,
+        /// What knows of the folders.
+        journal: PathBuf,
+    },
     /// The state folder cannot be used.
     #[error("--state-dir: {0}")]
     State(io::Error),
@@ -141,8 +152,13 @@ pub fn restore(args: &NodeArgs) -> Result<Told, OfflineFault> {
         Some(folder) => (folder, DropIns::new(folder, state_dir).give_everything_back()),
         None => {
             let relay = plan::relay_url(*relay_listen);
-            let files = Files::open(certs_dir, state_dir, &relay).map_err(OfflineFault::State);
-            (certs_dir, files?.give_everything_back())
+            let mut files = Files::open(certs_dir, state_dir, &relay).map_err(OfflineFault::State)?;
+            // Nothing would be found to give back, and the originals forgotten.
+            if files.are_elsewhere() {
+                let journal = state_dir.join(durable::JOURNAL);
+                return Err(OfflineFault::Elsewhere { certs_dir: certs_dir.clone(), journal });
+            }
+            (certs_dir, files.give_everything_back())
         }
     };
     let mut text = String::new();
@@ -353,6 +369,10 @@ items:
         let agent = durable::occupy(&args.state_dir).unwrap();
         assert!(restore(&args).unwrap_err().to_string().contains("another agent"), "it would write them again");
         drop(agent);
+        let empty = dir.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        let refused = restore(&NodeArgs { certs_dir: empty, ..args.clone() }).unwrap_err().to_string();
+        assert!(refused.contains("name the certs.d that it wrote"), "{refused}");
         let told = restore(&args).unwrap();
         assert_eq!(told.text, format!("given back: {}\n", folder.display()));
         assert_eq!(std::fs::read_to_string(folder.join(HOSTS_TOML)).unwrap(), foreign);
