@@ -131,16 +131,6 @@ impl Cache {
         timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{} probes", self.probes()));
     }
 
-    /// Waits until content was asked for.
-    pub(crate) async fn until_asked(&self) {
-        let wait = async {
-            while self.requests().is_empty() {
-                self.state.asked.notified().await;
-            }
-        };
-        timeout(LONG, wait).await.expect("nobody asks");
-    }
-
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
