@@ -1,5 +1,6 @@
 # One line each; `make help` lists them. Programs that a target needs are built or installed on first use.
 FUZZ_SECONDS ?= 30
+ADVISORIES = https://github.com/RustSec/advisory-db
 
 .PHONY: help demo playground test chaos fallback bench bench-node scale fuzz images manifests lint
 
@@ -43,6 +44,10 @@ manifests: ## Regenerate config/crd and docs/reference.md from crds/src, and wha
 	@cargo run --quiet -p breakwater-crds --bin crdgen reference > docs/reference.md
 	@cd charts/breakwater && rm -rf files && mkdir files && cp -r ../../config/crd ../../config/rbac ../../config/monitoring ../../config/default/namespaces.yaml files && rm files/*/kustomization.yaml files/*/*_test.yaml
 
-lint: ## Formatting and clippy, warnings refused
+lint: ## Formatting and clippy, warnings refused; dependencies by deny.toml, advisories where their database can be reached
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --features breakwater-tests/cluster -- -D warnings
+	@cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --version 0.20.2 --locked
+	@cargo deny --locked check bans licenses sources
+	@if timeout 20 git ls-remote --quiet $(ADVISORIES) HEAD >/dev/null 2>&1; then cargo deny --locked check advisories; \
+	  else echo "advisories not checked: cannot reach $(ADVISORIES)"; fi

@@ -3,7 +3,6 @@
 mod chart;
 mod columns;
 mod commands;
-mod dependencies;
 mod links;
 mod monitoring;
 
