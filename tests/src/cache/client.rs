@@ -144,6 +144,8 @@ impl Request {
         let head = format!("{}Connection: close\r\n\r\n", self.head);
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(&self.body).await?;
+        // TLS may hold back what it could not send at once.
+        stream.flush().await?;
         let sent = Instant::now();
         let mut pending = Vec::new();
         let end = loop {
