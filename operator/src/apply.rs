@@ -11,6 +11,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::core::Status;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -224,14 +225,16 @@ const DEAD_WEBHOOK: &str = "failed calling webhook";
 fn classified(kind: String, name: String, error: kube::Error) -> ApplyFailed {
     match error {
         kube::Error::Api(status) if status.is_conflict() => ApplyFailed::Conflict { kind, name },
-        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
-            ApplyFailed::Refused { kind, name, message: status.message.clone() }
-        }
-        kube::Error::Api(status) if status.code == 500 && status.message.contains(DEAD_WEBHOOK) => {
+        kube::Error::Api(status) if is_refusal(&status) => {
             ApplyFailed::Refused { kind, name, message: status.message.clone() }
         }
         source => ApplyFailed::Call { kind, name, source },
     }
+}
+
+/// Whether time alone will not mend it.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code, 400 | 403 | 422) || status.code == 500 && status.message.contains(DEAD_WEBHOOK)
 }
 
 /// Of the object as it is sent. Serialisation is deterministic: all maps are sorted.
@@ -244,7 +247,6 @@ fn hash_of(object: &impl Serialize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kube::core::Status;
 
     #[test]
     fn refusals_need_a_person_and_the_rest_needs_time() {

@@ -4,12 +4,19 @@
 use crate::text::one_line;
 use breakwater_crds::conditions::reason;
 use breakwater_crds::names::SYSTEM_NAMESPACE;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodCondition};
 use kube::ResourceExt;
+use std::sync::Arc;
 
 const MAX_DETAIL: usize = 200;
 /// A reason is a word.
 const MAX_REASON: usize = 40;
+
+/// When the newest of these was made.
+pub(super) fn newest(pods: &[Arc<Pod>]) -> Option<Timestamp> {
+    pods.iter().filter_map(|pod| Some(pod.metadata.creation_timestamp.as_ref()?.0)).max()
+}
 
 /// Why no node takes it, if none does: reason and message.
 pub(super) fn unscheduled(

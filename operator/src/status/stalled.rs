@@ -1,6 +1,6 @@
 //! When a mirror needs a hand: at once where its children met an obstacle, and where its cache does not come for long. Pure.
 
-use super::Obstacle;
+use super::{Obstacle, pod};
 use breakwater_crds::RegistryMirrorStatus;
 use breakwater_crds::conditions::{CACHE_READY, RECONCILING, STALLED, Status, Verdict, reason};
 use jiff::{SignedDuration, Timestamp};
@@ -44,12 +44,7 @@ impl State<'_> {
         self.cache.status == Status::False
             && told
             && held(RECONCILING).is_none_or(|said| long_ago(said.last_transition_time.0))
-            && (self.cache.reason == reason::POD_FAILING || self.newest_pod().is_none_or(long_ago))
-    }
-
-    /// When the newest of the cache's Pods was made.
-    fn newest_pod(&self) -> Option<Timestamp> {
-        self.pods.iter().filter_map(|pod| Some(pod.metadata.creation_timestamp.as_ref()?.0)).max()
+            && (self.cache.reason == reason::POD_FAILING || pod::newest(self.pods).is_none_or(long_ago))
     }
 }
 

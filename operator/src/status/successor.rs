@@ -3,6 +3,7 @@
 //! A Pod that its node rejects is replaced within a second or two, by one that is rejected as well. Without this the conditions would turn
 //! with each look, and no such cache would ever count as stalled.
 
+use super::pod;
 use breakwater_crds::RegistryMirrorStatus;
 use breakwater_crds::conditions::{CACHE_READY, Verdict, reason};
 use jiff::{SignedDuration, Timestamp};
@@ -39,8 +40,7 @@ pub(super) fn verdict(cache: Verdict, state: &State<'_>) -> Verdict {
 
 impl State<'_> {
     fn has_just_begun(&self) -> bool {
-        let created = self.pods.iter().filter_map(|pod| Some(pod.metadata.creation_timestamp.as_ref()?.0));
-        created.max().is_some_and(|newest| self.now.duration_since(newest).abs() < FIRST_STEPS)
+        pod::newest(self.pods).is_some_and(|newest| self.now.duration_since(newest).abs() < FIRST_STEPS)
     }
 }
 
