@@ -147,7 +147,6 @@ fn files(folder: &Path) -> io::Result<Texts> {
 pub fn restore(args: &NodeArgs) -> Result<Told, OfflineFault> {
     let NodeArgs { certs_dir, registries_conf_dir, state_dir, relay_listen } = args;
     let _occupied = durable::occupy(state_dir).map_err(OfflineFault::State)?;
-    let unconfigured = Configure::new(state_dir, false).give_back();
     let (root, outcome) = match registries_conf_dir {
         Some(folder) => (folder, DropIns::new(folder, state_dir).give_everything_back()),
         None => {
@@ -161,6 +160,8 @@ pub fn restore(args: &NodeArgs) -> Result<Told, OfflineFault> {
             (certs_dir, files.give_everything_back())
         }
     };
+    // Last: what names certs.d goes after what is in it.
+    let unconfigured = Configure::new(state_dir, false).give_back();
     let mut text = String::new();
     for name in &outcome.given_back {
         // Writing to a String does not fail.
