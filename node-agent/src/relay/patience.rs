@@ -5,6 +5,7 @@
 
 use super::awake::LOOK;
 use super::conduct::Origin;
+use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -28,6 +29,9 @@ const SLOWEST_MISS: u64 = 16 * 1024;
 /// ... over this share of the wait for a stall, so that a drip costs a pull no more than a stall, manifest included.
 const MISS_WINDOW: (u32, u32) = (2, 3);
 
+/// A window slides by this part of it: what came in a burst counts for no longer than the window.
+const STEPS: u32 = 5;
+
 /// Why the wait ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exhausted {
@@ -44,7 +48,7 @@ pub(super) enum Exhausted {
 pub(super) struct Limits {
     origin: Origin,
     stall: Duration,
-    /// After so much waiting, at least so many bytes have come a second.
+    /// Over so much waiting, at least so many bytes have come a second.
     window: Duration,
     slowest: u64,
 }
@@ -71,14 +75,14 @@ pub(super) struct Patience {
     looked: Option<Instant>,
     /// Waited since something came.
     silent: Duration,
-    /// Waited in this window, and what came in it.
+    /// Waited in this step of the window, and what came in it and in those before it.
     waited: Duration,
-    came: u64,
+    came: VecDeque<u64>,
 }
 
 impl Patience {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, looked: None, silent: Duration::ZERO, waited: Duration::ZERO, came: 0 }
+        Self { limits, looked: None, silent: Duration::ZERO, waited: Duration::ZERO, came: VecDeque::from([0]) }
     }
 
     /// How long it lasts while nothing comes, or too little.
@@ -93,8 +97,8 @@ impl Patience {
     /// Nothing is here now. Says when to look again.
     pub(super) fn wait(&mut self, now: Instant) -> Instant {
         let stall = self.limits.stall.saturating_sub(self.silent);
-        let window = self.limits.window.saturating_sub(self.waited);
-        let left = if self.counts() { stall.min(window) } else { stall };
+        let step = self.step().saturating_sub(self.waited);
+        let left = if self.counts() { stall.min(step) } else { stall };
         *self.looked.get_or_insert(now) + left.min(LOOK)
     }
 
@@ -102,7 +106,11 @@ impl Patience {
     pub(super) fn came(&mut self, bytes: u64, now: Instant) {
         self.count(now);
         (self.looked, self.silent) = (None, Duration::ZERO);
-        self.came += bytes;
+        self.came[0] += bytes;
+    }
+
+    fn step(&self) -> Duration {
+        self.limits.window / STEPS
     }
 
     /// A look that comes late shows that we did not run, whatever the cache did meanwhile: it counts as one in time.
@@ -111,11 +119,15 @@ impl Patience {
         let waited = now.duration_since(looked).min(LOOK);
         self.silent += waited;
         self.waited += waited;
+        // What has not begun is within its first step.
+        if !self.counts() {
+            self.waited = self.waited.min(self.step());
+        }
     }
 
     /// Whether bytes are counted. An upstream may take its time to begin: that is a stall, if anything.
     fn counts(&self) -> bool {
-        self.came > 0 || self.limits.origin == Origin::Disk
+        self.limits.origin == Origin::Disk || self.came.len() > 1 || self.came[0] > 0
     }
 
     /// Whether it is over, when nothing came by the time to look again; `is_out` if the Pod answers nobody.
@@ -127,20 +139,27 @@ impl Patience {
         if self.silent >= self.limits.stall {
             return Some(Exhausted::Stalled);
         }
-        if !self.counts() || self.waited < self.limits.window {
+        if !self.counts() || self.waited < self.step() {
             return None;
         }
-        // An upstream that was fast until it stalled has the time of a stall.
-        let counted = match self.limits.origin {
-            Origin::Disk => self.waited,
-            Origin::Upstream => self.waited.saturating_sub(self.silent),
-        };
-        if self.came < self.limits.slowest * counted.as_millis() as u64 / 1000 {
+        if self.came.len() == STEPS as usize && self.is_too_little() {
             return Some(Exhausted::Slow);
         }
-        // The next window begins; the stall goes on from where it began.
-        (self.waited, self.came) = (Duration::ZERO, 0);
+        // The next step begins; the stall goes on from where it began.
+        self.waited -= self.step();
+        self.came.truncate(STEPS as usize - 1);
+        self.came.push_front(0);
         None
+    }
+
+    /// Of a whole window.
+    fn is_too_little(&self) -> bool {
+        // An upstream that was fast until it stalled has the time of a stall.
+        let counted = match self.limits.origin {
+            Origin::Disk => self.limits.window,
+            Origin::Upstream => self.limits.window.saturating_sub(self.silent),
+        };
+        self.came.iter().sum::<u64>() < self.limits.slowest * counted.as_millis() as u64 / 1000
     }
 }
 
@@ -185,6 +204,24 @@ mod tests {
         check(limits(Upstream), 0.5, 512, Some((10.0, Exhausted::Slow)));
         check(limits(Upstream), 0.5, 7 * 1024, Some((10.0, Exhausted::Slow)));
         check(limits(Upstream), 14.0, 300 * 1024, None);
+    }
+
+    #[test]
+    fn a_burst_buys_no_more_time_than_the_window() {
+        for (origin, expected) in [(Upstream, 12.0), (Disk, 6.0)] {
+            let start = Instant::now();
+            let mut patience = Patience::new(limits(origin));
+            patience.wait(start);
+            patience.came(2 << 20, start);
+            let end = (1..200).find_map(|look| {
+                let now = start + LOOK * look;
+                patience.wait(now - LOOK);
+                patience.came(1024, now);
+                patience.wait(now);
+                patience.exhausted(now, false).map(|_| (LOOK * look).as_secs_f64())
+            });
+            assert_eq!(end, Some(expected), "{origin:?}");
+        }
     }
 
     #[test]
