@@ -15,6 +15,7 @@ mod health;
 mod hedge;
 mod listen;
 mod patience;
+mod patient;
 mod probe;
 mod replica;
 mod request;

@@ -6,8 +6,8 @@ use super::ask::Digest;
 use super::audit::Audit;
 use super::cache::{Cache, Unserved};
 use super::conduct::Origin;
-use super::health::Standing;
-use super::patience::{Exhausted, Limits, Patience, SMALL, STALL};
+use super::patience::{SMALL, STALL};
+use super::patient::{Cut, Patient};
 use super::replica::Replica;
 use super::resume::{Rest, Source};
 use bytes::Bytes;
@@ -17,27 +17,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
 
 /// Another Pod that appears late gets a chance as well.
 const LEAST_STALL: Duration = Duration::from_secs(1);
-
-/// Why a body broke off.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Cut {
-    /// The cache closed the connection or broke the protocol.
-    #[error("the cache broke off: {0}")]
-    Broken(#[source] hyper::Error),
-    /// The cache sent nothing for too long.
-    #[error("the cache sent nothing of a body for {0:?}")]
-    Stalled(Duration),
-    /// The cache's Pod answers nobody any more.
-    #[error("the cache is gone and sent nothing of a body for {0:?}")]
-    Gone(Duration),
-    /// It sends too slowly, whether from its disk or from the upstream.
-    #[error("the cache sends a body too slowly for {0:?}")]
-    Slow(Duration),
-}
 
 /// The body of one answer.
 pub(super) enum RelayBody {
@@ -56,19 +38,16 @@ pub(super) struct Streamed {
     audit: Option<Audit>,
     /// Who sent a part and broke off.
     broke: Vec<Arc<Replica>>,
-    origin: Origin,
     length: Option<u64>,
     /// How long it may still be waited for nothing, over all Pods together.
     left: Duration,
-    patience: Patience,
-    look_again: Pin<Box<Sleep>>,
 }
 
 enum Flow {
     /// Frames come from here.
-    From(Source),
+    From(Box<Patient>),
     /// A Pod broke off; the next is being asked. Gives back what is still to come.
-    Resuming(Cut, BoxFuture<'static, (Rest, Option<Source>)>),
+    Resuming(Cut, Origin, BoxFuture<'static, (Rest, Option<Source>)>),
     /// It is over.
     Over,
 }
@@ -79,47 +58,27 @@ impl RelayBody {
     }
 
     /// With `rest`, another Pod may go on where one breaks off.
-    pub(super) fn streamed(
-        source: Source,
-        cache: Arc<Cache>,
-        blob: Option<Digest>,
-        rest: Option<Rest>,
-        origin: Origin,
-    ) -> Self {
+    pub(super) fn streamed(source: Source, cache: Arc<Cache>, blob: Option<Digest>, rest: Option<Rest>) -> Self {
         let length = source.size_hint().exact();
         let has_others = rest.is_some() && cache.has_others(&source.replica);
-        let limits = limits(origin, length, &source, has_others, STALL);
-        let (patience, look_again) = (Patience::new(limits), Box::pin(tokio::time::sleep(STALL)));
         let comes_whole = rest.as_ref().filter(|rest| rest.is_whole()).and(length);
         let audit = blob.as_ref().zip(comes_whole).and_then(|(blob, length)| cache.audit(blob, length));
-        let flow = Flow::From(source);
-        let mut streamed = Streamed {
-            cache,
-            flow,
-            blob,
-            rest,
-            audit,
-            broke: Vec::new(),
-            origin,
-            length,
-            left: STALL,
-            patience,
-            look_again,
-        };
+        let flow = Flow::From(Box::new(Patient::new(source, share(STALL, has_others))));
+        let mut streamed = Streamed { cache, flow, blob, rest, audit, broke: Vec::new(), length, left: STALL };
         streamed.release_at_end();
         Self::Streamed(Box::new(streamed))
     }
 }
 
 /// How long one Pod's answer is waited for, so that all of them together have what is left.
-fn limits(origin: Origin, length: Option<u64>, source: &Source, has_others: bool, left: Duration) -> Limits {
-    let left = if has_others { left / 2 } else { left };
-    Limits::new(origin, length, source.replica.is_on_probation(origin), left)
+fn share(left: Duration, has_others: bool) -> Duration {
+    if has_others { left / 2 } else { left }
 }
 
 impl Streamed {
     fn release_at_end(&mut self) {
-        if let Flow::From(source) = &mut self.flow
+        if let Flow::From(patient) = &mut self.flow
+            && let source = &mut patient.source
             && source.is_end_stream()
             && let Some(connection) = source.connection.take()
         {
@@ -133,56 +92,33 @@ impl Streamed {
                 });
                 self.blob.iter().for_each(|blob| self.cache.suspend(blob));
             } else if self.length.is_some_and(|length| length > SMALL) {
-                source.replica.behaved(self.origin);
+                source.replica.behaved(source.origin);
             }
         }
     }
 
     /// What has come since the last look, or that nothing more will come from this Pod.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let Flow::From(source) = &mut self.flow else { return Poll::Ready(None) };
-        match Pin::new(&mut *source).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.patience.came(bytes, Instant::now());
-                self.cache.counters.bytes.add(bytes);
-                if let (Some(audit), Some(data)) = (&mut self.audit, frame.data_ref()) {
-                    audit.see(data);
-                }
-                if let Some(rest) = &mut self.rest {
-                    rest.advance(bytes);
-                }
-                self.release_at_end();
-                Poll::Ready(Some(Ok(frame)))
+        let Flow::From(patient) = &mut self.flow else { return Poll::Ready(None) };
+        let come = ready!(patient.poll_frame(cx));
+        if let Some(Ok(frame)) = &come {
+            let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+            self.cache.counters.bytes.add(bytes);
+            if let (Some(audit), Some(data)) = (&mut self.audit, frame.data_ref()) {
+                audit.see(data);
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Cut::Broken(error)))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => {
-                let is_out = source.replica.standing() == Standing::Out;
-                self.poll_patience(is_out, cx).map(|cut| Some(Err(cut)))
+            if let Some(rest) = &mut self.rest {
+                rest.advance(bytes);
             }
+            self.release_at_end();
         }
-    }
-
-    fn poll_patience(&mut self, is_out: bool, cx: &mut Context<'_>) -> Poll<Cut> {
-        loop {
-            let look_again = self.patience.wait(Instant::now());
-            self.look_again.as_mut().reset(look_again);
-            ready!(self.look_again.as_mut().poll(cx));
-            if let Some(exhausted) = self.patience.exhausted(Instant::now(), is_out) {
-                let waited = self.patience.lasts(exhausted);
-                return Poll::Ready(match exhausted {
-                    Exhausted::Stalled => Cut::Stalled(waited),
-                    Exhausted::Slow => Cut::Slow(waited),
-                    Exhausted::Gone => Cut::Gone(waited),
-                });
-            }
-        }
+        Poll::Ready(come)
     }
 
     /// Lets another Pod go on if one can.
     fn broke_off(&mut self, cut: Cut) -> Result<(), Cut> {
-        let Flow::From(source) = std::mem::replace(&mut self.flow, Flow::Over) else { return Err(cut) };
+        let Flow::From(patient) = std::mem::replace(&mut self.flow, Flow::Over) else { return Err(cut) };
+        let source = patient.source;
         let (registry, pod) = (self.cache.registry(), &source.replica.pod);
         let digest = self.blob.as_ref().map(Digest::short).unwrap_or_default();
         tracing::warn!(registry, pod, digest, error = %cut, "answer broke off");
@@ -190,12 +126,12 @@ impl Streamed {
         // What breaks is found out at once; what keeps us waiting is not asked again for a while.
         if let Cut::Stalled(waited) | Cut::Slow(waited) = cut {
             self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
-            source.replica.offended(self.origin, &cut);
+            source.replica.offended(source.origin, &cut);
         } else {
             source.replica.broke_off();
         }
         let Some(mut rest) = self.rest.take() else { return Err(self.give_up(cut)) };
-        let (cache, replica) = (self.cache.clone(), source.replica);
+        let (cache, replica, origin) = (self.cache.clone(), source.replica, source.origin);
         if !self.broke.iter().any(|broke| Arc::ptr_eq(broke, &replica)) {
             self.broke.push(replica.clone());
         }
@@ -205,22 +141,20 @@ impl Streamed {
             let source = rest.go_on(&cache, &replica, again).await;
             (rest, source)
         });
-        self.flow = Flow::Resuming(cut, resuming);
+        self.flow = Flow::Resuming(cut, origin, resuming);
         Ok(())
     }
 
     /// The next Pod's answer, or that none goes on.
     fn resumed(&mut self, rest: Rest, source: Option<Source>) -> Result<(), Cut> {
-        let Flow::Resuming(cut, _) = std::mem::replace(&mut self.flow, Flow::Over) else { return Ok(()) };
+        let Flow::Resuming(cut, origin, _) = std::mem::replace(&mut self.flow, Flow::Over) else { return Ok(()) };
         let Some(source) = source else {
-            self.cache.hold_breaks_against(&rest, self.origin, &cut);
+            self.cache.hold_breaks_against(&rest, origin, &cut);
             return Err(self.give_up(cut));
         };
         tracing::info!(registry = self.cache.registry(), pod = source.replica.pod, "answer goes on");
         let has_others = self.cache.has_others(&source.replica);
-        let limits = limits(self.origin, self.length, &source, has_others, self.left);
-        self.patience = Patience::new(limits);
-        self.flow = Flow::From(source);
+        self.flow = Flow::From(Box::new(Patient::new(source, share(self.left, has_others))));
         self.rest = Some(rest);
         Ok(())
     }
@@ -244,7 +178,7 @@ impl Body for Streamed {
         loop {
             let turned = match &mut this.flow {
                 Flow::Over => return Poll::Ready(None),
-                Flow::Resuming(_, resuming) => {
+                Flow::Resuming(.., resuming) => {
                     let (rest, source) = ready!(resuming.as_mut().poll(cx));
                     this.resumed(rest, source)
                 }
@@ -261,7 +195,7 @@ impl Body for Streamed {
 
     fn is_end_stream(&self) -> bool {
         match &self.flow {
-            Flow::From(source) => source.is_end_stream(),
+            Flow::From(patient) => patient.source.is_end_stream(),
             Flow::Resuming(..) => false,
             Flow::Over => true,
         }
@@ -269,7 +203,7 @@ impl Body for Streamed {
 
     fn size_hint(&self) -> SizeHint {
         match &self.flow {
-            Flow::From(source) => source.size_hint(),
+            Flow::From(patient) => patient.source.size_hint(),
             Flow::Resuming(..) | Flow::Over => SizeHint::default(),
         }
     }

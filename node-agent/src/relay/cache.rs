@@ -2,10 +2,10 @@
 
 use super::ask::{Content, Digest, Kind};
 use super::audit::{Audit, Auditor};
-use super::body::Cut;
 use super::conduct::Origin;
 use super::connect::ConnectFault;
 use super::health::Standing;
+use super::patient::Cut;
 use super::probe;
 use super::replica::{News, NoAnswer, Replica};
 use super::resume::Rest;

@@ -111,8 +111,8 @@ impl Attempt<'_, '_> {
         let (response, connection) = replica.ask(asked, content, headers, time, reserve, check).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
-        let source = Source { body, replica: replica.clone(), connection: Some(connection) };
         let origin = Origin::of(&parts.headers);
+        let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
         let is_sending = asked == Method::GET && parts.status.is_success();
         if is_sending && replica.is_refused(origin) {
             return Err(Unserved::Offended);
@@ -124,7 +124,7 @@ impl Attempt<'_, '_> {
             }
             (StatusCode::OK, Kind::Manifest(_)) => {
                 let digest = verify::manifest_digest(content, &parts.headers)?;
-                let bytes = cache.verifying.verified(source, origin, &digest, time, reserve).await?;
+                let bytes = cache.verifying.verified(source, &digest, time, reserve).await?;
                 verify::check_media_type(&parts.headers, &bytes)?;
                 return Ok(whole(cache, parts, bytes, method));
             }
@@ -133,7 +133,7 @@ impl Attempt<'_, '_> {
                 return Err(Unserved::Unfit("a blob without a length"));
             }
             (_, Kind::Blob(digest)) if rest.as_ref().is_some_and(Rest::is_whole) && verify::is_small(&source) => {
-                let bytes = cache.verifying.verified(source, origin, digest, time, reserve).await?;
+                let bytes = cache.verifying.verified(source, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
@@ -145,7 +145,7 @@ impl Attempt<'_, '_> {
             Kind::Blob(digest) => Some(digest.clone()),
             Kind::Manifest(_) | Kind::Other => None,
         };
-        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), blob, rest, origin)))
+        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), blob, rest)))
     }
 }
 

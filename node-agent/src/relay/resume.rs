@@ -3,6 +3,7 @@
 use super::ask::{Content, Kind};
 use super::awake::Time;
 use super::cache::{Cache, HEADERS};
+use super::conduct::Origin;
 use super::connect::Connection;
 use super::hang::HangCheck;
 use super::replica::Replica;
@@ -26,6 +27,7 @@ const BREAKS: usize = 3;
 pub(super) struct Source {
     pub(super) body: Incoming,
     pub(super) replica: Arc<Replica>,
+    pub(super) origin: Origin,
     /// Goes back to the pool at the end; dropped with the body otherwise, which closes it.
     pub(super) connection: Option<Connection>,
 }
@@ -119,11 +121,9 @@ impl Rest {
             if let Ok((response, connection)) = asked
                 && self.continues(response.status(), response.headers())
             {
-                return Some(Source {
-                    body: response.into_body(),
-                    replica: replica.clone(),
-                    connection: Some(connection),
-                });
+                let origin = Origin::of(response.headers());
+                let (body, connection) = (response.into_body(), Some(connection));
+                return Some(Source { body, replica: replica.clone(), origin, connection });
             }
         }
         None

@@ -3,11 +3,11 @@
 
 use super::ask::{Content, Digest, Kind};
 use super::awake::Time;
-use super::body::Cut;
 use super::cache::Unserved;
 use super::conduct::Origin;
 use super::forward::DOCKER_CONTENT_DIGEST;
 use super::patience::{SLOWEST_HIT, SMALL};
+use super::patient::Cut;
 use super::resume::Source;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -77,12 +77,11 @@ impl Verifying {
     pub(super) async fn verified(
         &self,
         source: Source,
-        origin: Origin,
         digest: &Digest,
         time: &mut Time,
         reserve: Duration,
     ) -> Result<Bytes, Unserved> {
-        let replica = source.replica.clone();
+        let (replica, origin) = (source.replica.clone(), source.origin);
         // Whoever waits for room waits for others, and holds that against nobody.
         let room = time.wait(reserve, self.0.acquire_many(room(&source))).await;
         let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
