@@ -23,6 +23,7 @@ mod resume;
 mod route;
 mod suspended;
 mod traffic;
+mod trial;
 mod verify;
 
 use crate::registry_host::RegistryHost;
@@ -164,7 +165,7 @@ impl Inner {
             Ok(Ask::Health) => return self.health(),
             _ if room == Room::None => return unserved("too many connections"),
             Ok(Ask::Base) => return plain(StatusCode::OK, "{}"),
-            Ok(Ask::Content(content)) => content,
+            Ok(Ask::Content(content)) => Arc::new(content),
             Err(Refusal::Method) => return refuse_method(),
             Err(Refusal::Path) => return error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "no such path"),
         };

@@ -39,6 +39,16 @@ pub(super) enum Kind {
     Other,
 }
 
+impl Content {
+    /// The blob that it is, if it is one.
+    pub(super) fn blob(&self) -> Option<&Digest> {
+        match &self.kind {
+            Kind::Blob(digest) => Some(digest),
+            Kind::Manifest(_) | Kind::Other => None,
+        }
+    }
+}
+
 /// Why a request is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {

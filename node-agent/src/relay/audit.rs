@@ -37,7 +37,7 @@ impl Default for Auditor {
 impl Auditor {
     /// For a blob that comes whole; None where it is not looked at.
     pub(super) fn audit(&mut self, expected: &Digest, length: u64, now: Instant) -> Option<Audit> {
-        self.is_due(expected, length, now).then(|| Audit { seen: expected.context(), expected: expected.clone() })
+        self.is_due(expected, length, now).then(|| Audit::new(expected))
     }
 
     fn is_due(&mut self, expected: &Digest, length: u64, now: Instant) -> bool {
@@ -79,6 +79,10 @@ pub(super) struct Audit {
 }
 
 impl Audit {
+    pub(super) fn new(expected: &Digest) -> Self {
+        Self { seen: expected.context(), expected: expected.clone() }
+    }
+
     pub(super) fn see(&mut self, bytes: &[u8]) {
         self.seen.update(bytes);
     }

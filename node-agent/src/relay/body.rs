@@ -2,7 +2,7 @@
 //! off, another goes on; where none can, the body ends in an error, which closes the runtime's connection: right bytes or a
 //! cut connection, nothing else.
 
-use super::ask::Digest;
+use super::ask::{Content, Digest};
 use super::audit::Audit;
 use super::cache::{Cache, Unserved};
 use super::conduct::Origin;
@@ -10,6 +10,7 @@ use super::patience::{SMALL, STALL};
 use super::patient::{Cut, Patient};
 use super::replica::Replica;
 use super::resume::{Rest, Source};
+use super::trial::Trial;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
@@ -33,7 +34,7 @@ pub(super) enum RelayBody {
 pub(super) struct Streamed {
     cache: Arc<Cache>,
     flow: Flow,
-    blob: Option<Digest>,
+    content: Arc<Content>,
     rest: Option<Rest>,
     audit: Option<Audit>,
     /// Who sent a part and broke off.
@@ -58,13 +59,13 @@ impl RelayBody {
     }
 
     /// With `rest`, another Pod may go on where one breaks off.
-    pub(super) fn streamed(source: Source, cache: Arc<Cache>, blob: Option<Digest>, rest: Option<Rest>) -> Self {
+    pub(super) fn streamed(source: Source, cache: Arc<Cache>, content: Arc<Content>, rest: Option<Rest>) -> Self {
         let length = source.size_hint().exact();
         let has_others = rest.is_some() && cache.has_others(&source.replica);
         let comes_whole = rest.as_ref().filter(|rest| rest.is_whole()).and(length);
-        let audit = blob.as_ref().zip(comes_whole).and_then(|(blob, length)| cache.audit(blob, length));
+        let audit = content.blob().zip(comes_whole).and_then(|(blob, length)| cache.audit(blob, length));
         let flow = Flow::From(Box::new(Patient::new(source, share(STALL, has_others))));
-        let mut streamed = Streamed { cache, flow, blob, rest, audit, broke: Vec::new(), length, left: STALL };
+        let mut streamed = Streamed { cache, flow, content, rest, audit, broke: Vec::new(), length, left: STALL };
         streamed.release_at_end();
         Self::Streamed(Box::new(streamed))
     }
@@ -88,9 +89,9 @@ impl Streamed {
                 // nobody knows.
                 let took_part = self.broke.iter().filter(|broke| !Arc::ptr_eq(broke, &source.replica));
                 took_part.chain([&source.replica]).for_each(|replica| {
-                    replica.offended(Origin::Disk, &Unserved::OtherContent);
+                    replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::whole(&self.content));
                 });
-                self.blob.iter().for_each(|blob| self.cache.suspend(blob));
+                self.content.blob().into_iter().for_each(|blob| self.cache.suspend(blob));
             } else if self.length.is_some_and(|length| length > SMALL) {
                 source.replica.behaved(source.origin);
             }
@@ -120,13 +121,14 @@ impl Streamed {
         let Flow::From(patient) = std::mem::replace(&mut self.flow, Flow::Over) else { return Err(cut) };
         let source = patient.source;
         let (registry, pod) = (self.cache.registry(), &source.replica.pod);
-        let digest = self.blob.as_ref().map(Digest::short).unwrap_or_default();
+        let digest = self.content.blob().map(Digest::short).unwrap_or_default();
         tracing::warn!(registry, pod, digest, error = %cut, "answer broke off");
         source.replica.look_now.notify_one();
         // What breaks is found out at once; what keeps us waiting is not asked again for a while.
         if let Cut::Stalled(waited) | Cut::Slow(waited) = cut {
             self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
-            source.replica.offended(source.origin, &cut);
+            let trial = self.rest.as_ref().map_or_else(|| Trial::beyond(0, &self.content), Rest::trial);
+            source.replica.offended(source.origin, &cut, trial);
         } else {
             source.replica.broke_off();
         }
@@ -162,7 +164,7 @@ impl Streamed {
     /// The runtime resumes: elsewhere, or it would be cut here again and again.
     fn give_up(&self, cut: Cut) -> Cut {
         self.cache.counters.cut.add(1);
-        if let Some(blob) = &self.blob {
+        if let Some(blob) = self.content.blob() {
             self.cache.suspend(blob);
         }
         cut

@@ -12,8 +12,11 @@ use super::resume::Rest;
 use super::route::Route;
 use super::suspended::Suspended;
 use super::traffic::Counters;
+use super::trial;
 use super::verify::Verifying;
 use arc_swap::ArcSwap;
+use futures::FutureExt;
+use futures::future::join;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -131,7 +134,8 @@ impl Cache {
                 return known.clone();
             }
             let replica = Arc::new(Replica::new(&self.registry, endpoint, route.clone(), self.news.clone()));
-            let prober = AbortOnDropHandle::new(tokio::spawn(probe::probe_forever(replica.clone())));
+            let watch = join(probe::probe_forever(replica.clone()), trial::try_forever(replica.clone()));
+            let prober = AbortOnDropHandle::new(tokio::spawn(watch.map(drop)));
             Arc::new(Probed { replica, _prober: prober })
         });
         let pods = Arc::new(Pods { probed: probed.collect(), route });
@@ -188,7 +192,7 @@ impl Cache {
     pub(super) fn hold_breaks_against(&self, rest: &Rest, origin: Origin, cut: &Cut) {
         let pods = self.pods.load();
         let broke = |probed: &&Arc<Probed>| rest.was_broken_again_by(probed.replica.address);
-        pods.probed.iter().filter(broke).for_each(|probed| probed.replica.offended(origin, cut));
+        pods.probed.iter().filter(broke).for_each(|probed| probed.replica.offended(origin, cut, rest.trial()));
     }
 
     /// The Pods that serve, ranked for this repository; those last whose bodies stalled or broke off.

@@ -4,7 +4,9 @@
 //! What the cache has on its disk is its own affair. What it fetches meanwhile may be slow because the upstream is, which must
 //! not keep anybody from what it has.
 
+use super::trial::Trial;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -52,6 +54,8 @@ pub(super) struct Conduct {
     /// When headers last took long.
     answered_slowly: Option<Instant>,
     last_break: Option<Instant>,
+    /// When it last took long to tell of what it has.
+    dawdled: Option<Instant>,
 }
 
 /// Time that was lost to failures.
@@ -79,43 +83,72 @@ impl Lost {
 #[derive(Debug, Default)]
 struct Offences {
     count: u32,
-    refused_until: Option<Instant>,
+    /// A pause, and what shows after it whether it may end.
+    pause: Option<(Instant, Arc<Trial>)>,
 }
 
 impl Offences {
-    fn add(&mut self, now: Instant) {
+    fn add(&mut self, trial: &Arc<Trial>, now: Instant) {
         // Those that run beside one another are one.
-        if self.is_refused(now) {
-            return;
+        if !self.is_refused() {
+            self.begin(trial, now);
         }
-        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(LONGEST);
-        self.count = self.count.saturating_add(1);
-        self.refused_until = Some(now + pause);
     }
 
-    fn is_refused(&self, now: Instant) -> bool {
-        self.refused_until.is_some_and(|until| now < until)
+    fn begin(&mut self, trial: &Arc<Trial>, now: Instant) {
+        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(LONGEST);
+        self.count = self.count.saturating_add(1);
+        self.pause = Some((now + pause, trial.clone()));
+    }
+
+    fn is_refused(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    fn awaits(&self, tried: &Arc<Trial>) -> bool {
+        self.pause.as_ref().is_some_and(|(_, trial)| Arc::ptr_eq(trial, tried))
     }
 }
 
 impl Conduct {
     /// A body stalled, dripped or was another's.
-    pub(super) fn offend(&mut self, origin: Origin, now: Instant) {
-        self.upstream.add(now);
+    pub(super) fn offend(&mut self, origin: Origin, trial: Trial, now: Instant) {
+        let trial = Arc::new(trial);
+        self.upstream.add(&trial, now);
         if origin == Origin::Disk {
-            self.disk.add(now);
+            self.disk.add(&trial, now);
         }
     }
 
+    /// What is to be tried next, and when.
+    pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
+        let pauses = [&self.disk, &self.upstream, &self.late].into_iter().filter_map(|one| one.pause.as_ref());
+        pauses.min_by_key(|(until, _)| *until).cloned()
+    }
+
+    /// What was tried went well.
+    pub(super) fn acquit(&mut self, tried: &Arc<Trial>) {
+        self.awaiting(tried).for_each(|offences| offences.pause = None);
+    }
+
+    /// What was tried failed: the next pause begins.
+    pub(super) fn convict(&mut self, tried: &Arc<Trial>, now: Instant) {
+        self.awaiting(tried).for_each(|offences| offences.begin(tried, now));
+    }
+
+    fn awaiting(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
+        [&mut self.disk, &mut self.upstream, &mut self.late].into_iter().filter(|offences| offences.awaits(tried))
+    }
+
     /// No headers came, in more time than a cache gives its upstream.
-    pub(super) fn keep_waiting(&mut self, now: Instant) {
-        self.late.add(now);
+    pub(super) fn keep_waiting(&mut self, trial: Trial, now: Instant) {
+        self.late.add(&Arc::new(trial), now);
     }
 
     /// What came, after so long, was of no use.
-    pub(super) fn fail(&mut self, after: Duration, now: Instant) {
-        if !self.is_late(now) && self.in_vain.add(after, now) {
-            self.late.add(now);
+    pub(super) fn fail(&mut self, after: Duration, trial: Trial, now: Instant) {
+        if !self.is_late() && self.in_vain.add(after, now) {
+            self.keep_waiting(trial, now);
         }
     }
 
@@ -125,22 +158,22 @@ impl Conduct {
     }
 
     /// Headers came, hardly sooner. A pull asks five times and more, so the second such answer within a minute is as bad as none.
-    pub(super) fn answer_slowly(&mut self, now: Instant) {
+    pub(super) fn answer_slowly(&mut self, trial: Trial, now: Instant) {
         if self.answered_slowly.replace(now).is_some_and(|before| now < before + FIRST) {
-            self.late.add(now);
+            self.keep_waiting(trial, now);
         }
     }
 
     /// Headers came from there. Who holds back blobs may well answer for manifests, so that ends no pause.
-    pub(super) fn answer(&mut self, origin: Origin, now: Instant) {
-        if origin == Origin::Upstream && !self.is_late(now) {
+    pub(super) fn answer(&mut self, origin: Origin) {
+        if origin == Origin::Upstream && !self.is_late() {
             self.late = Offences::default();
         }
     }
 
     /// Whether it is asked for what it has alone.
-    pub(super) fn is_late(&self, now: Instant) -> bool {
-        self.late.is_refused(now)
+    pub(super) fn is_late(&self) -> bool {
+        self.late.is_refused()
     }
 
     /// A body ended before its end. That may be a restart, and keeps nobody from asking.
@@ -148,28 +181,37 @@ impl Conduct {
         self.last_break = Some(now);
     }
 
-    /// A body of some size arrived.
+    /// It took its time to tell of what it has. No body makes up for that.
+    pub(super) fn dawdle(&mut self, now: Instant) {
+        self.dawdled = Some(now);
+    }
+
+    /// A body of some size arrived. One that ran beside an offence makes up for nothing.
     pub(super) fn behave(&mut self, origin: Origin) {
-        self.upstream = Offences::default();
         self.last_break = None;
-        if origin == Origin::Disk {
-            self.disk = Offences::default();
+        let offences = match origin {
+            Origin::Disk => &mut self.disk,
+            Origin::Upstream => &mut self.upstream,
+        };
+        if !offences.is_refused() {
+            *offences = Offences::default();
         }
     }
 
     /// Whether a body from there is to be asked elsewhere.
-    pub(super) fn is_refused(&self, origin: Origin, now: Instant) -> bool {
-        self.of(origin).is_refused(now)
+    pub(super) fn is_refused(&self, origin: Origin) -> bool {
+        self.of(origin).is_refused()
     }
 
     /// Whether another is the better choice, if there is one.
     pub(super) fn is_last_choice(&self, now: Instant) -> bool {
-        self.upstream.is_refused(now) || self.is_late(now) || self.last_break.is_some_and(|broke| now < broke + FIRST)
+        let lately = [self.last_break, self.dawdled].into_iter().flatten().any(|since| now < since + FIRST);
+        self.upstream.is_refused() || self.is_late() || lately
     }
 
     /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
-    pub(super) fn is_on_probation(&self, origin: Origin, now: Instant) -> bool {
-        self.of(origin).count > 0 || self.upstream.is_refused(now)
+    pub(super) fn is_on_probation(&self, origin: Origin) -> bool {
+        self.of(origin).count > 0 || self.upstream.is_refused()
     }
 
     fn of(&self, origin: Origin) -> &Offences {
@@ -183,27 +225,59 @@ impl Conduct {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::ask::{Ask, Content};
     use Origin::{Disk, Upstream};
+    use http::{Method, Uri};
+
+    fn trial() -> Trial {
+        let path = Uri::from_static("/v2/library/a/manifests/latest?ns=docker.io");
+        let Ok(Ask::Content(content)) = Ask::parse(&Method::GET, &path) else { unreachable!() };
+        Trial::whole(&Arc::<Content>::new(content))
+    }
+
+    /// Ends the next pause, well or not; says how long after `now` it ended.
+    fn end(conduct: &mut Conduct, is_well: bool, now: &mut Instant) -> Duration {
+        let (until, trial) = conduct.next_trial().unwrap();
+        let lasted = until.duration_since(*now);
+        *now = until;
+        if is_well {
+            conduct.acquit(&trial);
+        } else {
+            conduct.convict(&trial, until);
+        }
+        lasted
+    }
 
     #[test]
     fn a_slow_upstream_keeps_nobody_from_what_the_cache_has() {
-        let (mut conduct, now) = (Conduct::default(), Instant::now());
-        conduct.offend(Upstream, now);
-        assert!(conduct.is_refused(Upstream, now) && !conduct.is_refused(Disk, now));
-        conduct.offend(Disk, now);
-        assert!(conduct.is_refused(Disk, now));
-        assert!(!conduct.is_refused(Disk, now + FIRST) && conduct.is_on_probation(Disk, now + FIRST));
-        conduct.behave(Upstream);
-        assert!(conduct.is_on_probation(Disk, now) && !conduct.is_on_probation(Upstream, now));
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        conduct.offend(Upstream, trial(), now);
+        assert!(conduct.is_refused(Upstream) && !conduct.is_refused(Disk));
+        end(&mut conduct, true, &mut now);
+        conduct.offend(Disk, trial(), now);
+        assert!(conduct.is_refused(Disk) && conduct.is_refused(Upstream));
+    }
+
+    #[test]
+    fn a_pause_ends_where_the_trial_goes_well_and_only_a_pull_ends_probation() {
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        conduct.offend(Disk, trial(), now);
         conduct.behave(Disk);
-        assert!(!conduct.is_on_probation(Disk, now));
+        assert!(conduct.is_refused(Disk), "that ran beside it");
+        assert_eq!(end(&mut conduct, false, &mut now), FIRST);
+        assert!(conduct.is_refused(Disk) && conduct.is_refused(Upstream));
+        assert_eq!(end(&mut conduct, true, &mut now), FIRST * 2);
+        assert!(!conduct.is_refused(Disk) && !conduct.is_refused(Upstream), "one trial for both");
+        assert!(conduct.is_on_probation(Disk) && conduct.is_on_probation(Upstream));
+        conduct.behave(Disk);
+        assert!(!conduct.is_on_probation(Disk) && conduct.is_on_probation(Upstream));
     }
 
     #[test]
     fn who_broke_off_is_asked_after_the_others() {
         let (mut conduct, now) = (Conduct::default(), Instant::now());
         conduct.break_off(now);
-        assert!(conduct.is_last_choice(now) && !conduct.is_refused(Upstream, now));
+        assert!(conduct.is_last_choice(now) && !conduct.is_refused(Upstream));
         assert!(!conduct.is_last_choice(now + FIRST));
         conduct.behave(Disk);
         assert!(!conduct.is_last_choice(now));
@@ -211,40 +285,41 @@ mod tests {
 
     #[test]
     fn who_keeps_others_waiting_is_asked_for_what_he_has_for_a_while() {
-        let (mut conduct, now) = (Conduct::default(), Instant::now());
-        conduct.keep_waiting(now);
-        conduct.answer(Upstream, now);
-        assert!(conduct.is_late(now) && conduct.is_last_choice(now) && !conduct.is_refused(Upstream, now));
-        assert!(!conduct.is_late(now + FIRST));
-        conduct.keep_waiting(now + FIRST);
-        assert!(conduct.is_late(now + FIRST * 3 - Duration::from_secs(1)), "twice as long");
-        conduct.answer(Disk, now + FIRST * 3);
-        conduct.answer(Upstream, now + FIRST * 3);
-        conduct.keep_waiting(now + FIRST * 3);
-        assert!(!conduct.is_late(now + FIRST * 4), "it had answered");
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        conduct.keep_waiting(trial(), now);
+        conduct.answer(Upstream);
+        assert!(conduct.is_late() && conduct.is_last_choice(now) && !conduct.is_refused(Upstream));
+        assert_eq!(end(&mut conduct, true, &mut now), FIRST);
+        assert!(!conduct.is_late());
+        conduct.keep_waiting(trial(), now);
+        assert_eq!(end(&mut conduct, true, &mut now), FIRST * 2, "it had not answered");
+        conduct.answer(Disk);
+        conduct.answer(Upstream);
+        conduct.keep_waiting(trial(), now);
+        assert_eq!(end(&mut conduct, true, &mut now), FIRST, "it had answered");
     }
 
     #[test]
     fn who_answers_slowly_again_is_as_late_as_who_does_not() {
         let (mut conduct, now) = (Conduct::default(), Instant::now());
-        conduct.answer_slowly(now);
-        conduct.answer_slowly(now + FIRST);
-        assert!(!conduct.is_late(now + FIRST), "that is long ago");
-        conduct.answer_slowly(now + FIRST + Duration::from_secs(4));
-        assert!(conduct.is_late(now + FIRST + Duration::from_secs(4)));
+        conduct.answer_slowly(trial(), now);
+        conduct.answer_slowly(trial(), now + FIRST);
+        assert!(!conduct.is_late(), "that is long ago");
+        conduct.answer_slowly(trial(), now + FIRST + Duration::from_secs(4));
+        assert!(conduct.is_late());
     }
 
     #[test]
     fn many_short_failures_are_as_bad_as_a_long_one() {
         let (mut conduct, now) = (Conduct::default(), Instant::now());
         let (short, long) = (Duration::from_millis(400), BEARABLE + Duration::from_millis(1));
-        conduct.fail(short, now);
-        conduct.fail(short, now);
-        conduct.fail(short, now + FIRST);
-        assert!(!conduct.is_late(now + FIRST), "some of them are long ago");
-        conduct.fail(short, now + FIRST);
-        conduct.fail(short, now + FIRST);
-        assert!(conduct.is_late(now + FIRST));
+        conduct.fail(short, trial(), now);
+        conduct.fail(short, trial(), now);
+        conduct.fail(short, trial(), now + FIRST);
+        assert!(!conduct.is_late(), "some of them are long ago");
+        conduct.fail(short, trial(), now + FIRST);
+        conduct.fail(short, trial(), now + FIRST);
+        assert!(conduct.is_late());
         assert!(!conduct.fail_itself(short, now) && conduct.fail_itself(long, now));
         assert!(!conduct.fail_itself(short, now), "counted anew");
     }
@@ -253,13 +328,9 @@ mod tests {
     fn each_offence_after_a_pause_makes_the_next_pause_longer() {
         let (mut conduct, mut now) = (Conduct::default(), Instant::now());
         for pause in [60, 120, 240, 480, 600, 600] {
-            conduct.offend(Disk, now);
-            conduct.offend(Disk, now + Duration::from_secs(1));
-            now += Duration::from_secs(pause);
-            assert!(
-                conduct.is_refused(Disk, now - Duration::from_secs(1)) && !conduct.is_refused(Disk, now),
-                "{pause}"
-            );
+            conduct.offend(Disk, trial(), now);
+            conduct.offend(Disk, trial(), now + Duration::from_secs(1));
+            assert_eq!(end(&mut conduct, pause % 240 == 0, &mut now).as_secs(), pause);
         }
     }
 }

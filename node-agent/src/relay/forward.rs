@@ -9,6 +9,7 @@ use super::conduct::{CACHE_STATUS, Origin};
 use super::hang::HangCheck;
 use super::replica::Replica;
 use super::resume::{Rest, Source};
+use super::trial::Trial;
 use super::verify;
 use bytes::Bytes;
 use http::response::Parts;
@@ -45,7 +46,7 @@ const RETURNED: [HeaderName; 14] = [
 pub(super) async fn forward(
     cache: &Arc<Cache>,
     method: &Method,
-    content: &Content,
+    content: &Arc<Content>,
     headers: &HeaderMap,
 ) -> Result<Response<RelayBody>, Unserved> {
     let mut time = Time::new(HEADERS);
@@ -77,14 +78,14 @@ pub(super) async fn forward(
             // It was others who took their time.
             Unserved::Busy => {}
             Unserved::Connect(fault) if fault.is_absence() => {}
-            _ => replica.failed(took),
+            _ => replica.failed(took, Trial::headers(asked(method, content), content)),
         }
         if time.is_over() {
             break;
         }
     }
     if waited >= KEPT_WAITING {
-        late.into_iter().for_each(|replica| replica.kept_waiting());
+        late.into_iter().for_each(|replica| replica.kept_waiting(Trial::headers(asked(method, content), content)));
     }
     Err(unserved)
 }
@@ -94,7 +95,7 @@ struct Attempt<'a, 'd> {
     cache: &'a Arc<Cache>,
     replica: &'a Arc<Replica>,
     method: &'a Method,
-    content: &'a Content,
+    content: &'a Arc<Content>,
     headers: &'a HeaderMap,
     time: &'a mut Time,
     /// Of the time, what is left to others.
@@ -105,9 +106,7 @@ struct Attempt<'a, 'd> {
 impl Attempt<'_, '_> {
     async fn answer(self) -> Result<Response<RelayBody>, Unserved> {
         let Self { cache, replica, method, content, headers, time, reserve, check } = self;
-        // What a header says of a manifest the runtime believes, so it is verified as well: by asking for all of it.
-        let is_manifest = matches!(content.kind, Kind::Manifest(_));
-        let asked = if is_manifest { &Method::GET } else { method };
+        let (asked, is_manifest) = (asked(method, content), matches!(content.kind, Kind::Manifest(_)));
         let (response, connection) = replica.ask(asked, content, headers, time, reserve, check).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
@@ -124,7 +123,7 @@ impl Attempt<'_, '_> {
             }
             (StatusCode::OK, Kind::Manifest(_)) => {
                 let digest = verify::manifest_digest(content, &parts.headers)?;
-                let bytes = cache.verifying.verified(source, &digest, time, reserve).await?;
+                let bytes = cache.verifying.verified(source, content, &digest, time, reserve).await?;
                 verify::check_media_type(&parts.headers, &bytes)?;
                 return Ok(whole(cache, parts, bytes, method));
             }
@@ -133,7 +132,7 @@ impl Attempt<'_, '_> {
                 return Err(Unserved::Unfit("a blob without a length"));
             }
             (_, Kind::Blob(digest)) if rest.as_ref().is_some_and(Rest::is_whole) && verify::is_small(&source) => {
-                let bytes = cache.verifying.verified(source, digest, time, reserve).await?;
+                let bytes = cache.verifying.verified(source, content, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
@@ -141,12 +140,13 @@ impl Attempt<'_, '_> {
             (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}
             (status, _) => return Err(Unserved::Status(status)),
         }
-        let blob = match &content.kind {
-            Kind::Blob(digest) => Some(digest.clone()),
-            Kind::Manifest(_) | Kind::Other => None,
-        };
-        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), blob, rest)))
+        Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), content.clone(), rest)))
     }
+}
+
+/// What a header says of a manifest the runtime believes, so it is verified as well: by asking for all of it.
+fn asked<'a>(method: &'a Method, content: &Content) -> &'a Method {
+    if matches!(content.kind, Kind::Manifest(_)) { &Method::GET } else { method }
 }
 
 /// Of content that is here already: all of it, or what GET would say to HEAD.

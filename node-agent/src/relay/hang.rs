@@ -23,14 +23,14 @@ pub(super) const OWN_ANSWER: Duration = Duration::from_secs(2);
 pub(super) struct HangCheck<'a> {
     pods: &'a [Arc<Replica>],
     method: &'a Method,
-    content: &'a Content,
+    content: &'a Arc<Content>,
     began: Instant,
     /// None until answers are late, which is rare.
     checks: Option<FuturesUnordered<BoxFuture<'a, Option<&'a Replica>>>>,
 }
 
 impl<'a> HangCheck<'a> {
-    pub(super) fn new(pods: &'a [Arc<Replica>], method: &'a Method, content: &'a Content) -> Self {
+    pub(super) fn new(pods: &'a [Arc<Replica>], method: &'a Method, content: &'a Arc<Content>) -> Self {
         Self { pods, method, content, began: Instant::now(), checks: None }
     }
 
@@ -42,7 +42,7 @@ impl<'a> HangCheck<'a> {
         let checks = self.checks.get_or_insert_with(|| pods.iter().map(begin).collect());
         while let Some(checked) = checks.next().await {
             if let Some(hung) = checked {
-                hung.says_nothing();
+                hung.says_nothing(method, content);
                 if hung.address == pod.address {
                     return;
                 }

@@ -4,12 +4,16 @@ mod exchange;
 
 pub(super) use exchange::NoAnswer;
 
+use super::ask::Content;
 use super::conduct::{Conduct, Origin};
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
 use super::route::Route;
+use super::trial::Trial;
 use crate::known::Endpoint;
 use arc_swap::ArcSwap;
+use http::Method;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +32,8 @@ pub(super) struct Replica {
     standing: watch::Sender<Standing>,
     pool: Pool,
     pub(super) look_now: Notify,
+    /// It failed at something that it will be tried for.
+    pub(super) accused: Notify,
     news: Arc<News>,
 }
 
@@ -69,6 +75,7 @@ impl Replica {
             standing: watch::Sender::new(Standing::Unknown),
             pool: Pool::default(),
             look_now: Notify::new(),
+            accused: Notify::new(),
             news,
         }
     }
@@ -102,11 +109,11 @@ impl Replica {
 
     /// Whether its bodies from there are not asked for now.
     pub(super) fn is_refused(&self, origin: Origin) -> bool {
-        self.record().conduct.is_refused(origin, Instant::now())
+        self.record().conduct.is_refused(origin)
     }
 
     pub(super) fn is_on_probation(&self, origin: Origin) -> bool {
-        self.record().conduct.is_on_probation(origin, Instant::now())
+        self.record().conduct.is_on_probation(origin)
     }
 
     /// Whether any other is asked first.
@@ -124,8 +131,8 @@ impl Replica {
         self.record().conduct.behave(origin);
     }
 
-    /// A body was not.
-    pub(super) fn offended(&self, origin: Origin, how: &dyn std::fmt::Display) {
+    /// A body was not. The trial shows when that is over.
+    pub(super) fn offended(&self, origin: Origin, how: &dyn Display, trial: Trial) {
         let offence = format!("{}: {how}", self.address);
         let (registry, pod) = (&self.registry, &self.pod);
         match origin {
@@ -140,16 +147,48 @@ impl Replica {
             }
         }
         let mut record = self.record();
-        record.conduct.offend(origin, Instant::now());
+        record.conduct.offend(origin, trial, Instant::now());
         record.offence = Some(offence);
         drop(record);
+        self.accused.notify_one();
         self.news.tell();
+    }
+
+    /// What it is to be tried for next, and when.
+    pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
+        self.record().conduct.next_trial()
+    }
+
+    /// It does well what it failed at.
+    pub(super) fn acquitted(&self, trial: &Arc<Trial>) {
+        tracing::info!(registry = self.registry, pod = self.pod, "the cache does well again what it failed at");
+        self.record().conduct.acquit(trial);
+        self.forgive();
+    }
+
+    /// It fails at it still.
+    pub(super) fn convicted(&self, trial: &Arc<Trial>, how: &dyn Display) {
+        let offence = format!("{}: {how}", self.address);
+        tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "the cache still fails at the same");
+        let mut record = self.record();
+        record.conduct.convict(trial, Instant::now());
+        if record.conduct.is_refused(Origin::Disk) {
+            record.offence = Some(offence);
+        }
+        drop(record);
+        self.news.tell();
+    }
+
+    /// Waits until it answers.
+    pub(super) async fn until_in(&self) {
+        // The sender is a part of this, so that the wait cannot fail.
+        let _ = self.standing.subscribe().wait_for(|standing| *standing == Standing::In).await;
     }
 
     /// Tells of it once an offence is over.
     pub(super) fn forgive(&self) {
         let mut record = self.record();
-        if record.offence.is_some() && !record.conduct.is_refused(Origin::Disk, Instant::now()) {
+        if record.offence.is_some() && !record.conduct.is_refused(Origin::Disk) {
             record.offence = None;
             drop(record);
             self.news.tell();
@@ -218,17 +257,20 @@ impl Replica {
     }
 
     /// It gave no answer, and took its time.
-    pub(super) fn kept_waiting(&self) {
-        self.record().conduct.keep_waiting(Instant::now());
+    pub(super) fn kept_waiting(&self, trial: Trial) {
+        self.record().conduct.keep_waiting(trial, Instant::now());
+        self.accused.notify_one();
     }
 
     /// What it gave, after so long, was of no use.
-    pub(super) fn failed(&self, after: Duration) {
-        self.record().conduct.fail(after, Instant::now());
+    pub(super) fn failed(&self, after: Duration, trial: Trial) {
+        self.record().conduct.fail(after, trial, Instant::now());
+        self.accused.notify_one();
     }
 
     /// It told not even what it has.
-    pub(super) fn says_nothing(&self) {
-        self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something");
+    pub(super) fn says_nothing(&self, method: &Method, content: &Arc<Content>) {
+        let trial = Trial::own(method, content);
+        self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something", trial);
     }
 }

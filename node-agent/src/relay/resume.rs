@@ -7,6 +7,7 @@ use super::conduct::Origin;
 use super::connect::Connection;
 use super::hang::HangCheck;
 use super::replica::Replica;
+use super::trial::Trial;
 use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -56,7 +57,7 @@ impl Body for Source {
 /// What is still to come of a blob.
 #[derive(Clone, Debug)]
 pub(super) struct Rest {
-    content: Content,
+    content: Arc<Content>,
     next: u64,
     end: u64,
     is_all: bool,
@@ -66,7 +67,7 @@ pub(super) struct Rest {
 
 impl Rest {
     /// All of an answer; None where going on is impossible, because it is no blob or of unknown length.
-    pub(super) fn of(content: &Content, parts: &Parts) -> Option<Self> {
+    pub(super) fn of(content: &Arc<Content>, parts: &Parts) -> Option<Self> {
         if !matches!(content.kind, Kind::Blob(_)) {
             return None;
         }
@@ -96,6 +97,11 @@ impl Rest {
         if self.since_break >= AMENDS {
             self.broke.clear();
         }
+    }
+
+    /// How it can be told that who broke off does so no more.
+    pub(super) fn trial(&self) -> Trial {
+        Trial::beyond(self.next, &self.content)
     }
 
     /// Whether this Pod broke off more than once: that is no restart.
@@ -168,7 +174,7 @@ mod tests {
         for (name, value) in headers {
             response = response.header(*name, *value);
         }
-        Rest::of(&content, &response.body(()).ok()?.into_parts().0)
+        Rest::of(&Arc::new(content), &response.body(()).ok()?.into_parts().0)
     }
 
     #[test]

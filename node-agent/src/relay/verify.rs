@@ -2,13 +2,14 @@
 //! told of them, and small blobs.
 
 use super::ask::{Content, Digest, Kind};
-use super::awake::Time;
+use super::awake::{self, Time};
 use super::cache::Unserved;
 use super::conduct::Origin;
 use super::forward::DOCKER_CONTENT_DIGEST;
 use super::patience::{SLOWEST_HIT, SMALL};
 use super::patient::Cut;
 use super::resume::Source;
+use super::trial::Trial;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header;
@@ -77,6 +78,7 @@ impl Verifying {
     pub(super) async fn verified(
         &self,
         source: Source,
+        content: &Arc<Content>,
         digest: &Digest,
         time: &mut Time,
         reserve: Duration,
@@ -88,9 +90,9 @@ impl Verifying {
         let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
         let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
         match &read {
-            Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled),
+            Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled, Trial::whole(content)),
             // No upstream can make a cache say that.
-            Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong),
+            Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong, Trial::whole(content)),
             _ => {}
         }
         read
@@ -110,6 +112,11 @@ fn patience(source: &Source) -> Duration {
 /// The body's length, or the most where that is not known.
 fn length(source: &Source) -> u64 {
     source.size_hint().exact().unwrap_or(MANIFEST_MAX).min(MANIFEST_MAX)
+}
+
+/// The same without the room, of which one such reader needs little.
+pub(super) async fn read_in_time(source: Source, digest: &Digest) -> Result<Bytes, Unserved> {
+    awake::wait(patience(&source), read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled))
 }
 
 async fn read_whole(mut source: Source, digest: &Digest) -> Result<Bytes, Unserved> {

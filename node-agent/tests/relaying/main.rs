@@ -7,3 +7,4 @@ mod one_pod;
 mod prober;
 mod several_pods;
 mod support;
+mod trials;

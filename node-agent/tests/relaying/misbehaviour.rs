@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-const HIT: &str = "Cache-Status: breakwater; hit\r\n";
+pub(crate) const HIT: &str = "Cache-Status: breakwater; hit\r\n";
 
 /// Stalls or drips where the name says so, for bodies of this length, after this much; other content is at hand, or has to be
 /// fetched.
@@ -128,7 +128,7 @@ async fn a_cache_whose_bodies_end_too_early_is_found_out() {
 }
 
 /// The first half of what is asked for.
-fn half(head: &str, length: usize, end: Step) -> Reply {
+pub(crate) fn half(head: &str, length: usize, end: Step) -> Reply {
     let head = head.to_ascii_lowercase();
     let range = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
     let start: usize = range.map_or(0, |(start, _)| start.parse().unwrap());

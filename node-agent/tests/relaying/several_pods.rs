@@ -150,6 +150,23 @@ async fn an_answer_that_is_no_answer_is_asked_of_another_pod() {
 }
 
 #[tokio::test]
+async fn what_a_pod_has_and_tells_late_is_asked_of_another_from_then_on() {
+    let late = |head: &str| {
+        let mut reply = content(head);
+        let head = std::mem::take(&mut reply.head).into_bytes();
+        reply.steps.splice(0..0, [Step::Pause(Duration::from_millis(1200)), Step::Send(head)]);
+        reply
+    };
+    let (one, other, relay) = pair(late).await;
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(3)).await;
+    let asked =
+        || [&one, &other].map(|pod| pod.requests().iter().filter(|head| !head.contains("only-if-cached")).count());
+    assert_eq!(asked().iter().sum::<usize>(), 1);
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(1)).await;
+    assert_eq!(asked(), [1, 1]);
+}
+
+#[tokio::test]
 async fn headers_that_do_not_come_are_asked_of_another_pod() {
     let (_one, _other, relay) = pair(|_| Reply { head: String::new(), steps: vec![Step::Stall] }).await;
     check(&relay, &get(&blob()), BODY, Duration::from_secs(4)).await;

@@ -116,6 +116,16 @@ impl Cache {
         all.iter().filter(|head| !head.starts_with("GET /v2/ ")).cloned().collect()
     }
 
+    /// Waits until so many requests came.
+    pub(crate) async fn until_requested(&self, times: usize) {
+        let wait = async {
+            while self.requests().len() < times {
+                self.state.asked.notified().await;
+            }
+        };
+        timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{:?}", self.requests()));
+    }
+
     /// How many probes came.
     pub(crate) fn probes(&self) -> usize {
         self.state.requests.lock().unwrap().iter().filter(|head| head.starts_with("GET /v2/ ")).count()
@@ -339,6 +349,13 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Lets so much time go by for the relay in a moment.
+pub(crate) async fn skip(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 /// A request that ends its connection.

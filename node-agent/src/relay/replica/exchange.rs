@@ -9,6 +9,7 @@ use crate::relay::hang::{HangCheck, OWN_ANSWER};
 use crate::relay::health::Standing;
 use crate::relay::request;
 use crate::relay::route::Route;
+use crate::relay::trial::Trial;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
@@ -21,6 +22,8 @@ use tokio::time::Instant;
 const AT_HAND: Duration = Duration::from_millis(100);
 /// What a known tag takes: for a second and a half the cache waits for its upstream, then it says what it knows.
 const KNOWN_TAG: Duration = Duration::from_millis(1800);
+/// Headers of what a Pod has on its disk are better had of another if they take longer than this.
+const SLOW_HIT: Duration = Duration::from_secs(1);
 /// Headers that come later than this hardly come.
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -67,7 +70,7 @@ impl Replica {
     pub(in crate::relay) async fn ask(
         &self,
         method: &Method,
-        content: &Content,
+        content: &Arc<Content>,
         headers: &HeaderMap,
         time: &mut Time,
         reserve: Duration,
@@ -100,11 +103,12 @@ impl Replica {
         if manner == Manner::IfCached
             && let Some(answered) = &answered
         {
-            self.told_what_it_has(answered, before.saturating_sub(time.left()));
+            self.told_what_it_has(answered, before.saturating_sub(time.left()), method, content);
         }
         match answered {
             Some(Ok((response, connection))) => {
-                self.answered(manner, Origin::of(response.headers()), before.saturating_sub(time.left()));
+                let slow = || Trial::headers(method, content);
+                self.answered(manner, Origin::of(response.headers()), before.saturating_sub(time.left()), slow);
                 Ok((response, connection))
             }
             Some(Err(fault)) => {
@@ -115,7 +119,7 @@ impl Replica {
                 Err(NoAnswer::Connect(fault))
             }
             None => {
-                self.gave_no_answer(manner);
+                self.gave_no_answer(manner, method, content);
                 Err(NoAnswer::Late)
             }
         }
@@ -124,7 +128,7 @@ impl Replica {
     /// How it is asked for this now.
     fn manner(&self, route: &Route, kind: &Kind) -> Manner {
         // Where there is no other way, slow is better than not at all.
-        let is_late = !route.is_only_way && self.record().conduct.is_late(Instant::now());
+        let is_late = !route.is_only_way && self.record().conduct.is_late();
         match kind {
             _ if !is_late => Manner::Freely,
             Kind::Manifest(None) => Manner::KnownTag,
@@ -134,30 +138,31 @@ impl Replica {
     }
 
     /// Headers came from there after so long.
-    fn answered(&self, manner: Manner, origin: Origin, after: Duration) {
+    fn answered(&self, manner: Manner, origin: Origin, after: Duration, slow: impl FnOnce() -> Trial) {
         self.witness(Ok(()));
         let mut record = self.record();
         match origin {
-            Origin::Upstream if after > SLOW => record.conduct.answer_slowly(Instant::now()),
+            Origin::Upstream if after > SLOW => record.conduct.answer_slowly(slow(), Instant::now()),
+            Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(Instant::now()),
             // What it has says nothing of how it fetches.
             _ if manner == Manner::IfCached => {}
-            origin => record.conduct.answer(origin, Instant::now()),
+            origin => record.conduct.answer(origin),
         }
     }
 
-    fn gave_no_answer(&self, manner: Manner) {
+    fn gave_no_answer(&self, manner: Manner, method: &Method, content: &Arc<Content>) {
         match manner {
             Manner::Freely => {
                 self.look_now.notify_one();
                 self.broke_off();
             }
-            Manner::IfCached => self.says_nothing(),
+            Manner::IfCached => self.says_nothing(method, content),
             Manner::KnownTag | Manner::AtHand => {}
         }
     }
 
     /// Asked for what it has, it answered after so long. That it has it not is an answer: 504 (RFC 9111, section 5.2.1.7).
-    fn told_what_it_has(&self, answered: &Exchanged, after: Duration) {
+    fn told_what_it_has(&self, answered: &Exchanged, after: Duration, method: &Method, content: &Arc<Content>) {
         let is_failure = match answered {
             Ok((response, _)) => {
                 response.status().is_server_error() && response.status() != StatusCode::GATEWAY_TIMEOUT
@@ -165,7 +170,7 @@ impl Replica {
             Err(fault) => !fault.is_absence(),
         };
         if is_failure && self.record().conduct.fail_itself(after, Instant::now()) {
-            self.says_nothing();
+            self.says_nothing(method, content);
         }
     }
 
@@ -173,7 +178,7 @@ impl Replica {
     async fn find_tag(
         &self,
         route: &Arc<Route>,
-        content: &Content,
+        content: &Arc<Content>,
         time: &mut Time,
         reserve: Duration,
     ) -> Result<(), NoAnswer> {
@@ -182,7 +187,7 @@ impl Replica {
         let asking = || request::of_any_age(request::build(route, &Method::HEAD, content, &HeaderMap::new()));
         let answered = time.wait(reserve, self.exchange(route, asking)).await;
         if let Some(answered) = &answered {
-            self.told_what_it_has(answered, before.saturating_sub(time.left()));
+            self.told_what_it_has(answered, before.saturating_sub(time.left()), &Method::HEAD, content);
         }
         match answered {
             Some(Ok((response, connection))) => {
@@ -191,7 +196,7 @@ impl Replica {
             }
             Some(Err(fault)) => Err(NoAnswer::Connect(fault)),
             None => {
-                self.says_nothing();
+                self.says_nothing(&Method::HEAD, content);
                 Err(NoAnswer::Late)
             }
         }

@@ -1,0 +1,170 @@
+//! What a Pod failed at is asked of it again before any pull depends on it: the half-open state of a circuit breaker
+//! (<https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker>), with a request of our own in place of somebody's.
+
+use super::ask::{Content, Kind};
+use super::audit::Audit;
+use super::awake::{self, Time};
+use super::cache::{HEADERS, Unserved};
+use super::conduct::Origin;
+use super::connect::{ConnectFault, Connection};
+use super::patience::STALL;
+use super::patient::Patient;
+use super::replica::Replica;
+use super::request;
+use super::resume::Source;
+use super::verify;
+use crate::spread::random_part;
+use http::{HeaderMap, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, sleep_until};
+
+/// Headers that come this soon make a pull slow in nobody's eyes; ...
+const SOON: Duration = Duration::from_secs(1);
+/// ... and so do failures that come this soon.
+const AT_ONCE: Duration = Duration::from_millis(250);
+/// A body that broke off is read this much further.
+const FURTHER: u64 = 256 * 1024;
+/// A trial that takes longer tells nothing.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Nodes that met the same fault at the same moment are tried apart.
+const SPREAD: Duration = Duration::from_secs(5);
+/// Until somebody is asked again who was not there.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is asked again.
+#[derive(Debug)]
+pub(super) struct Trial {
+    content: Arc<Content>,
+    part: Part,
+}
+
+#[derive(Debug)]
+enum Part {
+    /// Headers, as a runtime asks for them.
+    Headers(Method),
+    /// Whether it has it.
+    Own(Method),
+    /// At least so much of the body; all of it, where it is no more.
+    Body(u64),
+}
+
+impl Trial {
+    /// Of who let somebody wait for headers.
+    pub(super) fn headers(method: &Method, content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Headers(method.clone()) }
+    }
+
+    /// Of who told not even what it has.
+    pub(super) fn own(method: &Method, content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Own(method.clone()) }
+    }
+
+    /// Of who sent a body as far as this.
+    pub(super) fn beyond(reached: u64, content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Body(reached.saturating_add(FURTHER)) }
+    }
+
+    /// Of who sent other content than it should.
+    pub(super) fn whole(content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Body(u64::MAX) }
+    }
+
+    /// Whether it goes well now.
+    async fn run(&self, replica: &Arc<Replica>) -> Result<(), Unserved> {
+        let mut time = Time::new(HEADERS);
+        let answered = time.wait(Duration::ZERO, self.ask(replica)).await;
+        let took = HEADERS.saturating_sub(time.left());
+        match (&self.part, answered) {
+            (_, None) => Err(Unserved::Late),
+            (_, Some(Err(fault))) if fault.is_absence() => Err(Unserved::Connect(fault)),
+            (Part::Body(until), Some(Ok((response, connection)))) => {
+                self.read(response, connection, replica, *until).await
+            }
+            (_, Some(Ok((response, _)))) if took <= self.bound(response.status()) => Ok(()),
+            (_, Some(Ok(_))) => Err(Unserved::Late),
+            (_, Some(Err(_))) if took <= AT_ONCE => Ok(()),
+            (_, Some(Err(fault))) => Err(Unserved::Connect(fault)),
+        }
+    }
+
+    async fn ask(&self, replica: &Replica) -> Result<(Response<Incoming>, Connection), ConnectFault> {
+        let route = replica.route();
+        let build = |method| request::build(&route, method, &self.content, &HeaderMap::new());
+        let asking = match &self.part {
+            Part::Headers(method) => build(method),
+            Part::Own(method) => request::only_if_cached(build(method)),
+            Part::Body(_) => build(&Method::GET),
+        };
+        let mut connection = Connection::open(&route, replica.address).await?;
+        let response = connection.send(asking).await?;
+        Ok((response, connection))
+    }
+
+    /// How long such headers may take.
+    fn bound(&self, status: StatusCode) -> Duration {
+        let says_no = status == StatusCode::GATEWAY_TIMEOUT && matches!(self.part, Part::Own(_));
+        if status.is_server_error() && !says_no { AT_ONCE } else { SOON }
+    }
+
+    async fn read(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        replica: &Arc<Replica>,
+        until: u64,
+    ) -> Result<(), Unserved> {
+        let (parts, body) = response.into_parts();
+        if parts.status != StatusCode::OK {
+            return Ok(()); // it is not there any more, and tells nothing
+        }
+        let origin = Origin::of(&parts.headers);
+        let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
+        match &self.content.kind {
+            Kind::Manifest(_) => {
+                let digest = verify::manifest_digest(&self.content, &parts.headers)?;
+                verify::read_in_time(source, &digest).await.map(drop)
+            }
+            Kind::Blob(digest) if verify::is_small(&source) => verify::read_in_time(source, digest).await.map(drop),
+            Kind::Blob(_) | Kind::Other => self.read_large(source, until).await,
+        }
+    }
+
+    async fn read_large(&self, source: Source, until: u64) -> Result<(), Unserved> {
+        let mut patient = Patient::new(source, STALL);
+        let (mut audit, mut came) = (self.content.blob().map(Audit::new), 0);
+        while let Some(frame) = poll_fn(|cx| patient.poll_frame(cx)).await {
+            let frame = frame.map_err(Unserved::Cut)?;
+            if let Some(data) = frame.data_ref() {
+                came += data.len() as u64;
+                audit.iter_mut().for_each(|audit| audit.see(data));
+            }
+            if came > until {
+                return Ok(());
+            }
+        }
+        if audit.is_none_or(Audit::passes) { Ok(()) } else { Err(Unserved::OtherContent) }
+    }
+}
+
+/// Tries a Pod whenever one of its pauses is over, for as long as the task lives.
+pub(super) async fn try_forever(replica: Arc<Replica>) {
+    loop {
+        let Some((due, trial)) = replica.next_trial() else {
+            replica.accused.notified().await;
+            continue;
+        };
+        tokio::select! {
+            () = sleep_until(due + random_part(SPREAD)) => {}
+            () = replica.accused.notified() => continue,
+        }
+        replica.until_in().await;
+        match awake::wait(LONGEST, trial.run(&replica)).await.unwrap_or(Ok(())) {
+            Ok(()) => replica.acquitted(&trial),
+            Err(Unserved::Connect(fault)) if fault.is_absence() => sleep(AGAIN).await,
+            Err(fault) => replica.convicted(&trial, &fault),
+        }
+    }
+}

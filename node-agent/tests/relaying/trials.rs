@@ -1,0 +1,132 @@
+//! The relay after a pause: what the Pod failed at is asked of it again before a runtime has to.
+
+use super::misbehaviour::{HIT, half};
+use super::one_pod::{blob, cache, digest_of};
+use super::support::{Cache, Reply, Running, Step, skip};
+use breakwater_node_agent::relay::Standing;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longer than the first pause and what nodes are spread over.
+const PAUSE: Duration = Duration::from_secs(66);
+const MOMENT: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_secs(30);
+
+type Fault = fn(&str, &[u8]) -> Reply;
+
+/// A Pod with one fault until it is mended, and the path of the blob that it has.
+async fn faulty(content: Vec<u8>, fault: Fault) -> (Cache, String, Arc<AtomicBool>) {
+    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&content));
+    let mended = Arc::new(AtomicBool::new(false));
+    let is_mended = mended.clone();
+    let cache = cache(move |head| match is_mended.load(Ordering::SeqCst) {
+        true => Reply::new(200, HIT, &content),
+        false => fault(head, &content),
+    });
+    (cache.await, path, mended)
+}
+
+fn hit(length: usize, steps: Vec<Step>) -> Reply {
+    let mut reply = Reply::steps(length, steps);
+    reply.head = reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1);
+    reply
+}
+
+fn stalls(_: &str, content: &[u8]) -> Reply {
+    hit(content.len(), vec![Step::Send(content[..content.len() / 2].to_vec()), Step::Stall])
+}
+
+fn breaks_off(head: &str, content: &[u8]) -> Reply {
+    half(head, content.len(), Step::Close)
+}
+
+fn lies(_: &str, content: &[u8]) -> Reply {
+    let mut other = content.to_vec();
+    other[content.len() - 1] ^= 1;
+    Reply::new(200, HIT, &other)
+}
+
+fn hangs(_: &str, _: &[u8]) -> Reply {
+    Reply { head: String::new(), steps: vec![Step::Stall] }
+}
+
+fn holds_back(head: &str, _: &[u8]) -> Reply {
+    match head.contains("only-if-cached") {
+        true => Reply::new(504, "", b""),
+        false => Reply { head: String::new(), steps: vec![Step::Stall] },
+    }
+}
+
+#[tokio::test]
+async fn a_pod_is_asked_by_runtimes_again_once_it_does_well_what_it_failed_at() {
+    let (large, small) = (vec![7; 1 << 20], b"small".to_vec());
+    let faults: [(Vec<u8>, Fault); 6] = [
+        (large.clone(), stalls),
+        (small.clone(), stalls),
+        (large.clone(), breaks_off),
+        (large, lies),
+        (small.clone(), lies),
+        (small, hangs),
+    ];
+    for (number, (content, fault)) in faults.into_iter().enumerate() {
+        let (cache, path, mended) = faulty(content.clone(), fault).await;
+        let relay = Running::before(&cache).await;
+        relay.get(&path).await;
+        relay.until(|view| view.standing == Standing::Out).await;
+        let asked = cache.requests().len();
+        skip(PAUSE).await;
+        cache.until_requested(asked + 1).await;
+        let began = Instant::now();
+        assert_eq!(relay.get(&path).await.status, 503, "fault {number}");
+        assert!(began.elapsed() < Duration::from_secs(1), "fault {number}: {:?}", began.elapsed());
+        mended.store(true, Ordering::SeqCst);
+        let began = Instant::now();
+        while relay.view().standing != Standing::In || relay.view().trouble.is_some() {
+            assert!(began.elapsed() < LONG, "fault {number}: {:?}", relay.view());
+            skip(Duration::from_secs(5)).await;
+            tokio::time::sleep(MOMENT).await;
+        }
+        assert_eq!(relay.get(&path).await.body, content, "fault {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
+    let (cache, path, mended) = faulty(b"small".to_vec(), holds_back).await;
+    let relay = Running::before(&cache).await;
+    relay.get(&path).await;
+    let asked = cache.requests().len();
+    skip(PAUSE).await;
+    cache.until_requested(asked + 1).await;
+    assert!(!cache.requests()[asked].contains("only-if-cached"), "it is tried as a runtime asks");
+    let began = Instant::now();
+    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    mended.store(true, Ordering::SeqCst);
+    let began = Instant::now();
+    loop {
+        assert!(began.elapsed() < LONG, "{:?}", cache.requests());
+        skip(Duration::from_secs(5)).await;
+        tokio::time::sleep(MOMENT).await;
+        relay.get(&path).await;
+        if cache.requests().last().is_some_and(|head| !head.contains("only-if-cached")) {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_away_when_he_is_to_be_tried_is_tried_once_he_is_back() {
+    let (mut cache, path, mended) = faulty(b"small".to_vec(), lies).await;
+    let relay = Running::before(&cache).await;
+    relay.get(&path).await;
+    relay.until(|view| view.standing == Standing::Out).await;
+    cache.die();
+    skip(PAUSE).await;
+    assert_eq!(relay.get(&path).await.status, 503);
+    mended.store(true, Ordering::SeqCst);
+    cache.revive().await;
+    relay.until(|view| view.standing == Standing::In).await;
+    assert_eq!(relay.get(&path).await.body, b"small");
+}
