@@ -14,6 +14,7 @@ mod hang;
 mod health;
 mod hedge;
 mod listen;
+mod offences;
 mod patience;
 mod patient;
 mod probe;

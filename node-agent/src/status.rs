@@ -133,20 +133,24 @@ fn verdict_of(
             return Some((MirrorState::Pending, reason::CACHE_NOT_PROVEN, "hosts.toml is not written yet".to_owned()));
         }
     }
+    let pulls = match server {
+        Server::Relay => "pulls fail, as nodes.fallback says",
+        Server::Default | Server::Url(_) => "pulls go to the upstream",
+    };
     let standing = view.map_or(Standing::Unknown, |view| view.standing);
     match unread {
         Some(unread) if standing == Standing::In || unread.0 == MirrorState::Failed => return Some(unread),
-        None if standing == Standing::In => return None,
+        None if standing == Standing::In => {
+            let nonsense = view?.nonsense.as_ref()?;
+            let message = format!("cache answers nothing of use, so {pulls}: {nonsense}");
+            return Some((MirrorState::Bypassed, reason::CACHE_FAILS, message));
+        }
         _ => {}
     }
     let state = if standing == Standing::Out { MirrorState::Bypassed } else { MirrorState::Pending };
     if let Err(missing) = trust {
         return Some((state, reason::CACHE_NOT_PROVEN, missing.clone()));
     }
-    let pulls = match server {
-        Server::Relay => "pulls fail, as nodes.fallback says",
-        Server::Default | Server::Url(_) => "pulls go to the upstream",
-    };
     if view.is_none_or(|view| view.pods == 0) {
         return Some((state, reason::NO_CACHE_ADDRESS, format!("the cache's Service has no Pod, so {pulls}")));
     }

@@ -74,6 +74,8 @@ pub(super) enum Unserved {
     Stalled,
     #[error("the cache answered {0}")]
     Status(http::StatusCode),
+    #[error("the cache answered {0}, and not as a cache of Breakwater's")]
+    Nonsense(http::StatusCode),
     #[error("the cache's answer is not fit to be passed on: {0}")]
     Unfit(&'static str),
     #[error("the cache sent something else than the digest says")]
@@ -103,6 +105,8 @@ pub struct View {
     pub answering: usize,
     /// What went wrong last.
     pub trouble: Option<String>,
+    /// The last answer of no use, where none of those that answer gives any other.
+    pub nonsense: Option<String>,
 }
 
 impl Cache {
@@ -148,12 +152,17 @@ impl Cache {
 
     pub(super) fn view(&self) -> View {
         let pods = self.pods.load();
+        let serving = || pods.probed.iter().map(|probed| &probed.replica).filter(|replica| replica.serves());
         let troubles = pods.probed.iter().map(|probed| probed.replica.trouble());
         View {
             standing: self.standing(),
             pods: pods.probed.len(),
-            answering: pods.probed.iter().filter(|probed| probed.replica.serves()).count(),
+            answering: serving().count(),
             trouble: troubles.flatten().next(),
+            nonsense: serving()
+                .map(|replica| replica.nonsense())
+                .collect::<Option<Vec<_>>>()
+                .and_then(|mut all| all.pop()),
         }
     }
 

@@ -4,6 +4,7 @@
 //! What the cache has on its disk is its own affair. What it fetches meanwhile may be slow because the upstream is, which must
 //! not keep anybody from what it has.
 
+use super::offences::{FIRST, Offences};
 use super::trial::Trial;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -12,11 +13,8 @@ use tokio::time::Instant;
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Bodies are not asked for this long after the first offence, ...
-const FIRST: Duration = Duration::from_secs(60);
-/// ... twice as long after each further one, at most this long.
-const LONGEST: Duration = Duration::from_secs(600);
-
+/// So many answers of no use in a row are told of. A pull meets as many.
+const IN_A_ROW: u32 = 5;
 /// What failures may cost within `FIRST`. A pull asks five times and more, and would meet them at each.
 const BEARABLE: Duration = Duration::from_secs(1);
 
@@ -31,6 +29,11 @@ pub(super) enum Origin {
 
 /// How the cache says that it has something on its disk.
 const FROM_DISK: [&[u8]; 2] = [b"breakwater; hit", b"breakwater; fwd=stale"];
+
+/// Whether an answer is one of a cache of ours.
+pub(super) fn is_ours(headers: &HeaderMap) -> bool {
+    headers.get(CACHE_STATUS).is_some_and(|status| status.as_bytes().starts_with(b"breakwater"))
+}
 
 impl Origin {
     /// Of an answer.
@@ -47,6 +50,9 @@ pub(super) struct Conduct {
     upstream: Offences,
     /// Answers that did not come, or were of no use and came late.
     late: Offences,
+    /// Answers of no use, one after the other. Nothing is refused over them: they cost nothing, and in an outage any other answer is a gain.
+    useless: Offences,
+    useless_in_a_row: u32,
     /// What it failed over, asked as the runtime asked.
     in_vain: Lost,
     /// What it failed over, asked for what it has.
@@ -80,36 +86,6 @@ impl Lost {
     }
 }
 
-#[derive(Debug, Default)]
-struct Offences {
-    count: u32,
-    /// A pause, and what shows after it whether it may end.
-    pause: Option<(Instant, Arc<Trial>)>,
-}
-
-impl Offences {
-    fn add(&mut self, trial: &Arc<Trial>, now: Instant) {
-        // Those that run beside one another are one.
-        if !self.is_refused() {
-            self.begin(trial, now);
-        }
-    }
-
-    fn begin(&mut self, trial: &Arc<Trial>, now: Instant) {
-        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(LONGEST);
-        self.count = self.count.saturating_add(1);
-        self.pause = Some((now + pause, trial.clone()));
-    }
-
-    fn is_refused(&self) -> bool {
-        self.pause.is_some()
-    }
-
-    fn awaits(&self, tried: &Arc<Trial>) -> bool {
-        self.pause.as_ref().is_some_and(|(_, trial)| Arc::ptr_eq(trial, tried))
-    }
-}
-
 impl Conduct {
     /// A body stalled, dripped or was another's.
     pub(super) fn offend(&mut self, origin: Origin, trial: Trial, now: Instant) {
@@ -122,13 +98,14 @@ impl Conduct {
 
     /// What is to be tried next, and when.
     pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
-        let pauses = [&self.disk, &self.upstream, &self.late].into_iter().filter_map(|one| one.pause.as_ref());
+        let all = [&self.disk, &self.upstream, &self.late, &self.useless];
+        let pauses = all.into_iter().filter_map(|offences| offences.pause());
         pauses.min_by_key(|(until, _)| *until).cloned()
     }
 
     /// What was tried went well.
     pub(super) fn acquit(&mut self, tried: &Arc<Trial>) {
-        self.awaiting(tried).for_each(|offences| offences.pause = None);
+        self.awaiting(tried).for_each(Offences::end);
     }
 
     /// What was tried failed: the next pause begins.
@@ -137,7 +114,8 @@ impl Conduct {
     }
 
     fn awaiting(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
-        [&mut self.disk, &mut self.upstream, &mut self.late].into_iter().filter(|offences| offences.awaits(tried))
+        let all = [&mut self.disk, &mut self.upstream, &mut self.late, &mut self.useless];
+        all.into_iter().filter(|offences| offences.awaits(tried))
     }
 
     /// No headers came, in more time than a cache gives its upstream.
@@ -150,6 +128,24 @@ impl Conduct {
         if !self.is_late() && self.in_vain.add(after, now) {
             self.keep_waiting(trial, now);
         }
+    }
+
+    /// What came no cache of ours would say.
+    pub(super) fn talk_nonsense(&mut self, trial: Trial, now: Instant) {
+        self.useless_in_a_row = self.useless_in_a_row.saturating_add(1);
+        if self.useless_in_a_row >= IN_A_ROW {
+            self.useless.add(&Arc::new(trial), now);
+        }
+    }
+
+    /// What came was of use, or said why it was not.
+    pub(super) fn talk_sense(&mut self) {
+        (self.useless, self.useless_in_a_row) = (Offences::default(), 0);
+    }
+
+    /// Whether it talks nonsense alone.
+    pub(super) fn is_useless(&self) -> bool {
+        self.useless.is_refused()
     }
 
     /// Asked for what it has, it neither gave it nor said that it has it not. Whether that happened for too long by now.
@@ -211,7 +207,7 @@ impl Conduct {
 
     /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
     pub(super) fn is_on_probation(&self, origin: Origin) -> bool {
-        self.of(origin).count > 0 || self.upstream.is_refused()
+        self.of(origin).is_on_record() || self.upstream.is_refused()
     }
 
     fn of(&self, origin: Origin) -> &Offences {
@@ -224,16 +220,9 @@ impl Conduct {
 
 #[cfg(test)]
 mod tests {
+    use super::super::offences::tests::trial;
     use super::*;
-    use crate::relay::ask::{Ask, Content};
     use Origin::{Disk, Upstream};
-    use http::{Method, Uri};
-
-    fn trial() -> Trial {
-        let path = Uri::from_static("/v2/library/a/manifests/latest?ns=docker.io");
-        let Ok(Ask::Content(content)) = Ask::parse(&Method::GET, &path) else { unreachable!() };
-        Trial::whole(&Arc::<Content>::new(content))
-    }
 
     /// Ends the next pause, well or not; says how long after `now` it ended.
     fn end(conduct: &mut Conduct, is_well: bool, now: &mut Instant) -> Duration {
@@ -322,15 +311,5 @@ mod tests {
         assert!(conduct.is_late());
         assert!(!conduct.fail_itself(short, now) && conduct.fail_itself(long, now));
         assert!(!conduct.fail_itself(short, now), "counted anew");
-    }
-
-    #[test]
-    fn each_offence_after_a_pause_makes_the_next_pause_longer() {
-        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
-        for pause in [60, 120, 240, 480, 600, 600] {
-            conduct.offend(Disk, trial(), now);
-            conduct.offend(Disk, trial(), now + Duration::from_secs(1));
-            assert_eq!(end(&mut conduct, pause % 240 == 0, &mut now).as_secs(), pause);
-        }
     }
 }

@@ -5,7 +5,7 @@ use super::ask::{Content, Kind};
 use super::awake::Time;
 use super::body::RelayBody;
 use super::cache::{Cache, HEADERS, Unserved};
-use super::conduct::{CACHE_STATUS, Origin};
+use super::conduct::{self, CACHE_STATUS, Origin};
 use super::hang::HangCheck;
 use super::replica::Replica;
 use super::resume::{Rest, Source};
@@ -64,21 +64,18 @@ pub(super) async fn forward(
         let before = time.left();
         let ask = Attempt { cache, replica, method, content, headers, time: &mut time, reserve, check: &mut check };
         match ask.answer().await {
-            Ok(response) => return Ok(response),
+            Ok(response) => {
+                replica.talked_sense();
+                return Ok(response);
+            }
             Err(fault) => unserved = fault,
         }
         let took = before.saturating_sub(time.left());
-        match &unserved {
-            Unserved::Late => {
-                late.push(replica);
-                waited += took;
-            }
-            // Nobody is there, which is the prober's affair: who comes back is asked for everything.
-            Unserved::Out => {}
-            // It was others who took their time.
-            Unserved::Busy => {}
-            Unserved::Connect(fault) if fault.is_absence() => {}
-            _ => replica.failed(took, Trial::headers(asked(method, content), content)),
+        if let Unserved::Late = unserved {
+            late.push(replica);
+            waited += took;
+        } else {
+            blame(replica, &unserved, took, asked(method, content), content);
         }
         if time.is_over() {
             break;
@@ -88,6 +85,22 @@ pub(super) async fn forward(
         late.into_iter().for_each(|replica| replica.kept_waiting(Trial::headers(asked(method, content), content)));
     }
     Err(unserved)
+}
+
+/// Holds against a Pod what it failed over, after so long.
+fn blame(replica: &Replica, fault: &Unserved, after: Duration, asked: &Method, content: &Arc<Content>) {
+    match fault {
+        // Nobody is there, which is the prober's affair: who comes back is asked for everything.
+        Unserved::Out => {}
+        // It was others who took their time.
+        Unserved::Busy => {}
+        Unserved::Connect(fault) if fault.is_absence() => {}
+        Unserved::Nonsense(_) | Unserved::Unfit(_) | Unserved::Connect(_) => {
+            replica.failed(after, Trial::headers(asked, content));
+            replica.talked_nonsense(fault, Trial::sense(asked, content));
+        }
+        _ => replica.failed(after, Trial::headers(asked, content)),
+    }
 }
 
 /// One Pod asked for one content.
@@ -110,7 +123,7 @@ impl Attempt<'_, '_> {
         let (response, connection) = replica.ask(asked, content, headers, time, reserve, check).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
-        let origin = Origin::of(&parts.headers);
+        let (origin, is_ours) = (Origin::of(&parts.headers), conduct::is_ours(&parts.headers));
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
         let is_sending = asked == Method::GET && parts.status.is_success();
         if is_sending && replica.is_refused(origin) {
@@ -138,7 +151,8 @@ impl Attempt<'_, '_> {
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
             (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
             (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}
-            (status, _) => return Err(Unserved::Status(status)),
+            (status, _) if is_ours => return Err(Unserved::Status(status)),
+            (status, _) => return Err(Unserved::Nonsense(status)),
         }
         Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), content.clone(), rest)))
     }

@@ -46,6 +46,8 @@ struct Record {
     trouble: Option<String>,
     /// The last offence, for the report.
     offence: Option<String>,
+    /// The last answer of no use, for the report.
+    nonsense: Option<String>,
 }
 
 /// Told whenever a replica's standing or trouble changed.
@@ -164,6 +166,7 @@ impl Replica {
         tracing::info!(registry = self.registry, pod = self.pod, "the cache does well again what it failed at");
         self.record().conduct.acquit(trial);
         self.forgive();
+        self.news.tell();
     }
 
     /// It fails at it still.
@@ -266,6 +269,42 @@ impl Replica {
     pub(super) fn failed(&self, after: Duration, trial: Trial) {
         self.record().conduct.fail(after, trial, Instant::now());
         self.accused.notify_one();
+    }
+
+    /// What it gave no cache of ours would give.
+    pub(super) fn talked_nonsense(&self, what: &dyn Display, trial: Trial) {
+        let nonsense = format!("{}: {what}", self.address);
+        let mut record = self.record();
+        let before = record.conduct.is_useless();
+        record.conduct.talk_nonsense(trial, Instant::now());
+        let is_news = !before && record.conduct.is_useless();
+        if is_news {
+            tracing::warn!(registry = self.registry, pod = self.pod, error = nonsense, "cache answers nothing of use");
+        }
+        record.nonsense = Some(nonsense);
+        drop(record);
+        if is_news {
+            self.accused.notify_one();
+            self.news.tell();
+        }
+    }
+
+    /// What it gave was of use.
+    pub(super) fn talked_sense(&self) {
+        let mut record = self.record();
+        let is_news = record.conduct.is_useless();
+        record.conduct.talk_sense();
+        drop(record);
+        if is_news {
+            tracing::info!(registry = self.registry, pod = self.pod, "cache answers are of use again");
+            self.news.tell();
+        }
+    }
+
+    /// The last answer of no use, where there is no other.
+    pub(super) fn nonsense(&self) -> Option<String> {
+        let record = self.record();
+        record.nonsense.clone().filter(|_| record.conduct.is_useless())
     }
 
     /// It told not even what it has.

@@ -5,7 +5,7 @@ use super::ask::{Content, Kind};
 use super::audit::Audit;
 use super::awake::{self, Time};
 use super::cache::{HEADERS, Unserved};
-use super::conduct::Origin;
+use super::conduct::{self, Origin};
 use super::connect::{ConnectFault, Connection};
 use super::patience::STALL;
 use super::patient::Patient;
@@ -47,6 +47,8 @@ enum Part {
     Headers(Method),
     /// Whether it has it.
     Own(Method),
+    /// Headers of use, or such as a cache of ours sends.
+    Sense(Method),
     /// At least so much of the body; all of it, where it is no more.
     Body(u64),
 }
@@ -60,6 +62,11 @@ impl Trial {
     /// Of who told not even what it has.
     pub(super) fn own(method: &Method, content: &Arc<Content>) -> Self {
         Self { content: content.clone(), part: Part::Own(method.clone()) }
+    }
+
+    /// Of who talked nonsense.
+    pub(super) fn sense(method: &Method, content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Sense(method.clone()) }
     }
 
     /// Of who sent a body as far as this.
@@ -83,6 +90,12 @@ impl Trial {
             (Part::Body(until), Some(Ok((response, connection)))) => {
                 self.read(response, connection, replica, *until).await
             }
+            (Part::Sense(_), Some(Ok((response, _)))) => match response.status() {
+                StatusCode::NOT_FOUND => Ok(()),
+                status if status.is_success() || conduct::is_ours(response.headers()) => Ok(()),
+                status => Err(Unserved::Nonsense(status)),
+            },
+            (Part::Sense(_), Some(Err(fault))) => Err(Unserved::Connect(fault)),
             (_, Some(Ok((response, _)))) if took <= self.bound(response.status()) => Ok(()),
             (_, Some(Ok(_))) => Err(Unserved::Late),
             (_, Some(Err(_))) if took <= AT_ONCE => Ok(()),
@@ -94,7 +107,7 @@ impl Trial {
         let route = replica.route();
         let build = |method| request::build(&route, method, &self.content, &HeaderMap::new());
         let asking = match &self.part {
-            Part::Headers(method) => build(method),
+            Part::Headers(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
             Part::Body(_) => build(&Method::GET),
         };

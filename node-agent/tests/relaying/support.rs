@@ -351,13 +351,6 @@ impl Drop for Running {
     }
 }
 
-/// Lets so much time go by for the relay in a moment.
-pub(crate) async fn skip(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
-}
-
 /// A request that ends its connection.
 pub(crate) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")

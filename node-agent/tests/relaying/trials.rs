@@ -2,7 +2,7 @@
 
 use super::misbehaviour::{HIT, half};
 use super::one_pod::{blob, cache, digest_of};
-use super::support::{Cache, Reply, Running, Step, skip};
+use super::support::{Cache, Reply, Running, Step};
 use breakwater_node_agent::relay::Standing;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,16 @@ use std::time::{Duration, Instant};
 /// Longer than the first pause and what nodes are spread over.
 const PAUSE: Duration = Duration::from_secs(66);
 const MOMENT: Duration = Duration::from_millis(20);
+/// What trials and probes need between two leaps.
+const BREATH: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(30);
+
+/// Lets so much time go by for the relay in a moment.
+async fn skip(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
 
 type Fault = fn(&str, &[u8]) -> Reply;
 
@@ -93,8 +102,8 @@ async fn a_pod_is_asked_by_runtimes_again_once_it_does_well_what_it_failed_at() 
         let began = Instant::now();
         while relay.view().standing != Standing::In || relay.view().trouble.is_some() {
             assert!(began.elapsed() < LONG, "fault {number}: {:?}", relay.view());
-            skip(Duration::from_secs(5)).await;
-            tokio::time::sleep(MOMENT).await;
+            skip(PAUSE).await;
+            tokio::time::sleep(BREATH).await;
         }
         assert_eq!(relay.get(&path).await.body, content, "fault {number}");
     }
@@ -117,8 +126,8 @@ async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
     let began = Instant::now();
     loop {
         assert!(began.elapsed() < LONG, "{:?}", cache.requests());
-        skip(Duration::from_secs(5)).await;
-        tokio::time::sleep(MOMENT).await;
+        skip(PAUSE).await;
+        tokio::time::sleep(BREATH).await;
         relay.get(&path).await;
         if cache.requests().last().is_some_and(|head| !head.contains("only-if-cached")) {
             break;
@@ -139,4 +148,40 @@ async fn who_is_away_when_he_is_to_be_tried_is_tried_once_he_is_back() {
     cache.revive().await;
     relay.until(|view| view.standing == Standing::In).await;
     assert_eq!(relay.get(&path).await.body, b"small");
+}
+
+#[tokio::test]
+async fn a_cache_whose_answers_are_of_no_use_is_told_of_and_asked_all_the_same() {
+    let faults: [Fault; 2] =
+        [|_, _| Reply::new(500, "", b""), |_, _| Reply { head: String::new(), steps: vec![Step::Close] }];
+    for fault in faults {
+        for is_pulled in [true, false] {
+            let (cache, path, mended) = faulty(b"small".to_vec(), fault).await;
+            let relay = Running::before(&cache).await;
+            for _ in 0..5 {
+                assert_eq!((relay.view().nonsense, relay.get(&path).await.status), (None, 503));
+            }
+            relay.until(|view| view.nonsense.is_some() && view.standing == Standing::In).await;
+            let asked = cache.requests().len();
+            assert_eq!(relay.get(&path).await.status, 503);
+            assert_eq!(cache.requests().len(), asked + 1, "any other answer would be a gain");
+            mended.store(true, Ordering::SeqCst);
+            if is_pulled {
+                assert_eq!(relay.get(&path).await.body, b"small");
+            } else {
+                skip(PAUSE).await;
+            }
+            relay.until(|view| view.nonsense.is_none()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_says_why_he_has_nothing_is_of_use() {
+    let (cache, path, _) =
+        faulty(b"small".to_vec(), |_, _| Reply::new(504, "Cache-Status: breakwater; fwd=miss\r\n", b"")).await;
+    let relay = Running::before(&cache).await;
+    for _ in 0..10 {
+        assert_eq!((relay.view().nonsense, relay.get(&path).await.status), (None, 503));
+    }
 }

@@ -1,0 +1,93 @@
+//! Offences of one sort, and the pauses after them: each ends with a trial, and the next one is longer. Pure; time is passed in.
+
+use super::trial::Trial;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Bodies are not asked for this long after the first offence, ...
+pub(super) const FIRST: Duration = Duration::from_secs(60);
+/// ... twice as long after each further one, at most this long.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Of one sort, since the last amends.
+#[derive(Debug, Default)]
+pub(super) struct Offences {
+    count: u32,
+    /// A pause, and what shows after it whether it may end.
+    pause: Option<(Instant, Arc<Trial>)>,
+}
+
+impl Offences {
+    /// Another one: the next pause begins.
+    pub(super) fn add(&mut self, trial: &Arc<Trial>, now: Instant) {
+        // Those that run beside one another are one.
+        if !self.is_refused() {
+            self.begin(trial, now);
+        }
+    }
+
+    /// The next pause begins, which is longer than the one before it.
+    pub(super) fn begin(&mut self, trial: &Arc<Trial>, now: Instant) {
+        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(LONGEST);
+        self.count = self.count.saturating_add(1);
+        self.pause = Some((now + pause, trial.clone()));
+    }
+
+    /// Whether there is a pause now. It lasts until the trial after it has gone well.
+    pub(super) fn is_refused(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    /// Whether this was tried for it.
+    pub(super) fn awaits(&self, tried: &Arc<Trial>) -> bool {
+        self.pause.as_ref().is_some_and(|(_, trial)| Arc::ptr_eq(trial, tried))
+    }
+
+    /// Until when the pause lasts, and what is tried then.
+    pub(super) fn pause(&self) -> Option<&(Instant, Arc<Trial>)> {
+        self.pause.as_ref()
+    }
+
+    /// The pause is over. That there was one stays known.
+    pub(super) fn end(&mut self) {
+        self.pause = None;
+    }
+
+    /// Whether there was one since the last amends.
+    pub(super) fn is_on_record(&self) -> bool {
+        self.count > 0
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::relay::ask::{Ask, Content};
+    use http::{Method, Uri};
+
+    pub(in crate::relay) fn trial() -> Trial {
+        let path = Uri::from_static("/v2/library/a/manifests/latest?ns=docker.io");
+        let Ok(Ask::Content(content)) = Ask::parse(&Method::GET, &path) else { unreachable!() };
+        Trial::whole(&Arc::<Content>::new(content))
+    }
+
+    #[test]
+    fn each_offence_after_a_pause_makes_the_next_pause_longer() {
+        let (mut offences, mut now) = (Offences::default(), Instant::now());
+        for (pause, is_tried) in [60, 120, 240, 480, 600, 600].into_iter().zip([true, false].into_iter().cycle()) {
+            if is_tried {
+                offences.end();
+                offences.add(&Arc::new(trial()), now);
+            } else {
+                let (_, tried) = offences.pause().cloned().unwrap();
+                offences.begin(&tried, now);
+            }
+            offences.add(&Arc::new(trial()), now + Duration::from_secs(1));
+            let until = offences.pause().unwrap().0;
+            assert_eq!((until - now).as_secs(), pause);
+            now = until;
+        }
+        assert!(offences.is_refused(), "time alone ends no pause");
+    }
+}
