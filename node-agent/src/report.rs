@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 /// The field manager of everything that an agent writes.
 pub const FIELD_MANAGER: &str = "breakwater-node-agent";
 /// Changes within this time are one write.
-const GATHER: Duration = Duration::from_millis(200);
+const GATHER: Duration = Duration::from_millis(100);
 const REQUEST: Duration = Duration::from_secs(10);
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
