@@ -93,7 +93,7 @@ impl Streamed {
                 });
                 self.content.blob().into_iter().for_each(|blob| self.cache.suspend(blob));
             } else if self.length.is_some_and(|length| length > SMALL) {
-                source.replica.behaved(source.origin);
+                source.replica.behaved(source.origin, &self.content);
             }
         }
     }

@@ -70,6 +70,8 @@ pub(super) enum Unserved {
     Connect(#[source] ConnectFault),
     #[error("no headers within {HEADERS:?}")]
     Late,
+    #[error("the cache took {} ms to answer", .0.as_millis())]
+    Slow(Duration),
     #[error("the cache began a manifest or another small answer and did not end it in time")]
     Stalled,
     #[error("the cache answered {0}")]

@@ -4,9 +4,11 @@
 //! What the cache has on its disk is its own affair. What it fetches meanwhile may be slow because the upstream is, which must
 //! not keep anybody from what it has.
 
+use super::ask::Content;
 use super::offences::{FIRST, Offences};
 use super::trial::Trial;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -15,6 +17,8 @@ pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 
 /// So many answers of no use in a row are told of. A pull meets as many.
 const IN_A_ROW: u32 = 5;
+/// No more than this is withheld of a Pod: who fails at so much is not asked at all.
+const WITHHELD: usize = 64;
 /// What failures may cost within `FIRST`. A pull asks five times and more, and would meet them at each.
 const BEARABLE: Duration = Duration::from_secs(1);
 
@@ -60,8 +64,12 @@ pub(super) struct Conduct {
     /// When headers last took long.
     answered_slowly: Option<Instant>,
     last_break: Option<Instant>,
-    /// When it last took long to tell of what it has.
-    dawdled: Option<Instant>,
+    /// It took long to tell of what it has.
+    dawdled: Offences,
+    /// What it fails at while it does other things well, by the path.
+    withheld: BTreeMap<String, Offences>,
+    /// What it last did well.
+    well: Option<Arc<Content>>,
 }
 
 /// Time that was lost to failures.
@@ -98,23 +106,51 @@ impl Conduct {
 
     /// What is to be tried next, and when.
     pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
-        let all = [&self.disk, &self.upstream, &self.late, &self.useless];
-        let pauses = all.into_iter().filter_map(|offences| offences.pause());
+        let all = [&self.disk, &self.upstream, &self.late, &self.useless, &self.dawdled].into_iter();
+        let pauses = all.chain(self.withheld.values()).filter_map(Offences::pause);
         pauses.min_by_key(|(until, _)| *until).cloned()
+    }
+
+    /// What shows whether the Pod is at fault, or one content alone: the same, tried with another.
+    pub(super) fn control(&self, tried: &Trial) -> Option<Trial> {
+        let failed_at = self.withheld.values().filter_map(Offences::pause).map(|(_, trial)| &trial.content);
+        self.well
+            .iter()
+            .chain(failed_at)
+            .find(|content| content.target != tried.content.target)
+            .map(|content| tried.with(content))
     }
 
     /// What was tried went well.
     pub(super) fn acquit(&mut self, tried: &Arc<Trial>) {
-        self.awaiting(tried).for_each(Offences::end);
+        self.of_all_it_sends(tried).for_each(Offences::end);
+        self.withheld.retain(|_, offences| !offences.awaits(tried));
     }
 
-    /// What was tried failed: the next pause begins.
+    /// What was tried failed, and so does other content: the next pause begins.
     pub(super) fn convict(&mut self, tried: &Arc<Trial>, now: Instant) {
-        self.awaiting(tried).for_each(|offences| offences.begin(tried, now));
+        self.of_all_it_sends(tried).for_each(|offences| offences.begin(tried, now));
     }
 
-    fn awaiting(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
-        let all = [&mut self.disk, &mut self.upstream, &mut self.late, &mut self.useless];
+    /// What was tried failed, and nothing else does as far as is known: it alone is not asked for. Of headers that come late, none is a loss.
+    pub(super) fn withhold(&mut self, tried: &Arc<Trial>, now: Instant) {
+        self.of_all_it_sends(tried).for_each(Offences::end);
+        if !tried.is_of_bodies() {
+            return;
+        }
+        if self.withheld.len() >= WITHHELD && !self.withheld.contains_key(&tried.content.target) {
+            self.withheld.pop_first();
+        }
+        self.withheld.entry(tried.content.target.clone()).or_default().begin(tried, now);
+    }
+
+    /// Whether this alone is not asked for.
+    pub(super) fn withholds(&self, content: &Content) -> bool {
+        self.withheld.contains_key(&content.target)
+    }
+
+    fn of_all_it_sends(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
+        let all = [&mut self.disk, &mut self.upstream, &mut self.late, &mut self.useless, &mut self.dawdled];
         all.into_iter().filter(|offences| offences.awaits(tried))
     }
 
@@ -178,13 +214,14 @@ impl Conduct {
     }
 
     /// It took its time to tell of what it has. No body makes up for that.
-    pub(super) fn dawdle(&mut self, now: Instant) {
-        self.dawdled = Some(now);
+    pub(super) fn dawdle(&mut self, trial: Trial, now: Instant) {
+        self.dawdled.add(&Arc::new(trial), now);
     }
 
     /// A body of some size arrived. One that ran beside an offence makes up for nothing.
-    pub(super) fn behave(&mut self, origin: Origin) {
+    pub(super) fn behave(&mut self, origin: Origin, content: &Arc<Content>) {
         self.last_break = None;
+        self.well = Some(content.clone());
         let offences = match origin {
             Origin::Disk => &mut self.disk,
             Origin::Upstream => &mut self.upstream,
@@ -201,8 +238,8 @@ impl Conduct {
 
     /// Whether another is the better choice, if there is one.
     pub(super) fn is_last_choice(&self, now: Instant) -> bool {
-        let lately = [self.last_break, self.dawdled].into_iter().flatten().any(|since| now < since + FIRST);
-        self.upstream.is_refused() || self.is_late() || lately
+        let broke_lately = self.last_break.is_some_and(|broke| now < broke + FIRST);
+        self.upstream.is_refused() || self.is_late() || self.dawdled.is_refused() || broke_lately
     }
 
     /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
@@ -251,15 +288,47 @@ mod tests {
     fn a_pause_ends_where_the_trial_goes_well_and_only_a_pull_ends_probation() {
         let (mut conduct, mut now) = (Conduct::default(), Instant::now());
         conduct.offend(Disk, trial(), now);
-        conduct.behave(Disk);
+        conduct.behave(Disk, &trial().content);
         assert!(conduct.is_refused(Disk), "that ran beside it");
         assert_eq!(end(&mut conduct, false, &mut now), FIRST);
         assert!(conduct.is_refused(Disk) && conduct.is_refused(Upstream));
         assert_eq!(end(&mut conduct, true, &mut now), FIRST * 2);
         assert!(!conduct.is_refused(Disk) && !conduct.is_refused(Upstream), "one trial for both");
         assert!(conduct.is_on_probation(Disk) && conduct.is_on_probation(Upstream));
-        conduct.behave(Disk);
+        conduct.behave(Disk, &trial().content);
         assert!(!conduct.is_on_probation(Disk) && conduct.is_on_probation(Upstream));
+    }
+
+    #[test]
+    fn what_alone_goes_wrong_is_withheld_until_it_goes_well() {
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        let ill = trial();
+        let content = ill.content.clone();
+        assert!(conduct.control(&ill).is_none());
+        conduct.behave(Disk, &content);
+        assert!(conduct.control(&ill).is_none(), "that is the same");
+        conduct.offend(Disk, ill, now);
+        for pause in [FIRST, FIRST, FIRST * 2] {
+            let (until, tried) = conduct.next_trial().unwrap();
+            assert_eq!(until.duration_since(now), pause);
+            conduct.withhold(&tried, until);
+            now = until;
+            assert!(!conduct.is_refused(Disk) && conduct.withholds(&content));
+        }
+        let other = Arc::new(Content { target: "/v2/other".to_owned(), ..(*content).clone() });
+        let control = conduct.control(&Trial::whole(&other)).unwrap();
+        assert_eq!(control.content.target, content.target, "what failed shows as much");
+        end(&mut conduct, true, &mut now);
+        assert!(!conduct.withholds(&content) && conduct.next_trial().is_none());
+    }
+
+    #[test]
+    fn of_answers_that_only_come_late_nothing_is_withheld() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        conduct.keep_waiting(Trial::headers(&http::Method::GET, &trial().content), now);
+        let (until, tried) = conduct.next_trial().unwrap();
+        conduct.withhold(&tried, until);
+        assert!(!conduct.is_late() && !conduct.withholds(&tried.content) && conduct.next_trial().is_none());
     }
 
     #[test]
@@ -268,7 +337,7 @@ mod tests {
         conduct.break_off(now);
         assert!(conduct.is_last_choice(now) && !conduct.is_refused(Upstream));
         assert!(!conduct.is_last_choice(now + FIRST));
-        conduct.behave(Disk);
+        conduct.behave(Disk, &trial().content);
         assert!(!conduct.is_last_choice(now));
     }
 

@@ -57,8 +57,10 @@ pub(super) async fn forward(
     let (mut late, mut waited) = (Vec::new(), Duration::ZERO);
     for replica in &candidates {
         left -= 1;
-        if replica.is_refused(Origin::Disk) {
-            continue; // found out while another was waited for
+        // The first may have been found out while another was waited for.
+        if replica.is_refused(Origin::Disk) || replica.withholds(content) {
+            unserved = Unserved::Offended;
+            continue;
         }
         let reserve = if left > 0 { RESERVE } else { Duration::ZERO };
         let before = time.left();

@@ -129,8 +129,8 @@ impl Replica {
     }
 
     /// A body was as it should be.
-    pub(super) fn behaved(&self, origin: Origin) {
-        self.record().conduct.behave(origin);
+    pub(super) fn behaved(&self, origin: Origin, content: &Arc<Content>) {
+        self.record().conduct.behave(origin, content);
     }
 
     /// A body was not. The trial shows when that is over.
@@ -169,7 +169,26 @@ impl Replica {
         self.news.tell();
     }
 
-    /// It fails at it still.
+    /// It fails at it still, and at nothing else as far as is known.
+    pub(super) fn withheld(&self, trial: &Arc<Trial>, how: &dyn Display) {
+        let (registry, pod, content) = (&self.registry, &self.pod, &trial.content.target);
+        tracing::warn!(registry, pod, content, error = %how, "the cache fails at this alone, pulls of it pass it by");
+        self.record().conduct.withhold(trial, Instant::now());
+        self.forgive();
+        self.news.tell();
+    }
+
+    /// Whether it fails at this, and does other things well.
+    pub(super) fn withholds(&self, content: &Content) -> bool {
+        self.record().conduct.withholds(content)
+    }
+
+    /// What shows whether it fails at this alone.
+    pub(super) fn control(&self, trial: &Trial) -> Option<Trial> {
+        self.record().conduct.control(trial)
+    }
+
+    /// It fails at it still, and at other content as well.
     pub(super) fn convicted(&self, trial: &Arc<Trial>, how: &dyn Display) {
         let offence = format!("{}: {how}", self.address);
         tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "the cache still fails at the same");

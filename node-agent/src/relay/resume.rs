@@ -118,6 +118,7 @@ impl Rest {
         }
         let mut time = Time::new(HEADERS);
         let mut candidates = cache.standing_in(&self.content.repository);
+        candidates.retain(|replica| !replica.withholds(&self.content));
         candidates.retain(|replica| again || !self.broke.contains(&replica.address));
         candidates.sort_by_key(|replica| self.broke.contains(&replica.address));
         let mut check = HangCheck::new(&candidates, &Method::GET, &self.content);

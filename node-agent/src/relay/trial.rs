@@ -23,12 +23,16 @@ use tokio::time::{sleep, sleep_until};
 
 /// Headers that come this soon make a pull slow in nobody's eyes; ...
 const SOON: Duration = Duration::from_secs(1);
-/// ... and so do failures that come this soon.
-const AT_ONCE: Duration = Duration::from_millis(250);
+/// ... and so do failures that come this soon: a pull may meet a handful.
+const AT_ONCE: Duration = Duration::from_millis(40);
 /// A body that broke off is read this much further.
 const FURTHER: u64 = 256 * 1024;
-/// A trial that takes longer tells nothing.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Of content that is tried for comparison, no more is read than this.
+const CONTROL: u64 = 16 * 1024 * 1024;
+/// A body that has come steadily for so long comes well, ...
+const STEADILY: Duration = Duration::from_secs(60);
+/// ... but whether it is the right one shows at its end.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Nodes that met the same fault at the same moment are tried apart.
 const SPREAD: Duration = Duration::from_secs(5);
 /// Until somebody is asked again who was not there.
@@ -37,11 +41,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// What is asked again.
 #[derive(Debug)]
 pub(super) struct Trial {
-    content: Arc<Content>,
+    pub(super) content: Arc<Content>,
     part: Part,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Part {
     /// Headers, as a runtime asks for them.
     Headers(Method),
@@ -79,8 +83,29 @@ impl Trial {
         Self { content: content.clone(), part: Part::Body(u64::MAX) }
     }
 
+    /// The same for other content, of which a part is enough.
+    pub(super) fn with(&self, content: &Arc<Content>) -> Self {
+        let part = match &self.part {
+            Part::Body(until) => Part::Body(CONTROL.min(*until)),
+            other => other.clone(),
+        };
+        Self { content: content.clone(), part }
+    }
+
+    /// Whether it is about what is sent, and not only about how soon.
+    pub(super) fn is_of_bodies(&self) -> bool {
+        matches!(self.part, Part::Own(_) | Part::Body(_))
+    }
+
     /// Whether it goes well now.
     async fn run(&self, replica: &Arc<Replica>) -> Result<(), Unserved> {
+        match self.part {
+            Part::Body(u64::MAX) => awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled)),
+            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(())),
+        }
+    }
+
+    async fn attempt(&self, replica: &Arc<Replica>) -> Result<(), Unserved> {
         let mut time = Time::new(HEADERS);
         let answered = time.wait(Duration::ZERO, self.ask(replica)).await;
         let took = HEADERS.saturating_sub(time.left());
@@ -97,7 +122,7 @@ impl Trial {
             },
             (Part::Sense(_), Some(Err(fault))) => Err(Unserved::Connect(fault)),
             (_, Some(Ok((response, _)))) if took <= self.bound(response.status()) => Ok(()),
-            (_, Some(Ok(_))) => Err(Unserved::Late),
+            (_, Some(Ok(_))) => Err(Unserved::Slow(took)),
             (_, Some(Err(_))) if took <= AT_ONCE => Ok(()),
             (_, Some(Err(fault))) => Err(Unserved::Connect(fault)),
         }
@@ -174,10 +199,22 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
             () = replica.accused.notified() => continue,
         }
         replica.until_in().await;
-        match awake::wait(LONGEST, trial.run(&replica)).await.unwrap_or(Ok(())) {
+        match trial.run(&replica).await {
             Ok(()) => replica.acquitted(&trial),
             Err(Unserved::Connect(fault)) if fault.is_absence() => sleep(AGAIN).await,
+            Err(fault) if is_alone(&replica, &trial, &fault).await => replica.withheld(&trial, &fault),
             Err(fault) => replica.convicted(&trial, &fault),
         }
+    }
+}
+
+/// Whether this one content is at fault: other content comes well, or none is known. Who sent wrong bytes once is trusted with nothing.
+async fn is_alone(replica: &Arc<Replica>, trial: &Trial, fault: &Unserved) -> bool {
+    if matches!(fault, Unserved::OtherContent) {
+        return false;
+    }
+    match replica.control(trial) {
+        Some(control) => control.run(replica).await.is_ok(),
+        None => true,
     }
 }

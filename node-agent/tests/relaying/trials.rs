@@ -22,18 +22,53 @@ async fn skip(time: Duration) {
     tokio::time::resume();
 }
 
+/// What a Pod has beside the content that it fails at.
+static OTHER: [u8; 100_000] = [9; 100_000];
+
 type Fault = fn(&str, &[u8]) -> Reply;
 
-/// A Pod with one fault until it is mended, and the path of the blob that it has.
-async fn faulty(content: Vec<u8>, fault: Fault) -> (Cache, String, Arc<AtomicBool>) {
-    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&content));
-    let mended = Arc::new(AtomicBool::new(false));
-    let is_mended = mended.clone();
-    let cache = cache(move |head| match is_mended.load(Ordering::SeqCst) {
-        true => Reply::new(200, HIT, &content),
-        false => fault(head, &content),
-    });
-    (cache.await, path, mended)
+/// A Pod that has this blob and another, and one fault while it is ill.
+struct Patient {
+    cache: Cache,
+    relay: Running,
+    path: String,
+    other: String,
+    is_ill: Arc<AtomicBool>,
+}
+
+impl Patient {
+    /// One that has done something well before it fell ill.
+    async fn new(content: &[u8], fault: Fault) -> Self {
+        let [path, other_path] =
+            [content, &OTHER].map(|blob| format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(blob)));
+        let (content, is_other) = (content.to_vec(), other_path.split('?').next().unwrap().to_owned());
+        let is_ill = Arc::new(AtomicBool::new(false));
+        let seen = is_ill.clone();
+        let cache = cache(move |head| match (seen.load(Ordering::SeqCst), head.contains(&is_other)) {
+            (true, _) => fault(head, &content),
+            (false, true) => Reply::new(200, HIT, &OTHER),
+            (false, false) => Reply::new(200, HIT, &content),
+        })
+        .await;
+        let relay = Running::before(&cache).await;
+        assert_eq!(relay.get(&other_path).await.status, 200);
+        is_ill.store(true, Ordering::SeqCst);
+        Self { cache, relay, path, other: other_path, is_ill }
+    }
+
+    fn mend(&self) {
+        self.is_ill.store(false, Ordering::SeqCst);
+    }
+
+    /// Lets pauses go by until this is so.
+    async fn until(&self, holds: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < LONG, "{:?}, asked for {:?}", self.relay.view(), self.cache.requests());
+            skip(PAUSE).await;
+            tokio::time::sleep(BREATH).await;
+        }
+    }
 }
 
 fn hit(length: usize, steps: Vec<Step>) -> Reply {
@@ -53,11 +88,19 @@ fn breaks_off(head: &str, content: &[u8]) -> Reply {
 fn lies(_: &str, content: &[u8]) -> Reply {
     let mut other = content.to_vec();
     other[content.len() - 1] ^= 1;
-    Reply::new(200, HIT, &other)
+    Reply::new(200, HIT, &OTHER)
 }
 
 fn hangs(_: &str, _: &[u8]) -> Reply {
     Reply { head: String::new(), steps: vec![Step::Stall] }
+}
+
+/// Plays the fault on this content alone.
+fn alone(head: &str, content: &[u8], fault: Fault) -> Reply {
+    match head.contains(&digest_of(content)) {
+        true => fault(head, content),
+        false => Reply::new(200, HIT, &OTHER),
+    }
 }
 
 fn holds_back(head: &str, _: &[u8]) -> Reply {
@@ -69,7 +112,7 @@ fn holds_back(head: &str, _: &[u8]) -> Reply {
 
 /// Longer for the relay than any trial here, and shorter than the next pause.
 async fn until_tried() {
-    for _ in 0..20 {
+    for _ in 0..26 {
         skip(Duration::from_millis(500)).await;
         tokio::time::sleep(MOMENT).await;
     }
@@ -87,33 +130,56 @@ async fn a_pod_is_asked_by_runtimes_again_once_it_does_well_what_it_failed_at() 
         (small, hangs),
     ];
     for (number, (content, fault)) in faults.into_iter().enumerate() {
-        let (cache, path, mended) = faulty(content.clone(), fault).await;
-        let relay = Running::before(&cache).await;
-        relay.get(&path).await;
+        let patient = Patient::new(&content, fault).await;
+        let Patient { cache, relay, path, .. } = &patient;
+        relay.get(path).await;
         relay.until(|view| view.standing == Standing::Out).await;
         let asked = cache.requests().len();
         skip(PAUSE).await;
         cache.until_requested(asked + 1).await;
         until_tried().await;
         let tried = cache.requests().len();
-        assert_eq!(relay.get(&path).await.status, 503, "fault {number}");
+        assert_eq!(relay.get(path).await.status, 503, "fault {number}");
         assert_eq!(cache.requests().len(), tried, "fault {number}: nothing is asked of it meanwhile");
-        mended.store(true, Ordering::SeqCst);
+        patient.mend();
+        patient.until(|| relay.view().standing == Standing::In && relay.view().trouble.is_none()).await;
+        assert_eq!(relay.get(path).await.body, content, "fault {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_fails_at_one_content_alone_is_asked_for_all_other() {
+    let faults: [Fault; 3] = [
+        |head, content| alone(head, content, stalls),
+        |head, content| alone(head, content, breaks_off),
+        |head, content| alone(head, content, hangs),
+    ];
+    for (number, fault) in faults.into_iter().enumerate() {
+        let content = vec![7; 1 << 20];
+        let patient = Patient::new(&content, fault).await;
+        let Patient { cache, relay, path, other, .. } = &patient;
+        relay.get(path).await;
+        relay.until(|view| view.standing == Standing::Out).await;
+        patient.until(|| relay.view().standing == Standing::In).await;
+        assert_eq!(relay.get(other).await.status, 200, "fault {number}");
+        let asked = cache.requests().len();
+        assert_eq!(relay.get(path).await.status, 503, "fault {number}");
+        assert_eq!(cache.requests().len(), asked, "fault {number}: it is not asked for what it fails at");
+        patient.mend();
         let began = Instant::now();
-        while relay.view().standing != Standing::In || relay.view().trouble.is_some() {
-            assert!(began.elapsed() < LONG, "fault {number}: {:?}", relay.view());
+        while relay.get(path).await.body != content {
+            assert!(began.elapsed() < LONG, "fault {number}");
             skip(PAUSE).await;
             tokio::time::sleep(BREATH).await;
         }
-        assert_eq!(relay.get(&path).await.body, content, "fault {number}");
     }
 }
 
 #[tokio::test]
 async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
-    let (cache, path, mended) = faulty(b"small".to_vec(), holds_back).await;
-    let relay = Running::before(&cache).await;
-    relay.get(&path).await;
+    let patient = Patient::new(b"small", holds_back).await;
+    let Patient { cache, relay, path, .. } = &patient;
+    relay.get(path).await;
     let asked = cache.requests().len();
     skip(PAUSE).await;
     cache.until_requested(asked + 1).await;
@@ -122,13 +188,13 @@ async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
     let began = Instant::now();
     assert_eq!(relay.get(&blob("x")).await.status, 503);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    mended.store(true, Ordering::SeqCst);
+    patient.mend();
     let began = Instant::now();
     loop {
         assert!(began.elapsed() < LONG, "{:?}", cache.requests());
         skip(PAUSE).await;
         tokio::time::sleep(BREATH).await;
-        relay.get(&path).await;
+        relay.get(path).await;
         if cache.requests().last().is_some_and(|head| !head.contains("only-if-cached")) {
             break;
         }
@@ -137,17 +203,16 @@ async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
 
 #[tokio::test]
 async fn who_is_away_when_he_is_to_be_tried_is_tried_once_he_is_back() {
-    let (mut cache, path, mended) = faulty(b"small".to_vec(), lies).await;
-    let relay = Running::before(&cache).await;
-    relay.get(&path).await;
-    relay.until(|view| view.standing == Standing::Out).await;
-    cache.die();
+    let mut patient = Patient::new(b"small", lies).await;
+    patient.relay.get(&patient.path).await;
+    patient.relay.until(|view| view.standing == Standing::Out).await;
+    patient.cache.die();
     skip(PAUSE).await;
-    assert_eq!(relay.get(&path).await.status, 503);
-    mended.store(true, Ordering::SeqCst);
-    cache.revive().await;
-    relay.until(|view| view.standing == Standing::In).await;
-    assert_eq!(relay.get(&path).await.body, b"small");
+    assert_eq!(patient.relay.get(&patient.path).await.status, 503);
+    patient.mend();
+    patient.cache.revive().await;
+    patient.relay.until(|view| view.standing == Standing::In).await;
+    assert_eq!(patient.relay.get(&patient.path).await.body, b"small");
 }
 
 #[tokio::test]
@@ -156,18 +221,18 @@ async fn a_cache_whose_answers_are_of_no_use_is_told_of_and_asked_all_the_same()
         [|_, _| Reply::new(500, "", b""), |_, _| Reply { head: String::new(), steps: vec![Step::Close] }];
     for fault in faults {
         for is_pulled in [true, false] {
-            let (cache, path, mended) = faulty(b"small".to_vec(), fault).await;
-            let relay = Running::before(&cache).await;
+            let patient = Patient::new(b"small", fault).await;
+            let Patient { cache, relay, path, .. } = &patient;
             for _ in 0..5 {
-                assert_eq!((relay.view().nonsense, relay.get(&path).await.status), (None, 503));
+                assert_eq!((relay.view().nonsense, relay.get(path).await.status), (None, 503));
             }
             relay.until(|view| view.nonsense.is_some() && view.standing == Standing::In).await;
             let asked = cache.requests().len();
-            assert_eq!(relay.get(&path).await.status, 503);
+            assert_eq!(relay.get(path).await.status, 503);
             assert_eq!(cache.requests().len(), asked + 1, "any other answer would be a gain");
-            mended.store(true, Ordering::SeqCst);
+            patient.mend();
             if is_pulled {
-                assert_eq!(relay.get(&path).await.body, b"small");
+                assert_eq!(relay.get(path).await.body, b"small");
             } else {
                 skip(PAUSE).await;
             }
@@ -178,10 +243,8 @@ async fn a_cache_whose_answers_are_of_no_use_is_told_of_and_asked_all_the_same()
 
 #[tokio::test]
 async fn who_says_why_he_has_nothing_is_of_use() {
-    let (cache, path, _) =
-        faulty(b"small".to_vec(), |_, _| Reply::new(504, "Cache-Status: breakwater; fwd=miss\r\n", b"")).await;
-    let relay = Running::before(&cache).await;
+    let patient = Patient::new(b"small", |_, _| Reply::new(504, "Cache-Status: breakwater; fwd=miss\r\n", b"")).await;
     for _ in 0..10 {
-        assert_eq!((relay.view().nonsense, relay.get(&path).await.status), (None, 503));
+        assert_eq!((patient.relay.view().nonsense, patient.relay.get(&patient.path).await.status), (None, 503));
     }
 }

@@ -143,11 +143,13 @@ impl Replica {
         let mut record = self.record();
         match origin {
             Origin::Upstream if after > SLOW => record.conduct.answer_slowly(slow(), Instant::now()),
-            Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(Instant::now()),
+            Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(slow(), Instant::now()),
             // What it has says nothing of how it fetches.
-            _ if manner == Manner::IfCached => {}
-            origin => record.conduct.answer(origin),
+            _ if manner == Manner::IfCached => return,
+            origin => return record.conduct.answer(origin),
         }
+        drop(record);
+        self.accused.notify_one();
     }
 
     fn gave_no_answer(&self, manner: Manner, method: &Method, content: &Arc<Content>) {
