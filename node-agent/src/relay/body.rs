@@ -89,7 +89,7 @@ impl Streamed {
                 // nobody knows.
                 let took_part = self.broke.iter().filter(|broke| !Arc::ptr_eq(broke, &source.replica));
                 took_part.chain([&source.replica]).for_each(|replica| {
-                    replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::whole(&self.content));
+                    replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::whole(&self.content, Origin::Disk));
                 });
                 self.content.blob().into_iter().for_each(|blob| self.cache.suspend(blob));
             } else if self.length.is_some_and(|length| length > SMALL) {
@@ -127,7 +127,10 @@ impl Streamed {
         // What breaks is found out at once; what keeps us waiting is not asked again for a while.
         if let Cut::Stalled(waited) | Cut::Slow(waited) = cut {
             self.left = self.left.saturating_sub(waited).max(LEAST_STALL);
-            let trial = self.rest.as_ref().map_or_else(|| Trial::beyond(0, &self.content), Rest::trial);
+            let trial = self
+                .rest
+                .as_ref()
+                .map_or_else(|| Trial::beyond(0, &self.content, source.origin), |rest| rest.trial(source.origin));
             source.replica.offended(source.origin, &cut, trial);
         } else {
             source.replica.broke_off();

@@ -68,8 +68,9 @@ pub(super) struct Conduct {
     dawdled: Offences,
     /// What it fails at while it does other things well, by the path.
     withheld: BTreeMap<String, Offences>,
-    /// What it last did well.
+    /// What it last did well, and what was wanted of it last and refused.
     well: Option<Arc<Content>>,
+    wanted: Option<Arc<Content>>,
 }
 
 /// Time that was lost to failures.
@@ -111,14 +112,16 @@ impl Conduct {
         pauses.min_by_key(|(until, _)| *until).cloned()
     }
 
-    /// What shows whether the Pod is at fault, or one content alone: the same, tried with another.
-    pub(super) fn control(&self, tried: &Trial) -> Option<Trial> {
+    /// What shows whether the Pod is at fault, or one content alone: the same, tried with others.
+    pub(super) fn controls(&self, tried: &Trial) -> Vec<Trial> {
         let failed_at = self.withheld.values().filter_map(Offences::pause).map(|(_, trial)| &trial.content);
-        self.well
-            .iter()
-            .chain(failed_at)
-            .find(|content| content.target != tried.content.target)
-            .map(|content| tried.with(content))
+        let others = self.wanted.iter().chain(&self.well).chain(failed_at.take(1));
+        others.filter(|content| content.target != tried.content.target).map(|content| tried.with(content)).collect()
+    }
+
+    /// This was asked for in vain, because it would have had to be fetched.
+    pub(super) fn want(&mut self, content: &Arc<Content>) {
+        self.wanted = Some(content.clone());
     }
 
     /// What was tried went well.
@@ -198,8 +201,11 @@ impl Conduct {
 
     /// Headers came from there. Who holds back blobs may well answer for manifests, so that ends no pause.
     pub(super) fn answer(&mut self, origin: Origin) {
-        if origin == Origin::Upstream && !self.is_late() {
-            self.late = Offences::default();
+        if origin == Origin::Upstream {
+            [&mut self.late, &mut self.dawdled]
+                .into_iter()
+                .filter(|one| !one.is_refused())
+                .for_each(|one| *one = Offences::default());
         }
     }
 
@@ -304,9 +310,8 @@ mod tests {
         let (mut conduct, mut now) = (Conduct::default(), Instant::now());
         let ill = trial();
         let content = ill.content.clone();
-        assert!(conduct.control(&ill).is_none());
         conduct.behave(Disk, &content);
-        assert!(conduct.control(&ill).is_none(), "that is the same");
+        assert!(conduct.controls(&ill).is_empty(), "that is the same");
         conduct.offend(Disk, ill, now);
         for pause in [FIRST, FIRST, FIRST * 2] {
             let (until, tried) = conduct.next_trial().unwrap();
@@ -316,8 +321,8 @@ mod tests {
             assert!(!conduct.is_refused(Disk) && conduct.withholds(&content));
         }
         let other = Arc::new(Content { target: "/v2/other".to_owned(), ..(*content).clone() });
-        let control = conduct.control(&Trial::whole(&other)).unwrap();
-        assert_eq!(control.content.target, content.target, "what failed shows as much");
+        let controls = conduct.controls(&Trial::whole(&other, Disk));
+        assert_eq!(controls[0].content.target, content.target, "what failed shows as much");
         end(&mut conduct, true, &mut now);
         assert!(!conduct.withholds(&content) && conduct.next_trial().is_none());
     }

@@ -129,6 +129,7 @@ impl Attempt<'_, '_> {
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
         let is_sending = asked == Method::GET && parts.status.is_success();
         if is_sending && replica.is_refused(origin) {
+            replica.wanted(content);
             return Err(Unserved::Offended);
         }
         let rest = if is_sending { Rest::of(content, &parts) } else { None };

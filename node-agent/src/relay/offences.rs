@@ -64,12 +64,13 @@ impl Offences {
 pub(super) mod tests {
     use super::*;
     use crate::relay::ask::{Ask, Content};
+    use crate::relay::conduct::Origin;
     use http::{Method, Uri};
 
     pub(in crate::relay) fn trial() -> Trial {
         let path = Uri::from_static("/v2/library/a/manifests/latest?ns=docker.io");
         let Ok(Ask::Content(content)) = Ask::parse(&Method::GET, &path) else { unreachable!() };
-        Trial::whole(&Arc::<Content>::new(content))
+        Trial::whole(&Arc::<Content>::new(content), Origin::Disk)
     }
 
     #[test]

@@ -106,12 +106,22 @@ impl Replica {
 
     /// Whether it answers, and what it sends is worth waiting for.
     pub(super) fn serves(&self) -> bool {
-        self.standing() == Standing::In && !self.is_refused(Origin::Disk)
+        self.standing() == Standing::In && self.is_well(Origin::Disk)
     }
 
-    /// Whether its bodies from there are not asked for now.
+    /// Whether bodies from there are worth waiting for, as far as is known.
+    fn is_well(&self, origin: Origin) -> bool {
+        !self.record().conduct.is_refused(origin)
+    }
+
+    /// Whether its bodies from there are not asked for now. Where there is no other way, a slow one is better than none.
     pub(super) fn is_refused(&self, origin: Origin) -> bool {
-        self.record().conduct.is_refused(origin)
+        !self.is_well(origin) && !self.route.load().is_only_way
+    }
+
+    /// Whether it may be asked at all.
+    pub(super) fn is_open(&self) -> bool {
+        self.standing() == Standing::In && !self.is_refused(Origin::Disk)
     }
 
     pub(super) fn is_on_probation(&self, origin: Origin) -> bool {
@@ -180,12 +190,17 @@ impl Replica {
 
     /// Whether it fails at this, and does other things well.
     pub(super) fn withholds(&self, content: &Content) -> bool {
-        self.record().conduct.withholds(content)
+        !self.route.load().is_only_way && self.record().conduct.withholds(content)
     }
 
     /// What shows whether it fails at this alone.
-    pub(super) fn control(&self, trial: &Trial) -> Option<Trial> {
-        self.record().conduct.control(trial)
+    pub(super) fn controls(&self, trial: &Trial) -> Vec<Trial> {
+        self.record().conduct.controls(trial)
+    }
+
+    /// This was asked for in vain, because it would have had to be fetched.
+    pub(super) fn wanted(&self, content: &Arc<Content>) {
+        self.record().conduct.want(content);
     }
 
     /// It fails at it still, and at other content as well.

@@ -100,8 +100,8 @@ impl Rest {
     }
 
     /// How it can be told that who broke off does so no more.
-    pub(super) fn trial(&self) -> Trial {
-        Trial::beyond(self.next, &self.content)
+    pub(super) fn trial(&self, origin: Origin) -> Trial {
+        Trial::beyond(self.next, &self.content, origin)
     }
 
     /// Whether this Pod broke off more than once: that is no restart.
@@ -129,6 +129,9 @@ impl Rest {
                 && self.continues(response.status(), response.headers())
             {
                 let origin = Origin::of(response.headers());
+                if replica.is_refused(origin) {
+                    continue;
+                }
                 let (body, connection) = (response.into_body(), Some(connection));
                 return Some(Source { body, replica: replica.clone(), origin, connection });
             }

@@ -43,12 +43,16 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Trial {
     pub(super) content: Arc<Content>,
     part: Part,
+    /// Where that came from at which it failed. What has come to its disk since tells nothing of its upstream.
+    origin: Origin,
 }
 
 #[derive(Clone, Debug)]
 enum Part {
     /// Headers, as a runtime asks for them.
     Headers(Method),
+    /// The same of who is only asked after another while they come late, which costs nobody anything.
+    Soon(Method),
     /// Whether it has it.
     Own(Method),
     /// Headers of use, or such as a cache of ours sends.
@@ -60,27 +64,32 @@ enum Part {
 impl Trial {
     /// Of who let somebody wait for headers.
     pub(super) fn headers(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Headers(method.clone()) }
+        Self { content: content.clone(), part: Part::Headers(method.clone()), origin: Origin::Upstream }
+    }
+
+    /// Of who did so where another can be asked.
+    pub(super) fn soon(method: &Method, content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Soon(method.clone()), origin: Origin::Disk }
     }
 
     /// Of who told not even what it has.
     pub(super) fn own(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Own(method.clone()) }
+        Self { content: content.clone(), part: Part::Own(method.clone()), origin: Origin::Disk }
     }
 
     /// Of who talked nonsense.
     pub(super) fn sense(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Sense(method.clone()) }
+        Self { content: content.clone(), part: Part::Sense(method.clone()), origin: Origin::Disk }
     }
 
-    /// Of who sent a body as far as this.
-    pub(super) fn beyond(reached: u64, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Body(reached.saturating_add(FURTHER)) }
+    /// Of who sent a body from there as far as this.
+    pub(super) fn beyond(reached: u64, content: &Arc<Content>, origin: Origin) -> Self {
+        Self { content: content.clone(), part: Part::Body(reached.saturating_add(FURTHER)), origin }
     }
 
-    /// Of who sent other content than it should.
-    pub(super) fn whole(content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Body(u64::MAX) }
+    /// Of who sent other content than it should, or hardly any.
+    pub(super) fn whole(content: &Arc<Content>, origin: Origin) -> Self {
+        Self { content: content.clone(), part: Part::Body(u64::MAX), origin }
     }
 
     /// The same for other content, of which a part is enough.
@@ -89,7 +98,7 @@ impl Trial {
             Part::Body(until) => Part::Body(CONTROL.min(*until)),
             other => other.clone(),
         };
-        Self { content: content.clone(), part }
+        Self { content: content.clone(), part, origin: self.origin }
     }
 
     /// Whether it is about what is sent, and not only about how soon.
@@ -97,42 +106,49 @@ impl Trial {
         matches!(self.part, Part::Own(_) | Part::Body(_))
     }
 
-    /// Whether it goes well now.
-    async fn run(&self, replica: &Arc<Replica>) -> Result<(), Unserved> {
+    /// Whether this shows what it is to show.
+    fn is_told_by(&self, origin: Origin) -> bool {
+        self.origin == Origin::Disk || origin == Origin::Upstream
+    }
+
+    /// Where it came from, if it goes well now.
+    async fn run(&self, replica: &Arc<Replica>) -> Result<Origin, Unserved> {
         match self.part {
             Part::Body(u64::MAX) => awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled)),
-            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(())),
+            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(Origin::Upstream)),
         }
     }
 
-    async fn attempt(&self, replica: &Arc<Replica>) -> Result<(), Unserved> {
+    async fn attempt(&self, replica: &Arc<Replica>) -> Result<Origin, Unserved> {
         let mut time = Time::new(HEADERS);
         let answered = time.wait(Duration::ZERO, self.ask(replica)).await;
         let took = HEADERS.saturating_sub(time.left());
-        match (&self.part, answered) {
-            (_, None) => Err(Unserved::Late),
-            (_, Some(Err(fault))) if fault.is_absence() => Err(Unserved::Connect(fault)),
-            (Part::Body(until), Some(Ok((response, connection)))) => {
-                self.read(response, connection, replica, *until).await
+        let (response, connection) = match answered {
+            None => return Err(Unserved::Late),
+            Some(Ok(answer)) => answer,
+            Some(Err(fault)) if fault.is_absence() => return Err(Unserved::Connect(fault)),
+            Some(Err(_)) if took <= AT_ONCE && !matches!(self.part, Part::Sense(_) | Part::Body(_)) => {
+                return Ok(Origin::Upstream);
             }
-            (Part::Sense(_), Some(Ok((response, _)))) => match response.status() {
-                StatusCode::NOT_FOUND => Ok(()),
-                status if status.is_success() || conduct::is_ours(response.headers()) => Ok(()),
-                status => Err(Unserved::Nonsense(status)),
-            },
-            (Part::Sense(_), Some(Err(fault))) => Err(Unserved::Connect(fault)),
-            (_, Some(Ok((response, _)))) if took <= self.bound(response.status()) => Ok(()),
-            (_, Some(Ok(_))) => Err(Unserved::Slow(took)),
-            (_, Some(Err(_))) if took <= AT_ONCE => Ok(()),
-            (_, Some(Err(fault))) => Err(Unserved::Connect(fault)),
+            Some(Err(fault)) => return Err(Unserved::Connect(fault)),
+        };
+        let (status, origin) = (response.status(), Origin::of(response.headers()));
+        match self.part {
+            Part::Body(until) => self.read(response, connection, replica, until).await?,
+            Part::Sense(_) if status == StatusCode::NOT_FOUND || status.is_success() => {}
+            Part::Sense(_) if conduct::is_ours(response.headers()) => {}
+            Part::Sense(_) => return Err(Unserved::Nonsense(status)),
+            _ if took <= self.bound(status) => {}
+            _ => return Err(Unserved::Slow(took)),
         }
+        Ok(origin)
     }
 
     async fn ask(&self, replica: &Replica) -> Result<(Response<Incoming>, Connection), ConnectFault> {
         let route = replica.route();
         let build = |method| request::build(&route, method, &self.content, &HeaderMap::new());
         let asking = match &self.part {
-            Part::Headers(method) | Part::Sense(method) => build(method),
+            Part::Headers(method) | Part::Soon(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
             Part::Body(_) => build(&Method::GET),
         };
@@ -155,8 +171,11 @@ impl Trial {
         until: u64,
     ) -> Result<(), Unserved> {
         let (parts, body) = response.into_parts();
-        if parts.status != StatusCode::OK {
-            return Ok(()); // it is not there any more, and tells nothing
+        match parts.status {
+            StatusCode::OK => {}
+            // It is nowhere any more.
+            StatusCode::NOT_FOUND if until < u64::MAX => return Ok(()),
+            status => return Err(Unserved::Status(status)),
         }
         let origin = Origin::of(&parts.headers);
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
@@ -199,22 +218,42 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
             () = replica.accused.notified() => continue,
         }
         replica.until_in().await;
-        match trial.run(&replica).await {
-            Ok(()) => replica.acquitted(&trial),
-            Err(Unserved::Connect(fault)) if fault.is_absence() => sleep(AGAIN).await,
-            Err(fault) if is_alone(&replica, &trial, &fault).await => replica.withheld(&trial, &fault),
-            Err(fault) => replica.convicted(&trial, &fault),
+        match judge(&replica, &trial).await {
+            Verdict::Well => replica.acquitted(&trial),
+            Verdict::Away => sleep(AGAIN).await,
+            Verdict::Alone(fault) => replica.withheld(&trial, &fault),
+            Verdict::Ill(fault) => replica.convicted(&trial, &fault),
         }
     }
 }
 
-/// Whether this one content is at fault: other content comes well, or none is known. Who sent wrong bytes once is trusted with nothing.
-async fn is_alone(replica: &Arc<Replica>, trial: &Trial, fault: &Unserved) -> bool {
-    if matches!(fault, Unserved::OtherContent) {
-        return false;
+enum Verdict {
+    /// It does that well, or nothing tells otherwise.
+    Well,
+    /// Nobody is there.
+    Away,
+    /// It fails at that one content; other content comes well, or none is known.
+    Alone(Unserved),
+    /// It fails at that, and at other content too.
+    Ill(Unserved),
+}
+
+async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
+    let tried = trial.run(replica).await;
+    match tried {
+        Ok(origin) if trial.is_told_by(origin) => return Verdict::Well,
+        Err(Unserved::Connect(fault)) if fault.is_absence() => return Verdict::Away,
+        // Who sent wrong bytes once is trusted with nothing.
+        Err(fault @ Unserved::OtherContent) => return Verdict::Ill(fault),
+        Err(fault) if matches!(trial.part, Part::Soon(_)) => return Verdict::Ill(fault),
+        _ => {}
     }
-    match replica.control(trial) {
-        Some(control) => control.run(replica).await.is_ok(),
-        None => true,
+    for control in replica.controls(trial) {
+        match control.run(replica).await {
+            Ok(origin) if control.is_told_by(origin) => break,
+            Ok(_) => {}
+            Err(fault) => return Verdict::Ill(fault),
+        }
     }
+    tried.map_or_else(Verdict::Alone, |_| Verdict::Well)
 }

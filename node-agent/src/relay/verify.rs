@@ -90,9 +90,11 @@ impl Verifying {
         let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
         let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
         match &read {
-            Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled, Trial::whole(content)),
+            Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled, Trial::whole(content, origin)),
             // No upstream can make a cache say that.
-            Err(wrong @ Unserved::OtherContent) => replica.offended(Origin::Disk, wrong, Trial::whole(content)),
+            Err(wrong @ Unserved::OtherContent) => {
+                replica.offended(Origin::Disk, wrong, Trial::whole(content, Origin::Disk));
+            }
             _ => {}
         }
         read

@@ -248,3 +248,35 @@ async fn who_says_why_he_has_nothing_is_of_use() {
         assert_eq!((patient.relay.view().nonsense, patient.relay.get(&patient.path).await.status), (None, 503));
     }
 }
+
+#[tokio::test]
+async fn what_has_come_to_the_disk_since_says_nothing_of_the_upstream() {
+    let [first, wanted] = ["first", "wanted"].map(blob);
+    let (is_there, is_mended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (there, mended, cached) = (is_there.clone(), is_mended.clone(), first.clone());
+    let cache = cache(move |head| {
+        let body = if head.contains(&cached) { "first" } else { "wanted" };
+        match (head.contains(&cached) && there.load(Ordering::SeqCst), mended.load(Ordering::SeqCst)) {
+            (true, _) => Reply::new(200, HIT, body.as_bytes()),
+            (false, true) => Reply::new(200, "", body.as_bytes()),
+            (false, false) => Reply::steps(body.len(), vec![Step::Send(body.as_bytes()[..1].to_vec()), Step::Stall]),
+        }
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    assert_eq!(relay.get(&first).await.status, 503);
+    is_there.store(true, Ordering::SeqCst);
+    assert_eq!((relay.get(&wanted).await.status, relay.get(&first).await.status), (503, 200));
+    skip(PAUSE).await;
+    until_tried().await;
+    let began = Instant::now();
+    assert_eq!((relay.get(&wanted).await.status, relay.get(&first).await.status), (503, 200));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    is_mended.store(true, Ordering::SeqCst);
+    let began = Instant::now();
+    while relay.get(&wanted).await.status != 200 {
+        assert!(began.elapsed() < LONG, "{:?}", cache.requests());
+        skip(PAUSE).await;
+        tokio::time::sleep(BREATH).await;
+    }
+}

@@ -107,8 +107,7 @@ impl Replica {
         }
         match answered {
             Some(Ok((response, connection))) => {
-                let slow = || Trial::headers(method, content);
-                self.answered(manner, Origin::of(response.headers()), before.saturating_sub(time.left()), slow);
+                self.answered(manner, &response, before.saturating_sub(time.left()), method, content);
                 Ok((response, connection))
             }
             Some(Err(fault)) => {
@@ -137,15 +136,27 @@ impl Replica {
         }
     }
 
-    /// Headers came from there after so long.
-    fn answered(&self, manner: Manner, origin: Origin, after: Duration, slow: impl FnOnce() -> Trial) {
+    /// Headers came after so long.
+    fn answered(
+        &self,
+        manner: Manner,
+        response: &Response<Incoming>,
+        after: Duration,
+        method: &Method,
+        content: &Arc<Content>,
+    ) {
         self.witness(Ok(()));
-        let mut record = self.record();
-        match origin {
-            Origin::Upstream if after > SLOW => record.conduct.answer_slowly(slow(), Instant::now()),
-            Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(slow(), Instant::now()),
+        let (mut record, now) = (self.record(), Instant::now());
+        match Origin::of(response.headers()) {
+            Origin::Upstream if after > SLOW => record.conduct.answer_slowly(Trial::headers(method, content), now),
+            Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(Trial::soon(method, content), now),
             // What it has says nothing of how it fetches.
-            _ if manner == Manner::IfCached => return,
+            _ if manner == Manner::IfCached => {
+                if response.status() == StatusCode::GATEWAY_TIMEOUT {
+                    record.conduct.want(content);
+                }
+                return;
+            }
             origin => return record.conduct.answer(origin),
         }
         drop(record);
@@ -156,7 +167,8 @@ impl Replica {
         match manner {
             Manner::Freely => {
                 self.look_now.notify_one();
-                self.broke_off();
+                self.record().conduct.dawdle(Trial::soon(method, content), Instant::now());
+                self.accused.notify_one();
             }
             Manner::IfCached => self.says_nothing(method, content),
             Manner::KnownTag | Manner::AtHand => {}
