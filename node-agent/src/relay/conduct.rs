@@ -21,6 +21,8 @@ const IN_A_ROW: u32 = 5;
 const WITHHELD: usize = 64;
 /// What failures may cost within `FIRST`. A pull asks five times and more, and would meet them at each.
 const BEARABLE: Duration = Duration::from_secs(1);
+/// And what those may over what it has itself, which it has only to look up.
+pub(super) const BEARABLE_ITSELF: Duration = Duration::from_millis(500);
 
 /// Where the bytes of a body come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +84,12 @@ struct Lost {
 
 impl Lost {
     /// Whether it is more than a Pod is borne with; then it is counted anew.
-    fn add(&mut self, time: Duration, now: Instant) -> bool {
+    fn add(&mut self, time: Duration, bearable: Duration, now: Instant) -> bool {
         if self.since.is_none_or(|since| now >= since + FIRST) {
             *self = Self { since: Some(now), time: Duration::ZERO };
         }
         self.time += time;
-        let is_too_much = self.time > BEARABLE;
+        let is_too_much = self.time > bearable;
         if is_too_much {
             *self = Self::default();
         }
@@ -164,7 +166,7 @@ impl Conduct {
 
     /// What came, after so long, was of no use.
     pub(super) fn fail(&mut self, after: Duration, trial: Trial, now: Instant) {
-        if !self.is_late() && self.in_vain.add(after, now) {
+        if !self.is_late() && self.in_vain.add(after, BEARABLE, now) {
             self.keep_waiting(trial, now);
         }
     }
@@ -189,7 +191,7 @@ impl Conduct {
 
     /// Asked for what it has, it neither gave it nor said that it has it not. Whether that happened for too long by now.
     pub(super) fn fail_itself(&mut self, after: Duration, now: Instant) -> bool {
-        self.in_vain_itself.add(after, now)
+        self.in_vain_itself.add(after, BEARABLE_ITSELF, now)
     }
 
     /// Headers came, hardly sooner. A pull asks five times and more, so the second such answer within a minute is as bad as none.

@@ -2,9 +2,10 @@
 //! asked for that alone, side by side. Who answers not even that hangs, and is found out before its turn.
 
 use super::ask::Content;
-use super::awake;
+use super::awake::Time;
+use super::conduct::BEARABLE_ITSELF;
 use super::connect::Connection;
-use super::replica::Replica;
+use super::replica::{Replica, is_failure};
 use super::request;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -52,10 +53,18 @@ impl<'a> HangCheck<'a> {
     }
 }
 
-/// The Pod, if it hangs. Whether anybody is there at all is for the prober to find out.
+/// The Pod, if it hangs, or fails as late as makes no difference. Whether anybody is there at all is for the prober to find out.
 async fn check<'a>(pod: &'a Replica, method: &Method, content: &Content) -> Option<&'a Replica> {
     let route = pod.route();
     let asked = request::only_if_cached(request::build(&route, method, content, &HeaderMap::new()));
     let mut connection = Connection::open(&route, pod.address).await.ok()?;
-    awake::wait(OWN_ANSWER, connection.send(asked)).await.is_none().then_some(pod)
+    let mut time = Time::new(OWN_ANSWER);
+    let hangs = match time.wait(Duration::ZERO, connection.send(asked)).await {
+        None => true,
+        Some(answered) => {
+            let is_late = OWN_ANSWER.saturating_sub(time.left()) > BEARABLE_ITSELF;
+            is_late && is_failure(answered.as_ref().map(http::Response::status))
+        }
+    };
+    hangs.then_some(pod)
 }

@@ -2,7 +2,7 @@
 
 mod exchange;
 
-pub(super) use exchange::NoAnswer;
+pub(super) use exchange::{NoAnswer, is_failure};
 
 use super::ask::Content;
 use super::conduct::{Conduct, Origin};

@@ -168,6 +168,23 @@ async fn all_pods_that_hang_are_found_out_by_one_request() {
 }
 
 #[tokio::test]
+async fn all_pods_that_fail_late_over_everything_are_found_out_by_one_request() {
+    let refusal = || Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let late = move || vec![Step::Pause(Duration::from_millis(1900)), refusal()];
+    let cache = cache(move |_| Reply { head: String::new(), steps: late() }).await;
+    let second = cache.replica().await;
+    let relay = Running::bare().await;
+    relay.route(&[cache.address, second.address], &cache.ca);
+    relay.until_all_in().await;
+    for bounds in [1900..3700, 0..1000] {
+        let asked = Instant::now();
+        assert_eq!(relay.get(&manifest("latest")).await.status, 503);
+        assert!(bounds.contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+    }
+    assert_eq!(relay.view().answering, 0);
+}
+
+#[tokio::test]
 async fn a_manifest_that_hardly_comes_is_waited_for_once() {
     let content = [7; 4096];
     let digest = digest_of(&content);

@@ -65,6 +65,14 @@ impl Manner {
     }
 }
 
+/// Whether a Pod that was asked for what it has gave no answer of use. That it has it not is one: 504 (RFC 9111, section 5.2.1.7).
+pub(in crate::relay) fn is_failure(answered: Result<StatusCode, &ConnectFault>) -> bool {
+    match answered {
+        Ok(status) => status.is_server_error() && status != StatusCode::GATEWAY_TIMEOUT,
+        Err(fault) => !fault.is_absence(),
+    }
+}
+
 impl Replica {
     /// Asks, and returns the headers, or says in time that there will be none.
     pub(in crate::relay) async fn ask(
@@ -175,14 +183,9 @@ impl Replica {
         }
     }
 
-    /// Asked for what it has, it answered after so long. That it has it not is an answer: 504 (RFC 9111, section 5.2.1.7).
+    /// Asked for what it has, it answered after so long.
     fn told_what_it_has(&self, answered: &Exchanged, after: Duration, method: &Method, content: &Arc<Content>) {
-        let is_failure = match answered {
-            Ok((response, _)) => {
-                response.status().is_server_error() && response.status() != StatusCode::GATEWAY_TIMEOUT
-            }
-            Err(fault) => !fault.is_absence(),
-        };
+        let is_failure = is_failure(answered.as_ref().map(|(response, _)| response.status()));
         if is_failure && self.record().conduct.fail_itself(after, Instant::now()) {
             self.says_nothing(method, content);
         }
