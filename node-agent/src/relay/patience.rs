@@ -78,11 +78,13 @@ pub(super) struct Patience {
     /// Waited in this step of the window, and what came in it and in those before it.
     waited: Duration,
     came: VecDeque<u64>,
+    is_spent: bool,
 }
 
 impl Patience {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, looked: None, silent: Duration::ZERO, waited: Duration::ZERO, came: VecDeque::from([0]) }
+        let (silent, waited, came) = (Duration::ZERO, Duration::ZERO, VecDeque::from([0]));
+        Self { limits, looked: None, silent, waited, came, is_spent: false }
     }
 
     /// How long it lasts while nothing comes, or too little.
@@ -107,6 +109,23 @@ impl Patience {
         self.count(now);
         (self.looked, self.silent) = (None, Duration::ZERO);
         self.came[0] += bytes;
+        // What comes often leaves no time for a look. One step is left to it, or all of the window would slide away at the next.
+        while self.counts() && self.waited >= self.step() * 2 {
+            self.is_spent |= self.is_too_little();
+            self.slide();
+        }
+    }
+
+    /// Whether too little came, although it came so often that nobody had to look.
+    pub(super) fn is_spent(&self) -> bool {
+        self.is_spent
+    }
+
+    /// The next step begins.
+    fn slide(&mut self) {
+        self.waited -= self.step();
+        self.came.truncate(STEPS as usize - 1);
+        self.came.push_front(0);
     }
 
     fn step(&self) -> Duration {
@@ -142,18 +161,19 @@ impl Patience {
         if !self.counts() || self.waited < self.step() {
             return None;
         }
-        if self.came.len() == STEPS as usize && self.is_too_little() {
+        if self.is_too_little() {
             return Some(Exhausted::Slow);
         }
-        // The next step begins; the stall goes on from where it began.
-        self.waited -= self.step();
-        self.came.truncate(STEPS as usize - 1);
-        self.came.push_front(0);
+        // The stall goes on from where it began.
+        self.slide();
         None
     }
 
     /// Of a whole window.
     fn is_too_little(&self) -> bool {
+        if self.came.len() < STEPS as usize {
+            return false;
+        }
         // An upstream that was fast until it stalled has the time of a stall.
         let counted = match self.limits.origin {
             Origin::Disk => self.limits.window,
@@ -245,6 +265,22 @@ mod tests {
         assert_eq!(patience.exhausted(start + LOOK, true), None, "what it sent may be on its way");
         assert_eq!(patience.exhausted(start + 2 * LOOK, false), None);
         assert_eq!(patience.exhausted(start + 3 * LOOK, true), Some(Exhausted::Gone));
+    }
+
+    #[test]
+    fn many_short_waits_add_up_to_no_stall_and_hide_no_drip() {
+        // Always here before the next look: more than ten times what is asked for, and less than a tenth of it.
+        for (origin, bytes, is_slow) in [(Disk, 256 * 1024, false), (Disk, 1024, true), (Upstream, 64, true)] {
+            let (mut patience, mut now) = (Patience::new(limits(origin)), Instant::now());
+            for _ in 0..600 {
+                patience.wait(now);
+                now += seconds(0.05);
+                patience.came(bytes, now);
+            }
+            patience.wait(now);
+            assert_eq!(patience.is_spent(), is_slow, "{origin:?}");
+            assert!(is_slow || (0..10).all(|_| patience.exhausted(now, false).is_none()));
+        }
     }
 
     #[test]

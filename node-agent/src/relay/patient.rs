@@ -44,6 +44,9 @@ impl Patient {
 
     /// The next frame; None at the end.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.patience.is_spent() && !self.source.is_end_stream() {
+            return Poll::Ready(Some(Err(Cut::Slow(self.patience.lasts(Exhausted::Slow)))));
+        }
         match Pin::new(&mut self.source).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
