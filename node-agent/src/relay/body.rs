@@ -89,7 +89,7 @@ impl Streamed {
                 // nobody knows.
                 let took_part = self.broke.iter().filter(|broke| !Arc::ptr_eq(broke, &source.replica));
                 took_part.chain([&source.replica]).for_each(|replica| {
-                    replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::whole(&self.content, Origin::Disk));
+                    replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::right(&self.content));
                 });
                 self.content.blob().into_iter().for_each(|blob| self.cache.suspend(blob));
             } else if self.length.is_some_and(|length| length > SMALL) {

@@ -212,7 +212,7 @@ impl Cache {
         let Some(route) = &pods.route else { return Vec::new() };
         let replica = |endpoint: &_| pods.probed.iter().map(|probed| &probed.replica).find(|one| one.is(endpoint));
         let ranked = route.ranked(repository).into_iter().filter_map(replica);
-        let mut serving: Vec<_> = ranked.filter(|replica| replica.is_open()).cloned().collect();
+        let mut serving: Vec<_> = ranked.filter(|replica| replica.serves()).cloned().collect();
         serving.sort_by_key(|replica| replica.is_last_choice());
         serving
     }
@@ -220,7 +220,7 @@ impl Cache {
     /// Whether another Pod could go on with an answer of this one.
     pub(super) fn has_others(&self, than: &Replica) -> bool {
         let pods = self.pods.load();
-        pods.probed.iter().any(|probed| probed.replica.address != than.address && probed.replica.is_open())
+        pods.probed.iter().any(|probed| probed.replica.address != than.address && probed.replica.serves())
     }
 
     /// A body broke off for good: its digest is asked elsewhere for a while, or the runtime would resume here again and again.

@@ -116,8 +116,7 @@ impl Conduct {
 
     /// What shows whether the Pod is at fault, or one content alone: the same, tried with others.
     pub(super) fn controls(&self, tried: &Trial) -> Vec<Trial> {
-        let failed_at = self.withheld.values().filter_map(Offences::pause).map(|(_, trial)| &trial.content);
-        let others = self.wanted.iter().chain(&self.well).chain(failed_at.take(1));
+        let others = self.wanted.iter().chain(&self.well);
         others.filter(|content| content.target != tried.content.target).map(|content| tried.with(content)).collect()
     }
 
@@ -134,15 +133,14 @@ impl Conduct {
 
     /// What was tried failed, and so does other content: the next pause begins.
     pub(super) fn convict(&mut self, tried: &Arc<Trial>, now: Instant) {
+        let withheld = self.withheld.get_mut(&tried.content.target).filter(|offences| offences.awaits(tried));
+        withheld.into_iter().for_each(|offences| offences.begin(tried, now));
         self.of_all_it_sends(tried).for_each(|offences| offences.begin(tried, now));
     }
 
-    /// What was tried failed, and nothing else does as far as is known: it alone is not asked for. Of headers that come late, none is a loss.
+    /// What was tried failed, and other content does not as far as is known: the Pod is asked for all but that.
     pub(super) fn withhold(&mut self, tried: &Arc<Trial>, now: Instant) {
         self.of_all_it_sends(tried).for_each(Offences::end);
-        if !tried.is_of_bodies() {
-            return;
-        }
         if self.withheld.len() >= WITHHELD && !self.withheld.contains_key(&tried.content.target) {
             self.withheld.pop_first();
         }
@@ -151,7 +149,16 @@ impl Conduct {
 
     /// Whether this alone is not asked for.
     pub(super) fn withholds(&self, content: &Content) -> bool {
-        self.withheld.contains_key(&content.target)
+        self.withheld_for(content).is_some_and(Trial::is_of_bodies)
+    }
+
+    /// Whether this is asked for where the Pod has it alone.
+    pub(super) fn is_late_with(&self, content: &Content) -> bool {
+        self.is_late() || self.withheld_for(content).is_some_and(|trial| !trial.is_of_bodies())
+    }
+
+    fn withheld_for(&self, content: &Content) -> Option<&Trial> {
+        self.withheld.get(&content.target)?.pause().map(|(_, trial)| &**trial)
     }
 
     fn of_all_it_sends(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
@@ -322,20 +329,19 @@ mod tests {
             now = until;
             assert!(!conduct.is_refused(Disk) && conduct.withholds(&content));
         }
-        let other = Arc::new(Content { target: "/v2/other".to_owned(), ..(*content).clone() });
-        let controls = conduct.controls(&Trial::whole(&other, Disk));
-        assert_eq!(controls[0].content.target, content.target, "what failed shows as much");
-        end(&mut conduct, true, &mut now);
+        let (until, tried) = conduct.next_trial().unwrap();
+        conduct.convict(&tried, until);
+        assert_eq!(end(&mut conduct, true, &mut now), FIRST * 12, "and longer still");
         assert!(!conduct.withholds(&content) && conduct.next_trial().is_none());
     }
 
     #[test]
-    fn of_answers_that_only_come_late_nothing_is_withheld() {
+    fn what_alone_comes_late_is_asked_for_where_it_is() {
         let (mut conduct, now) = (Conduct::default(), Instant::now());
         conduct.keep_waiting(Trial::headers(&http::Method::GET, &trial().content), now);
         let (until, tried) = conduct.next_trial().unwrap();
         conduct.withhold(&tried, until);
-        assert!(!conduct.is_late() && !conduct.withholds(&tried.content) && conduct.next_trial().is_none());
+        assert!(!conduct.is_late() && conduct.is_late_with(&tried.content) && !conduct.withholds(&tried.content));
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(super) async fn forward(
     let mut check = HangCheck::new(&candidates, method, content);
     let mut left = candidates.len();
     let mut unserved = Unserved::Out;
-    let (mut late, mut waited) = (Vec::new(), Duration::ZERO);
+    let (mut late, mut waited, mut offered) = (Vec::new(), Duration::ZERO, Duration::ZERO);
     for replica in &candidates {
         left -= 1;
         // The first may have been found out while another was waited for.
@@ -75,7 +75,7 @@ pub(super) async fn forward(
         let took = before.saturating_sub(time.left());
         if let Unserved::Late = unserved {
             late.push(replica);
-            waited += took;
+            (waited, offered) = (waited + took, offered + before.saturating_sub(reserve));
         } else {
             blame(replica, &unserved, took, asked(method, content), content);
         }
@@ -83,7 +83,7 @@ pub(super) async fn forward(
             break;
         }
     }
-    if waited >= KEPT_WAITING {
+    if waited >= KEPT_WAITING.min(offered) {
         late.into_iter().for_each(|replica| replica.kept_waiting(Trial::headers(asked(method, content), content)));
     }
     Err(unserved)

@@ -104,24 +104,14 @@ impl Replica {
         *self.standing.borrow()
     }
 
-    /// Whether it answers, and what it sends is worth waiting for.
+    /// Whether it answers, and may be asked.
     pub(super) fn serves(&self) -> bool {
-        self.standing() == Standing::In && self.is_well(Origin::Disk)
-    }
-
-    /// Whether bodies from there are worth waiting for, as far as is known.
-    fn is_well(&self, origin: Origin) -> bool {
-        !self.record().conduct.is_refused(origin)
+        self.standing() == Standing::In && !self.is_refused(Origin::Disk)
     }
 
     /// Whether its bodies from there are not asked for now. Where there is no other way, a slow one is better than none.
     pub(super) fn is_refused(&self, origin: Origin) -> bool {
-        !self.is_well(origin) && !self.route.load().is_only_way
-    }
-
-    /// Whether it may be asked at all.
-    pub(super) fn is_open(&self) -> bool {
-        self.standing() == Standing::In && !self.is_refused(Origin::Disk)
+        !self.route.load().is_only_way && self.record().conduct.is_refused(origin)
     }
 
     pub(super) fn is_on_probation(&self, origin: Origin) -> bool {

@@ -35,7 +35,7 @@ const STEADILY: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// Nodes that met the same fault at the same moment are tried apart.
 const SPREAD: Duration = Duration::from_secs(5);
-/// Until somebody is asked again who was not there.
+/// Between two trials, whatever came of the first.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is asked again.
@@ -59,6 +59,8 @@ enum Part {
     Sense(Method),
     /// At least so much of the body; all of it, where it is no more.
     Body(u64),
+    /// All of the body, of who sent a wrong one.
+    Right,
 }
 
 impl Trial {
@@ -87,7 +89,12 @@ impl Trial {
         Self { content: content.clone(), part: Part::Body(reached.saturating_add(FURTHER)), origin }
     }
 
-    /// Of who sent other content than it should, or hardly any.
+    /// Of who sent other content than it should.
+    pub(super) fn right(content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Right, origin: Origin::Disk }
+    }
+
+    /// Of who sent hardly any of a small body.
     pub(super) fn whole(content: &Arc<Content>, origin: Origin) -> Self {
         Self { content: content.clone(), part: Part::Body(u64::MAX), origin }
     }
@@ -103,7 +110,7 @@ impl Trial {
 
     /// Whether it is about what is sent, and not only about how soon.
     pub(super) fn is_of_bodies(&self) -> bool {
-        matches!(self.part, Part::Own(_) | Part::Body(_))
+        matches!(self.part, Part::Own(_) | Part::Body(_) | Part::Right)
     }
 
     /// Whether this shows what it is to show.
@@ -114,7 +121,7 @@ impl Trial {
     /// Where it came from, if it goes well now.
     async fn run(&self, replica: &Arc<Replica>) -> Result<Origin, Unserved> {
         match self.part {
-            Part::Body(u64::MAX) => awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled)),
+            Part::Right => awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled)),
             _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(Origin::Upstream)),
         }
     }
@@ -127,7 +134,7 @@ impl Trial {
             None => return Err(Unserved::Late),
             Some(Ok(answer)) => answer,
             Some(Err(fault)) if fault.is_absence() => return Err(Unserved::Connect(fault)),
-            Some(Err(_)) if took <= AT_ONCE && !matches!(self.part, Part::Sense(_) | Part::Body(_)) => {
+            Some(Err(_)) if took <= AT_ONCE && !matches!(self.part, Part::Sense(_) | Part::Body(_) | Part::Right) => {
                 return Ok(Origin::Upstream);
             }
             Some(Err(fault)) => return Err(Unserved::Connect(fault)),
@@ -135,6 +142,7 @@ impl Trial {
         let (status, origin) = (response.status(), Origin::of(response.headers()));
         match self.part {
             Part::Body(until) => self.read(response, connection, replica, until).await?,
+            Part::Right => self.read(response, connection, replica, u64::MAX).await?,
             Part::Sense(_) if status == StatusCode::NOT_FOUND || status.is_success() => {}
             Part::Sense(_) if conduct::is_ours(response.headers()) => {}
             Part::Sense(_) => return Err(Unserved::Nonsense(status)),
@@ -150,7 +158,7 @@ impl Trial {
         let asking = match &self.part {
             Part::Headers(method) | Part::Soon(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
-            Part::Body(_) => build(&Method::GET),
+            Part::Body(_) | Part::Right => build(&Method::GET),
         };
         let mut connection = Connection::open(&route, replica.address).await?;
         let response = connection.send(asking).await?;
@@ -171,11 +179,8 @@ impl Trial {
         until: u64,
     ) -> Result<(), Unserved> {
         let (parts, body) = response.into_parts();
-        match parts.status {
-            StatusCode::OK => {}
-            // It is nowhere any more.
-            StatusCode::NOT_FOUND if until < u64::MAX => return Ok(()),
-            status => return Err(Unserved::Status(status)),
+        if parts.status != StatusCode::OK {
+            return Err(Unserved::Status(parts.status));
         }
         let origin = Origin::of(&parts.headers);
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
@@ -220,10 +225,11 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
         replica.until_in().await;
         match judge(&replica, &trial).await {
             Verdict::Well => replica.acquitted(&trial),
-            Verdict::Away => sleep(AGAIN).await,
+            Verdict::Away => {}
             Verdict::Alone(fault) => replica.withheld(&trial, &fault),
             Verdict::Ill(fault) => replica.convicted(&trial, &fault),
         }
+        sleep(AGAIN).await;
     }
 }
 
@@ -232,7 +238,7 @@ enum Verdict {
     Well,
     /// Nobody is there.
     Away,
-    /// It fails at that one content; other content comes well, or none is known.
+    /// It fails at that one content; other content comes well, as far as is known.
     Alone(Unserved),
     /// It fails at that, and at other content too.
     Ill(Unserved),
@@ -240,20 +246,31 @@ enum Verdict {
 
 async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
     let tried = trial.run(replica).await;
-    match tried {
-        Ok(origin) if trial.is_told_by(origin) => return Verdict::Well,
-        Err(Unserved::Connect(fault)) if fault.is_absence() => return Verdict::Away,
-        // Who sent wrong bytes once is trusted with nothing.
-        Err(fault @ Unserved::OtherContent) => return Verdict::Ill(fault),
-        Err(fault) if matches!(trial.part, Part::Soon(_)) => return Verdict::Ill(fault),
-        _ => {}
+    match (tried, &trial.part) {
+        (Ok(origin), _) if trial.is_told_by(origin) => Verdict::Well,
+        (Err(Unserved::Connect(fault)), _) if fault.is_absence() => Verdict::Away,
+        // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
+        (Err(fault), Part::Right | Part::Soon(_)) => Verdict::Ill(fault),
+        (tried, part) => match (compare(replica, trial).await, tried) {
+            (Some(Err(fault)), _) => Verdict::Ill(fault),
+            (_, Ok(_)) => Verdict::Well,
+            (Some(Ok(())), Err(fault)) => Verdict::Alone(fault),
+            // Of a body that does not come the content may be at fault; that nothing is answered says more of who does not.
+            (None, Err(fault)) if matches!(part, Part::Body(_)) => Verdict::Alone(fault),
+            (None, Err(fault)) => Verdict::Ill(fault),
+        },
     }
+}
+
+/// Whether other content goes well, if there is any that tells.
+async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Option<Result<(), Unserved>> {
     for control in replica.controls(trial) {
         match control.run(replica).await {
-            Ok(origin) if control.is_told_by(origin) => break,
-            Ok(_) => {}
-            Err(fault) => return Verdict::Ill(fault),
+            Ok(origin) if control.is_told_by(origin) => return Some(Ok(())),
+            // It is nowhere any more, or has come to the disk.
+            Ok(_) | Err(Unserved::Status(StatusCode::NOT_FOUND)) => {}
+            Err(fault) => return Some(Err(fault)),
         }
     }
-    tried.map_or_else(Verdict::Alone, |_| Verdict::Well)
+    None
 }

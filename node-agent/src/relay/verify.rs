@@ -93,7 +93,7 @@ impl Verifying {
             Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled, Trial::whole(content, origin)),
             // No upstream can make a cache say that.
             Err(wrong @ Unserved::OtherContent) => {
-                replica.offended(Origin::Disk, wrong, Trial::whole(content, Origin::Disk));
+                replica.offended(Origin::Disk, wrong, Trial::right(content));
             }
             _ => {}
         }

@@ -92,7 +92,7 @@ impl Replica {
             }
         };
         let route = self.route();
-        let manner = self.manner(&route, &content.kind);
+        let manner = self.manner(&route, content);
         // What a tag means now is for the upstream to say, through the cache: in an outage nobody else knows what it meant.
         if manner == Manner::KnownTag {
             self.find_tag(&route, content, time, reserve).await?;
@@ -133,10 +133,10 @@ impl Replica {
     }
 
     /// How it is asked for this now.
-    fn manner(&self, route: &Route, kind: &Kind) -> Manner {
+    fn manner(&self, route: &Route, content: &Content) -> Manner {
         // Where there is no other way, slow is better than not at all.
-        let is_late = !route.is_only_way && self.record().conduct.is_late();
-        match kind {
+        let is_late = !route.is_only_way && self.record().conduct.is_late_with(content);
+        match content.kind {
             _ if !is_late => Manner::Freely,
             Kind::Manifest(None) => Manner::KnownTag,
             Kind::Other => Manner::AtHand,
