@@ -179,8 +179,12 @@ impl Trial {
         until: u64,
     ) -> Result<(), Unserved> {
         let (parts, body) = response.into_parts();
-        if parts.status != StatusCode::OK {
-            return Err(Unserved::Status(parts.status));
+        match parts.status {
+            StatusCode::OK => {}
+            status if status == StatusCode::NOT_FOUND || conduct::is_ours(&parts.headers) => {
+                return Err(Unserved::Status(status));
+            }
+            status => return Err(Unserved::Nonsense(status)),
         }
         let origin = Origin::of(&parts.headers);
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
@@ -267,8 +271,8 @@ async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Option<Result<(), Uns
     for control in replica.controls(trial) {
         match control.run(replica).await {
             Ok(origin) if control.is_told_by(origin) => return Some(Ok(())),
-            // It is nowhere any more, or has come to the disk.
-            Ok(_) | Err(Unserved::Status(StatusCode::NOT_FOUND)) => {}
+            // It has come to the disk, or the cache says why it has it no more.
+            Ok(_) | Err(Unserved::Status(_)) => {}
             Err(fault) => return Some(Err(fault)),
         }
     }
