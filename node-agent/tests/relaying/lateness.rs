@@ -7,6 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+/// A refusal that gives no cause.
+fn refusal() -> Step {
+    Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec())
+}
+
 /// Says at once that it has nothing, and nothing else ever.
 async fn holding_back() -> Cache {
     cache(|head| match head.contains("only-if-cached") {
@@ -69,7 +74,6 @@ async fn a_tag_that_a_late_cache_knows_is_served_once_it_has_tried_the_upstream_
 
 #[tokio::test]
 async fn who_fails_late_is_asked_for_what_he_has() {
-    let refusal = || Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec());
     for end in [refusal, || Step::Close] {
         let late = move || vec![Step::Pause(Duration::from_millis(1200)), end()];
         let cache = cache(move |head| match head.contains("only-if-cached") {
@@ -88,9 +92,8 @@ async fn who_fails_late_is_asked_for_what_he_has() {
 
 #[tokio::test]
 async fn who_fails_over_what_he_has_as_well_is_soon_asked_for_nothing() {
-    let refusal: fn() -> Step = || Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec());
     let cases = [
-        (1200, refusal, blob("x")),
+        (1200, refusal as fn() -> Step, blob("x")),
         (1200, || Step::Close, blob("x")),
         (1200, refusal, manifest("latest")),
         (700, refusal, blob("x")),
@@ -169,7 +172,6 @@ async fn all_pods_that_hang_are_found_out_by_one_request() {
 
 #[tokio::test]
 async fn all_pods_that_fail_late_over_everything_are_found_out_by_one_request() {
-    let refusal = || Step::Send(b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n".to_vec());
     let late = move || vec![Step::Pause(Duration::from_millis(1900)), refusal()];
     let cache = cache(move |_| Reply { head: String::new(), steps: late() }).await;
     let second = cache.replica().await;
