@@ -15,6 +15,7 @@ mod health;
 mod hedge;
 mod listen;
 mod offences;
+mod origin;
 mod patience;
 mod patient;
 mod probe;

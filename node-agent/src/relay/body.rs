@@ -5,7 +5,7 @@
 use super::ask::{Content, Digest};
 use super::audit::Audit;
 use super::cache::{Cache, Unserved};
-use super::conduct::Origin;
+use super::origin::Origin;
 use super::patience::{SMALL, STALL};
 use super::patient::{Cut, Patient};
 use super::replica::Replica;

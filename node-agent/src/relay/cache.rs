@@ -2,9 +2,9 @@
 
 use super::ask::{Content, Digest, Kind};
 use super::audit::{Audit, Auditor};
-use super::conduct::Origin;
 use super::connect::ConnectFault;
 use super::health::Standing;
+use super::origin::Origin;
 use super::patient::Cut;
 use super::probe;
 use super::replica::{News, NoAnswer, Replica};

@@ -6,14 +6,12 @@
 
 use super::ask::Content;
 use super::offences::{FIRST, Offences};
+use super::origin::Origin;
 use super::trial::Trial;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// So many answers of no use in a row are told of. A pull meets as many.
 const IN_A_ROW: u32 = 5;
@@ -23,31 +21,6 @@ const WITHHELD: usize = 64;
 const BEARABLE: Duration = Duration::from_secs(1);
 /// And what those may over what it has itself, which it has only to look up.
 pub(super) const BEARABLE_ITSELF: Duration = Duration::from_millis(500);
-
-/// Where the bytes of a body come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// The cache's disk.
-    Disk,
-    /// The upstream, through the cache; or the cache does not say.
-    Upstream,
-}
-
-/// How the cache says that it has something on its disk.
-const FROM_DISK: [&[u8]; 2] = [b"breakwater; hit", b"breakwater; fwd=stale"];
-
-/// Whether an answer is one of a cache of ours.
-pub(super) fn is_ours(headers: &HeaderMap) -> bool {
-    headers.get(CACHE_STATUS).is_some_and(|status| status.as_bytes().starts_with(b"breakwater"))
-}
-
-impl Origin {
-    /// Of an answer.
-    pub(super) fn of(headers: &HeaderMap) -> Self {
-        let status = headers.get(CACHE_STATUS).map(HeaderValue::as_bytes).unwrap_or_default();
-        if FROM_DISK.iter().any(|said| status.starts_with(said)) { Self::Disk } else { Self::Upstream }
-    }
-}
 
 /// What is held against one Pod.
 #[derive(Debug, Default)]

@@ -5,8 +5,8 @@ use super::ask::{Content, Kind};
 use super::awake::Time;
 use super::body::RelayBody;
 use super::cache::{Cache, HEADERS, Unserved};
-use super::conduct::{self, CACHE_STATUS, Origin};
 use super::hang::HangCheck;
+use super::origin::{self, CACHE_STATUS, Origin};
 use super::replica::Replica;
 use super::resume::{Rest, Source};
 use super::trial::Trial;
@@ -125,7 +125,7 @@ impl Attempt<'_, '_> {
         let (response, connection) = replica.ask(asked, content, headers, time, reserve, check).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = returned(&parts.headers);
-        let (origin, is_ours) = (Origin::of(&parts.headers), conduct::is_ours(&parts.headers));
+        let (origin, is_ours) = (Origin::of(&parts.headers), origin::is_ours(&parts.headers));
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
         let is_sending = asked == Method::GET && parts.status.is_success();
         if is_sending && replica.is_refused(origin) {

@@ -64,7 +64,7 @@ impl Offences {
 pub(super) mod tests {
     use super::*;
     use crate::relay::ask::{Ask, Content};
-    use crate::relay::conduct::Origin;
+    use crate::relay::origin::Origin;
     use http::{Method, Uri};
 
     pub(in crate::relay) fn trial() -> Trial {

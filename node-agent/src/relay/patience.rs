@@ -4,7 +4,7 @@
 //! which we do not get to run.
 
 use super::awake::LOOK;
-use super::conduct::Origin;
+use super::origin::Origin;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;

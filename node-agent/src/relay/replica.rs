@@ -5,9 +5,10 @@ mod exchange;
 pub(super) use exchange::{NoAnswer, is_failure};
 
 use super::ask::Content;
-use super::conduct::{Conduct, Origin};
+use super::conduct::Conduct;
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
+use super::origin::Origin;
 use super::route::Route;
 use super::trial::Trial;
 use crate::known::Endpoint;

@@ -3,9 +3,9 @@
 use super::ask::{Content, Kind};
 use super::awake::Time;
 use super::cache::{Cache, HEADERS};
-use super::conduct::Origin;
 use super::connect::Connection;
 use super::hang::HangCheck;
+use super::origin::Origin;
 use super::replica::Replica;
 use super::trial::Trial;
 use bytes::Bytes;

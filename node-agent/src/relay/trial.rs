@@ -5,8 +5,8 @@ use super::ask::{Content, Kind};
 use super::audit::Audit;
 use super::awake::{self, Time};
 use super::cache::{HEADERS, Unserved};
-use super::conduct::{self, Origin};
 use super::connect::{ConnectFault, Connection};
+use super::origin::{self, Origin};
 use super::patience::STALL;
 use super::patient::Patient;
 use super::replica::Replica;
@@ -144,7 +144,7 @@ impl Trial {
             Part::Body(until) => self.read(response, connection, replica, until).await?,
             Part::Right => self.read(response, connection, replica, u64::MAX).await?,
             Part::Sense(_) if status == StatusCode::NOT_FOUND || status.is_success() => {}
-            Part::Sense(_) if conduct::is_ours(response.headers()) => {}
+            Part::Sense(_) if origin::is_ours(response.headers()) => {}
             Part::Sense(_) => return Err(Unserved::Nonsense(status)),
             _ if took <= self.bound(status) => {}
             _ => return Err(Unserved::Slow(took)),
@@ -181,7 +181,7 @@ impl Trial {
         let (parts, body) = response.into_parts();
         match parts.status {
             StatusCode::OK => {}
-            status if status == StatusCode::NOT_FOUND || conduct::is_ours(&parts.headers) => {
+            status if status == StatusCode::NOT_FOUND || origin::is_ours(&parts.headers) => {
                 return Err(Unserved::Status(status));
             }
             status => return Err(Unserved::Nonsense(status)),

@@ -4,8 +4,8 @@
 use super::ask::{Content, Digest, Kind};
 use super::awake::{self, Time};
 use super::cache::Unserved;
-use super::conduct::Origin;
 use super::forward::DOCKER_CONTENT_DIGEST;
+use super::origin::Origin;
 use super::patience::{SLOWEST_HIT, SMALL};
 use super::patient::Cut;
 use super::resume::Source;

@@ -3,10 +3,10 @@
 use super::Replica;
 use crate::relay::ask::{Content, Kind};
 use crate::relay::awake::Time;
-use crate::relay::conduct::Origin;
 use crate::relay::connect::{ConnectFault, Connection};
 use crate::relay::hang::{HangCheck, OWN_ANSWER};
 use crate::relay::health::Standing;
+use crate::relay::origin::Origin;
 use crate::relay::request;
 use crate::relay::route::Route;
 use crate::relay::trial::Trial;
