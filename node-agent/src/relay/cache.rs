@@ -185,7 +185,7 @@ impl Cache {
     }
 
     /// The Pods to ask for this content, best first.
-    pub(super) async fn candidates(&self, content: &Content) -> Result<Vec<Arc<Replica>>, Unserved> {
+    pub(super) async fn candidates(&self, content: &Arc<Content>) -> Result<Vec<Arc<Replica>>, Unserved> {
         let mut verdicts = self.news.verdicts.subscribe();
         let first_verdict = async { while self.standing() == Standing::Unknown && verdicts.changed().await.is_ok() {} };
         // Without one the cache counts as out.
@@ -195,8 +195,16 @@ impl Cache {
         {
             return Err(Unserved::Suspended);
         }
+        self.note_in_vain(content);
         let candidates = self.standing_in(&content.repository);
         if candidates.is_empty() { Err(Unserved::Out) } else { Ok(candidates) }
+    }
+
+    /// Those who are asked for nothing at the moment hear of what was wanted: they are tried with it.
+    fn note_in_vain(&self, content: &Arc<Content>) {
+        let pods = self.pods.load();
+        let replicas = pods.probed.iter().map(|probed| &probed.replica);
+        replicas.filter(|replica| replica.is_refused(Origin::Disk)).for_each(|replica| replica.wanted(content));
     }
 
     /// Of the Pods that broke off an answer, those that did so again and again are not asked for a while.

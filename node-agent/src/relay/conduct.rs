@@ -8,7 +8,7 @@ use super::ask::Content;
 use super::offences::{FIRST, Offences};
 use super::origin::Origin;
 use super::trial::Trial;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ use tokio::time::Instant;
 const IN_A_ROW: u32 = 5;
 /// No more than this is withheld of a Pod: who fails at so much is not asked at all.
 const WITHHELD: usize = 64;
+/// Of what is wanted, so much is kept to compare with. The parts of one image differ in size, and a fault may show in large ones alone.
+const WANTED: usize = 4;
 /// What failures may cost within `FIRST`. A pull asks five times and more, and would meet them at each.
 const BEARABLE: Duration = Duration::from_secs(1);
 /// And what those may over what it has itself, which it has only to look up.
@@ -45,7 +47,9 @@ pub(super) struct Conduct {
     withheld: BTreeMap<String, Offences>,
     /// What it last did well, and what was wanted of it last and refused.
     well: Option<Arc<Content>>,
-    wanted: Option<Arc<Content>>,
+    wanted: VecDeque<Arc<Content>>,
+    /// What it failed at again when nothing was known to compare with.
+    unsettled: Option<Arc<Trial>>,
 }
 
 /// Time that was lost to failures.
@@ -82,9 +86,12 @@ impl Conduct {
 
     /// What is to be tried next, and when.
     pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
+        self.pauses().min_by_key(|(until, _)| *until).cloned()
+    }
+
+    fn pauses(&self) -> impl Iterator<Item = &(Instant, Arc<Trial>)> {
         let all = [&self.disk, &self.upstream, &self.late, &self.useless, &self.dawdled].into_iter();
-        let pauses = all.chain(self.withheld.values()).filter_map(Offences::pause);
-        pauses.min_by_key(|(until, _)| *until).cloned()
+        all.chain(self.withheld.values()).filter_map(Offences::pause)
     }
 
     /// What shows whether the Pod is at fault, or one content alone: the same, tried with others.
@@ -93,9 +100,17 @@ impl Conduct {
         others.filter(|content| content.target != tried.content.target).map(|content| tried.with(content)).collect()
     }
 
-    /// This was asked for in vain, because it would have had to be fetched.
-    pub(super) fn want(&mut self, content: &Arc<Content>) {
-        self.wanted = Some(content.clone());
+    /// This was asked for in vain, though other content failed. Whether that is to be tried now, because there is something to
+    /// compare with at last.
+    pub(super) fn want(&mut self, content: &Arc<Content>, now: Instant) -> bool {
+        if self.pauses().any(|(_, trial)| trial.content.target == content.target) {
+            return false;
+        }
+        self.wanted.retain(|wanted| wanted.target != content.target);
+        self.wanted.truncate(WANTED - 1);
+        self.wanted.push_front(content.clone());
+        let unsettled = self.unsettled.take();
+        unsettled.is_some_and(|tried| self.of_all_it_sends(&tried).map(|offences| offences.hasten(now)).count() > 0)
     }
 
     /// What was tried went well.
@@ -106,6 +121,7 @@ impl Conduct {
 
     /// What was tried failed, and so does other content: the next pause begins.
     pub(super) fn convict(&mut self, tried: &Arc<Trial>, now: Instant) {
+        self.unsettled = self.controls(tried).is_empty().then(|| tried.clone());
         let withheld = self.withheld.get_mut(&tried.content.target).filter(|offences| offences.awaits(tried));
         withheld.into_iter().for_each(|offences| offences.begin(tried, now));
         self.of_all_it_sends(tried).for_each(|offences| offences.begin(tried, now));
@@ -245,7 +261,7 @@ impl Conduct {
 
 #[cfg(test)]
 mod tests {
-    use super::super::offences::tests::trial;
+    use super::super::offences::tests::{content, trial};
     use super::*;
     use Origin::{Disk, Upstream};
 
@@ -306,6 +322,28 @@ mod tests {
         conduct.convict(&tried, until);
         assert_eq!(end(&mut conduct, true, &mut now), FIRST * 12, "and longer still");
         assert!(!conduct.withholds(&content) && conduct.next_trial().is_none());
+    }
+
+    #[test]
+    fn what_failed_with_nothing_to_compare_is_tried_with_what_is_wanted_next() {
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        conduct.offend(Disk, trial(), now);
+        assert_eq!(end(&mut conduct, false, &mut now), FIRST);
+        assert!(!conduct.want(&trial().content, now), "that is the same");
+        assert!(conduct.want(&content("b"), now), "tried at once");
+        assert_eq!(end(&mut conduct, false, &mut now), Duration::ZERO);
+        assert!(!conduct.want(&content("c"), now), "there was something to compare with");
+        assert!(end(&mut conduct, true, &mut now) > FIRST);
+    }
+
+    #[test]
+    fn what_is_wanted_last_is_compared_first_and_nothing_twice() {
+        let mut conduct = Conduct::default();
+        for repository in ["b", "c", "b", "d", "e", "f"] {
+            conduct.want(&content(repository), Instant::now());
+        }
+        let compared: Vec<_> = conduct.controls(&trial()).into_iter().map(|trial| trial.content).collect();
+        assert_eq!(compared, ["f", "e", "d", "b"].map(content));
     }
 
     #[test]

@@ -49,6 +49,11 @@ impl Offences {
         self.pause.as_ref()
     }
 
+    /// The pause need not last any longer.
+    pub(super) fn hasten(&mut self, now: Instant) {
+        self.pause.iter_mut().for_each(|(until, _)| *until = now.min(*until));
+    }
+
     /// The pause is over. That there was one stays known.
     pub(super) fn end(&mut self) {
         self.pause = None;
@@ -67,10 +72,14 @@ pub(super) mod tests {
     use crate::relay::origin::Origin;
     use http::{Method, Uri};
 
-    pub(in crate::relay) fn trial() -> Trial {
-        let path = Uri::from_static("/v2/library/a/manifests/latest?ns=docker.io");
+    pub(in crate::relay) fn content(repository: &str) -> Arc<Content> {
+        let path: Uri = format!("/v2/{repository}/manifests/latest?ns=docker.io").parse().unwrap();
         let Ok(Ask::Content(content)) = Ask::parse(&Method::GET, &path) else { unreachable!() };
-        Trial::whole(&Arc::<Content>::new(content), Origin::Disk)
+        Arc::new(content)
+    }
+
+    pub(in crate::relay) fn trial() -> Trial {
+        Trial::whole(&content("a"), Origin::Disk)
     }
 
     #[test]

@@ -189,9 +189,11 @@ impl Replica {
         self.record().conduct.controls(trial)
     }
 
-    /// This was asked for in vain, because it would have had to be fetched.
+    /// This was asked for in vain, though other content failed.
     pub(super) fn wanted(&self, content: &Arc<Content>) {
-        self.record().conduct.want(content);
+        if self.record().conduct.want(content, Instant::now()) {
+            self.accused.notify_one();
+        }
     }
 
     /// It fails at it still, and at other content as well.

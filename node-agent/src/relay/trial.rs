@@ -255,26 +255,31 @@ async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
         (Err(Unserved::Connect(fault)), _) if fault.is_absence() => Verdict::Away,
         // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
         (Err(fault), Part::Right | Part::Soon(_)) => Verdict::Ill(fault),
-        (tried, part) => match (compare(replica, trial).await, tried) {
-            (Some(Err(fault)), _) => Verdict::Ill(fault),
-            (_, Ok(_)) => Verdict::Well,
-            (Some(Ok(())), Err(fault)) => Verdict::Alone(fault),
-            // Of a body that does not come the content may be at fault; that nothing is answered says more of who does not.
-            (None, Err(fault)) if matches!(part, Part::Body(_)) => Verdict::Alone(fault),
-            (None, Err(fault)) => Verdict::Ill(fault),
-        },
+        (tried, part) => {
+            let controls = replica.controls(trial);
+            match (compare(replica, &controls).await, tried) {
+                (Some(Err(fault)), _) => Verdict::Ill(fault),
+                (_, Ok(_)) => Verdict::Well,
+                (Some(Ok(())), Err(fault)) => Verdict::Alone(fault),
+                // Of a body that does not come the content may be at fault; that nothing is answered says more of who does not.
+                (None, Err(fault)) if matches!(part, Part::Body(_)) && !controls.is_empty() => Verdict::Alone(fault),
+                // With nothing to compare, whatever is wanted next is compared, and no pull waits for it meanwhile.
+                (None, Err(fault)) => Verdict::Ill(fault),
+            }
+        }
     }
 }
 
-/// Whether other content goes well, if there is any that tells.
-async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Option<Result<(), Unserved>> {
-    for control in replica.controls(trial) {
+/// Whether other content goes well, all of it that tells.
+async fn compare(replica: &Arc<Replica>, controls: &[Trial]) -> Option<Result<(), Unserved>> {
+    let mut told = None;
+    for control in controls {
         match control.run(replica).await {
-            Ok(origin) if control.is_told_by(origin) => return Some(Ok(())),
+            Ok(origin) if control.is_told_by(origin) => told = Some(Ok(())),
             // It has come to the disk, or the cache says why it has it no more.
             Ok(_) | Err(Unserved::Status(_)) => {}
             Err(fault) => return Some(Err(fault)),
         }
     }
-    None
+    told
 }

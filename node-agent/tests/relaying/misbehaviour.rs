@@ -16,11 +16,7 @@ pub(crate) const HIT: &str = "Cache-Status: breakwater; hit\r\n";
 async fn slow_cache(length: usize, first: usize, step: Step) -> Cache {
     cache(move |head| match (head.contains(&blob("slow")), head.contains(&blob("fetched"))) {
         (true, _) => Reply::steps(length, vec![Step::Send(vec![7; first]), step.clone()]),
-        _ if head.contains(&blob("drips")) => {
-            let mut reply = Reply::steps(length, vec![step.clone()]);
-            reply.head = reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1);
-            reply
-        }
+        _ if head.contains(&blob("drips")) => Reply::steps(length, vec![step.clone()]).with(HIT),
         (_, fetched) => Reply::new(200, if fetched { "" } else { HIT }, b"well"),
     })
     .await
@@ -46,6 +42,28 @@ async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_t
         let cache = slow_cache(length, first, Step::Stall).await;
         check_slow(&Running::before(&cache).await, seconds).await;
     }
+}
+
+#[tokio::test]
+async fn where_there_is_no_other_way_nothing_is_refused() {
+    let cache = cache(|head| match ["slow", "drips", "fetched"].into_iter().find(|name| head.contains(&blob(name))) {
+        Some("fetched") => Reply::new(200, "", b"fetched"),
+        Some(name) => Reply::steps(8, vec![Step::Stall]).with(if name == "slow" { "" } else { HIT }),
+        None => Reply::new(200, HIT, b"well"),
+    })
+    .await;
+    let relay = Running::bare().await;
+    relay.route_only_way(&[cache.address], &cache.ca);
+    relay.until_all_in().await;
+    for name in ["slow", "drips", "slow", "drips"] {
+        let asked = cache.requests().len();
+        assert_eq!(relay.get(&blob(name)).await.status, 503);
+        assert_eq!(cache.requests().len(), asked + 1, "it may be well by now");
+        for name in ["fetched", "well"] {
+            assert_eq!(relay.get(&blob(name)).await.status, 200, "{name}");
+        }
+    }
+    assert_eq!(relay.view().standing, Standing::In);
 }
 
 #[tokio::test]
@@ -77,9 +95,8 @@ async fn a_machine_that_stands_still_is_not_the_caches_fault() {
     let (path, go_on) = (format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body)), Arc::new(Notify::new()));
     let (first, rest) = body.split_at(100_000);
     let steps = vec![Step::Send(first.to_vec()), Step::Wait(go_on.clone()), Step::Send(rest.to_vec())];
-    let reply = Reply::steps(body.len(), steps);
-    let cache =
-        cache(move |_| Reply { head: reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1), ..reply.clone() }).await;
+    let reply = Reply::steps(body.len(), steps).with(HIT);
+    let cache = cache(move |_| reply.clone()).await;
     let relay = Running::before(&cache).await;
     let mut stream = TcpStream::connect(relay.address).await.unwrap();
     stream.write_all(get(&path).as_bytes()).await.unwrap();
@@ -132,8 +149,7 @@ pub(crate) fn half(head: &str, length: usize, end: Step) -> Reply {
     let head = head.to_ascii_lowercase();
     let range = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
     let start: usize = range.map_or(0, |(start, _)| start.parse().unwrap());
-    let mut reply = Reply::steps(length - start, vec![Step::Send(vec![7; (length - start) / 2]), end]);
-    reply.head = reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1);
+    let mut reply = Reply::steps(length - start, vec![Step::Send(vec![7; (length - start) / 2]), end]).with(HIT);
     if range.is_some() {
         let stated = format!("\r\ncontent-range: bytes {start}-{}/{length}\r\n", length - 1);
         reply.head = reply.head.replacen("200 OK\r\n", &format!("206 Partial Content{stated}"), 1);

@@ -4,7 +4,7 @@ use super::support::{Cache, End, Reply, Running, Step, get};
 use aws_lc_rs::digest::{SHA256, digest};
 use breakwater_node_agent::relay::Standing;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Too large to be read before it is passed on.
@@ -136,6 +136,38 @@ async fn the_pod_that_broke_off_is_asked_again_when_there_is_no_other() {
     .await;
     let relay = Running::before(&cache).await;
     check(&relay, &get(&blob()), BODY, Duration::from_secs(3)).await;
+}
+
+#[tokio::test]
+async fn what_breaks_off_does_not_go_on_from_a_pod_whose_upstream_stalls() {
+    let missed = |mut reply: Reply| {
+        reply.head = reply.head.replace("hit", "fwd=miss");
+        reply
+    };
+    let times = AtomicUsize::new(0);
+    let one = Cache::start(move |head| match head.starts_with("GET /v2/ ") {
+        true => Reply::new(200, "", b"{}"),
+        false => missed(match times.fetch_add(1, Ordering::SeqCst) {
+            0 => breaks_off(head, Step::Stall),
+            2 => breaks_off(head, Step::Close),
+            _ => content(head),
+        }),
+    })
+    .await;
+    let other = one.replica().await;
+    let relay = Running::bare().await;
+    relay.route(&[one.address, other.address], &one.ca);
+    relay.until_all_in().await;
+    let asked = || [one.requests().len(), other.requests().len()];
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(10)).await;
+    assert_eq!(asked(), [1, 1], "one stalled, and the other went on");
+    check(&relay, &get(&blob()), BODY, Duration::from_secs(3)).await;
+    let (most, least) = (asked().into_iter().max(), asked().into_iter().min());
+    assert_eq!(
+        (most, least),
+        (Some(3), Some(2)),
+        "who broke off is asked again, and what who stalled answers is not taken"
+    );
 }
 
 #[tokio::test]

@@ -62,6 +62,12 @@ impl Reply {
     pub(crate) fn steps(length: usize, steps: Vec<Step>) -> Self {
         Self { head: format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n"), steps }
     }
+
+    /// The same with these headers, each with its end of line.
+    pub(crate) fn with(mut self, headers: &str) -> Self {
+        self.head = self.head.replacen("\r\n", &format!("\r\n{headers}"), 1);
+        self
+    }
 }
 
 type Script = dyn Fn(&str) -> Reply + Send + Sync;
@@ -297,8 +303,17 @@ impl Running {
         self.routes(&[("docker.io", addresses, ca)]);
     }
 
+    /// As `route`, of a mirror without a fallback.
+    pub(crate) fn route_only_way(&self, addresses: &[SocketAddr], ca: &str) {
+        self.set_routes(&[("docker.io", addresses, ca)], true);
+    }
+
     /// Routes registries to the Pods of caches, by the CA of each.
     pub(crate) fn routes(&self, routes: &[(&str, &[SocketAddr], &str)]) {
+        self.set_routes(routes, false);
+    }
+
+    fn set_routes(&self, routes: &[(&str, &[SocketAddr], &str)], is_only_way: bool) {
         let route = |(registry, addresses, ca): &(&str, &[SocketAddr], &str)| {
             let endpoints = addresses
                 .iter()
@@ -306,7 +321,7 @@ impl Running {
                 .map(|(i, address)| Endpoint { terminating: false, pod: format!("{SERVICE}-{i}"), address: *address })
                 .collect();
             let trust = Trust { ca: (*ca).to_owned(), key: key() };
-            let cache = CacheAddress { service: SERVICE.into(), endpoints, is_only_way: false };
+            let cache = CacheAddress { service: SERVICE.into(), endpoints, is_only_way };
             let tls = self.trusting.lock().unwrap().only(ca).unwrap();
             let route = Route::new(&cache, &trust, tls).unwrap();
             (RegistryHost::parse(registry).unwrap(), Some(Arc::new(route)))

@@ -39,10 +39,19 @@ struct Patient {
 impl Patient {
     /// One that has done something well before it fell ill.
     async fn new(content: &[u8], fault: Fault) -> Self {
+        let patient = Self::unknown(content, fault).await;
+        patient.is_ill.store(false, Ordering::SeqCst);
+        assert_eq!(patient.relay.get(&patient.other).await.status, 200);
+        patient.is_ill.store(true, Ordering::SeqCst);
+        patient
+    }
+
+    /// One of whom nothing is known.
+    async fn unknown(content: &[u8], fault: Fault) -> Self {
         let [path, other_path] =
             [content, &OTHER].map(|blob| format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(blob)));
         let (content, is_other) = (content.to_vec(), other_path.split('?').next().unwrap().to_owned());
-        let is_ill = Arc::new(AtomicBool::new(false));
+        let is_ill = Arc::new(AtomicBool::new(true));
         let seen = is_ill.clone();
         let cache = cache(move |head| match (seen.load(Ordering::SeqCst), head.contains(&is_other)) {
             (true, _) => fault(head, &content),
@@ -51,8 +60,6 @@ impl Patient {
         })
         .await;
         let relay = Running::before(&cache).await;
-        assert_eq!(relay.get(&other_path).await.status, 200);
-        is_ill.store(true, Ordering::SeqCst);
         Self { cache, relay, path, other: other_path, is_ill }
     }
 
@@ -71,14 +78,8 @@ impl Patient {
     }
 }
 
-fn hit(length: usize, steps: Vec<Step>) -> Reply {
-    let mut reply = Reply::steps(length, steps);
-    reply.head = reply.head.replacen("\r\n", &format!("\r\n{HIT}"), 1);
-    reply
-}
-
 fn stalls(_: &str, content: &[u8]) -> Reply {
-    hit(content.len(), vec![Step::Send(content[..content.len() / 2].to_vec()), Step::Stall])
+    Reply::steps(content.len(), vec![Step::Send(content[..content.len() / 2].to_vec()), Step::Stall]).with(HIT)
 }
 
 fn breaks_off(head: &str, content: &[u8]) -> Reply {
@@ -172,6 +173,32 @@ async fn a_pod_that_fails_at_one_content_alone_is_asked_for_all_other() {
             skip(PAUSE).await;
             tokio::time::sleep(BREATH).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn who_failed_at_the_first_thing_asked_of_him_is_tried_before_any_pull_of_another() {
+    let faults: [(Fault, bool); 2] = [(stalls, false), (|head, content| alone(head, content, stalls), true)];
+    for (fault, is_alone) in faults {
+        let patient = Patient::unknown(&vec![7; 1 << 20], fault).await;
+        let Patient { cache, relay, path, other, .. } = &patient;
+        relay.get(path).await;
+        relay.until(|view| view.standing == Standing::Out).await;
+        let asked = cache.requests().len();
+        skip(PAUSE).await;
+        cache.until_requested(asked + 1).await;
+        until_tried().await;
+        let (tried, began) = (cache.requests().len(), Instant::now());
+        assert_eq!(relay.get(other).await.status, 503);
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        // It is tried with that now, and not after the next pause.
+        cache.until_requested(tried + 1).await;
+        until_tried().await;
+        assert!(cache.requests()[tried..].iter().any(|head| other.starts_with(head.split(' ').nth(1).unwrap())));
+        if is_alone {
+            relay.until(|view| view.standing == Standing::In).await;
+        }
+        assert_eq!(relay.get(other).await.status, if is_alone { 200 } else { 503 });
     }
 }
 

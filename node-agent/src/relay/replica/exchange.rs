@@ -160,8 +160,9 @@ impl Replica {
             Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(Trial::soon(method, content), now),
             // What it has says nothing of how it fetches.
             _ if manner == Manner::IfCached => {
+                drop(record);
                 if response.status() == StatusCode::GATEWAY_TIMEOUT {
-                    record.conduct.want(content);
+                    self.wanted(content);
                 }
                 return;
             }
