@@ -92,6 +92,7 @@ impl Streamed {
                     replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::right(&self.content));
                 });
                 self.content.blob().into_iter().for_each(|blob| self.cache.suspend(blob));
+                self.cache.suspect_others(&self.content);
             } else if self.length.is_some_and(|length| length > SMALL) {
                 source.replica.behaved(source.origin, &self.content);
             }

@@ -200,6 +200,13 @@ impl Cache {
         if candidates.is_empty() { Err(Unserved::Out) } else { Ok(candidates) }
     }
 
+    /// Somebody sent something else than this. A pull is owed no second lie, whoever else tells it.
+    pub(super) fn suspect_others(&self, content: &Arc<Content>) {
+        let pods = self.pods.load();
+        let replicas = pods.probed.iter().map(|probed| &probed.replica);
+        replicas.filter(|replica| replica.serves()).for_each(|replica| replica.suspected(content));
+    }
+
     /// Those who are asked for nothing at the moment hear of what was wanted: they are tried with it.
     fn note_in_vain(&self, content: &Arc<Content>) {
         let pods = self.pods.load();

@@ -43,6 +43,8 @@ pub(super) struct Conduct {
     last_break: Option<Instant>,
     /// It took long to tell of what it has.
     dawdled: Offences,
+    /// Another Pod of the cache sent something else than it should, and this one may do so as well.
+    suspected: Offences,
     /// What it fails at while it does other things well, by the path.
     withheld: BTreeMap<String, Offences>,
     /// What it last did well, and what was wanted of it last and refused.
@@ -84,13 +86,19 @@ impl Conduct {
         }
     }
 
+    /// Another Pod sent something else: it is tried at once, and asked for nothing before that.
+    pub(super) fn suspect(&mut self, trial: Trial, now: Instant) {
+        self.suspected.add(&Arc::new(trial), now);
+        self.suspected.hasten(now);
+    }
+
     /// What is to be tried next, and when.
     pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
         self.pauses().min_by_key(|(until, _)| *until).cloned()
     }
 
     fn pauses(&self) -> impl Iterator<Item = &(Instant, Arc<Trial>)> {
-        let all = [&self.disk, &self.upstream, &self.late, &self.useless, &self.dawdled].into_iter();
+        let all = [&self.disk, &self.upstream, &self.late, &self.useless, &self.dawdled, &self.suspected].into_iter();
         all.chain(self.withheld.values()).filter_map(Offences::pause)
     }
 
@@ -151,8 +159,9 @@ impl Conduct {
     }
 
     fn of_all_it_sends(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
-        let all = [&mut self.disk, &mut self.upstream, &mut self.late, &mut self.useless, &mut self.dawdled];
-        all.into_iter().filter(|offences| offences.awaits(tried))
+        let bodies = [&mut self.disk, &mut self.upstream, &mut self.suspected];
+        let answers = [&mut self.late, &mut self.useless, &mut self.dawdled];
+        bodies.into_iter().chain(answers).filter(|offences| offences.awaits(tried))
     }
 
     /// No headers came, in more time than a cache gives its upstream.
@@ -237,7 +246,7 @@ impl Conduct {
 
     /// Whether a body from there is to be asked elsewhere.
     pub(super) fn is_refused(&self, origin: Origin) -> bool {
-        self.of(origin).is_refused()
+        self.of(origin).is_refused() || self.suspected.is_refused()
     }
 
     /// Whether another is the better choice, if there is one.

@@ -5,6 +5,7 @@ mod exchange;
 pub(super) use exchange::{NoAnswer, is_failure};
 
 use super::ask::Content;
+use super::cache::Unserved;
 use super::conduct::Conduct;
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
@@ -207,6 +208,20 @@ impl Replica {
         }
         drop(record);
         self.news.tell();
+    }
+
+    /// Another Pod sent something else than this: whether this one does is found out before anybody else is sent it.
+    pub(super) fn suspected(&self, content: &Arc<Content>) {
+        tracing::info!(registry = self.registry, pod = self.pod, "the cache is tried before it is asked again");
+        self.record().conduct.suspect(Trial::honest(content), Instant::now());
+        self.accused.notify_one();
+        self.news.tell();
+    }
+
+    /// It was suspected rightly.
+    pub(super) fn found_lying(&self, trial: &Arc<Trial>) {
+        self.offended(Origin::Disk, &Unserved::OtherContent, Trial::right(&trial.content));
+        self.record().conduct.acquit(trial);
     }
 
     /// Waits until it answers.

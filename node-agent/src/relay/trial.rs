@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Headers that come this soon make a pull slow in nobody's eyes; ...
 const SOON: Duration = Duration::from_secs(1);
@@ -61,6 +61,8 @@ enum Part {
     Body(u64),
     /// All of the body, of who sent a wrong one.
     Right,
+    /// All of the body, where another Pod of the cache sent a wrong one.
+    Honest,
 }
 
 impl Trial {
@@ -94,6 +96,11 @@ impl Trial {
         Self { content: content.clone(), part: Part::Right, origin: Origin::Disk }
     }
 
+    /// Of who may do so as well, for all that is known.
+    pub(super) fn honest(content: &Arc<Content>) -> Self {
+        Self { content: content.clone(), part: Part::Honest, origin: Origin::Disk }
+    }
+
     /// Of who sent hardly any of a small body.
     pub(super) fn whole(content: &Arc<Content>, origin: Origin) -> Self {
         Self { content: content.clone(), part: Part::Body(u64::MAX), origin }
@@ -110,7 +117,7 @@ impl Trial {
 
     /// Whether it is about what is sent, and not only about how soon.
     pub(super) fn is_of_bodies(&self) -> bool {
-        matches!(self.part, Part::Own(_) | Part::Body(_) | Part::Right)
+        matches!(self.part, Part::Own(_) | Part::Body(_) | Part::Right | Part::Honest)
     }
 
     /// Whether this shows what it is to show.
@@ -121,7 +128,9 @@ impl Trial {
     /// Where it came from, if it goes well now.
     async fn run(&self, replica: &Arc<Replica>) -> Result<Origin, Unserved> {
         match self.part {
-            Part::Right => awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled)),
+            Part::Right | Part::Honest => {
+                awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled))
+            }
             _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(Origin::Upstream)),
         }
     }
@@ -134,7 +143,7 @@ impl Trial {
             None => return Err(Unserved::Late),
             Some(Ok(answer)) => answer,
             Some(Err(fault)) if fault.is_absence() => return Err(Unserved::Connect(fault)),
-            Some(Err(_)) if took <= AT_ONCE && !matches!(self.part, Part::Sense(_) | Part::Body(_) | Part::Right) => {
+            Some(Err(_)) if took <= AT_ONCE && matches!(self.part, Part::Headers(_) | Part::Soon(_) | Part::Own(_)) => {
                 return Ok(Origin::Upstream);
             }
             Some(Err(fault)) => return Err(Unserved::Connect(fault)),
@@ -142,7 +151,7 @@ impl Trial {
         let (status, origin) = (response.status(), Origin::of(response.headers()));
         match self.part {
             Part::Body(until) => self.read(response, connection, replica, until).await?,
-            Part::Right => self.read(response, connection, replica, u64::MAX).await?,
+            Part::Right | Part::Honest => self.read(response, connection, replica, u64::MAX).await?,
             Part::Sense(_) if status == StatusCode::NOT_FOUND || status.is_success() => {}
             Part::Sense(_) if origin::is_ours(response.headers()) => {}
             Part::Sense(_) => return Err(Unserved::Nonsense(status)),
@@ -158,7 +167,7 @@ impl Trial {
         let asking = match &self.part {
             Part::Headers(method) | Part::Soon(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
-            Part::Body(_) | Part::Right => build(&Method::GET),
+            Part::Body(_) | Part::Right | Part::Honest => build(&Method::GET),
         };
         let mut connection = Connection::open(&route, replica.address).await?;
         let response = connection.send(asking).await?;
@@ -222,8 +231,9 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
             replica.accused.notified().await;
             continue;
         };
+        let spread = if due > Instant::now() { random_part(SPREAD) } else { Duration::ZERO };
         tokio::select! {
-            () = sleep_until(due + random_part(SPREAD)) => {}
+            () = sleep_until(due + spread) => {}
             () = replica.accused.notified() => continue,
         }
         replica.until_in().await;
@@ -232,6 +242,7 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
             Verdict::Away => {}
             Verdict::Alone(fault) => replica.withheld(&trial, &fault),
             Verdict::Ill(fault) => replica.convicted(&trial, &fault),
+            Verdict::Liar => replica.found_lying(&trial),
         }
         sleep(AGAIN).await;
     }
@@ -246,6 +257,8 @@ enum Verdict {
     Alone(Unserved),
     /// It fails at that, and at other content too.
     Ill(Unserved),
+    /// It sends something else, as another Pod did.
+    Liar,
 }
 
 async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
@@ -253,6 +266,9 @@ async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
     match (tried, &trial.part) {
         (Ok(origin), _) if trial.is_told_by(origin) => Verdict::Well,
         (Err(Unserved::Connect(fault)), _) if fault.is_absence() => Verdict::Away,
+        (Err(Unserved::OtherContent), Part::Honest) => Verdict::Liar,
+        // Whatever else it fails at is found out where it is wanted.
+        (_, Part::Honest) => Verdict::Well,
         // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
         (Err(fault), Part::Right | Part::Soon(_)) => Verdict::Ill(fault),
         (tried, part) => {

@@ -3,6 +3,7 @@
 use super::support::{Cache, End, Reply, Running, Step, get};
 use aws_lc_rs::digest::{SHA256, digest};
 use breakwater_node_agent::relay::Standing;
+use futures::future::join;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -136,6 +137,42 @@ async fn the_pod_that_broke_off_is_asked_again_when_there_is_no_other() {
     .await;
     let relay = Running::before(&cache).await;
     check(&relay, &get(&blob()), BODY, Duration::from_secs(3)).await;
+}
+
+/// The blob, but for its last byte.
+fn wrong(_: &str) -> Reply {
+    let mut body = BODY.to_vec();
+    body[BODY.len() - 1] ^= 1;
+    Reply::new(200, "Cache-Status: breakwater; hit\r\n", &body)
+}
+
+#[tokio::test]
+async fn where_one_pod_lies_the_other_is_tried_before_it_is_asked() {
+    let (one, other, relay) = pair(wrong).await;
+    assert!(relay.get(&blob()).await.body != BODY);
+    relay.until(|view| view.answering == 1).await;
+    assert_eq!([one.requests().len(), other.requests().len()], [1, 1], "it was asked by the relay alone");
+    check(&relay, &get("/v2/library/a/tags/list?ns=docker.io"), BODY, Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn of_two_pods_that_lie_one_is_believed_once() {
+    let one = Cache::start(|head| match head.starts_with("GET /v2/ ") {
+        true => Reply::new(200, "", b"{}"),
+        false => wrong(head),
+    })
+    .await;
+    let other = one.replica().await;
+    let relay = Running::bare().await;
+    relay.route(&[one.address, other.address], &one.ca);
+    relay.until_all_in().await;
+    assert_eq!(relay.get(&blob()).await.status, 200);
+    for repository in ["b", "c", "d"] {
+        assert_eq!(relay.get(&blob().replace("library/a", repository)).await.status, 503);
+    }
+    join(one.until_requested(1), other.until_requested(1)).await;
+    relay.until(|view| view.standing == Standing::Out).await;
+    assert_eq!([one.requests().len(), other.requests().len()], [1, 1]);
 }
 
 #[tokio::test]
