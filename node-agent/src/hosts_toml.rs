@@ -99,9 +99,24 @@ pub fn merge(found: &str, entry: &Entry) -> Result<String, Unmergeable> {
 
 /// The file without our part; None if nothing in it is ours. Empty where all of it was.
 ///
-/// Our table is known by the comment before it or, where an editor dropped that, by the relay's URL.
+/// Our table is known by the comment before it or, where an editor dropped that, by the relay's URL. Where somebody wrote another
+/// `server` beside the one that we remember, the remembered one stays a comment: the file is valid with one alone.
 #[must_use]
 pub fn unmerge(text: &str, relay: &str) -> Option<String> {
+    let is_valid = |text: &str| Document::parse(text).is_ok();
+    let back = take_out(text, relay, true)?;
+    if is_valid(&back) {
+        return Some(back);
+    }
+    match take_out(text, relay, false) {
+        Some(less) if is_valid(&less) => Some(less),
+        None if is_valid(text) => None,
+        _ => Some(back),
+    }
+}
+
+/// Without our block and, if wanted, with the lines that had to yield.
+fn take_out(text: &str, relay: &str, gives_back: bool) -> Option<String> {
     let body = text.strip_prefix(BOM).unwrap_or(text);
     let lines: Vec<&str> = body.split_inclusive('\n').collect();
     let header = host_header(relay);
@@ -118,7 +133,7 @@ pub fn unmerge(text: &str, relay: &str) -> Option<String> {
             }
             continue;
         }
-        let original = line.strip_prefix(KEPT);
+        let original = line.strip_prefix(KEPT).filter(|_| gives_back);
         ours |= original.is_some();
         kept.push_str(original.unwrap_or(line));
         i += 1;

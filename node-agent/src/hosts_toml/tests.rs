@@ -85,6 +85,17 @@ fn without_fallback_a_foreign_server_yields_and_comes_back() {
 }
 
 #[test]
+fn a_server_that_somebody_wrote_beside_the_one_that_yielded_stays_alone() {
+    let kept = "# Kept by Breakwater: server = \"https://registry-1.docker.io\"\n";
+    let theirs = format!("{kept}server = \"https://mine.example\"\n");
+    assert_eq!(unmerge(&theirs, RELAY), None);
+    let merged = merge(&theirs, &entry(Server::Default)).unwrap();
+    assert_eq!(unmerge(&merged, RELAY), Some(theirs.clone()));
+    let ours = render(&entry(Server::Relay));
+    assert_eq!(unmerge(&format!("{theirs}{ours}"), RELAY), Some(theirs), "though the file was invalid");
+}
+
+#[test]
 fn a_server_only_file_without_a_last_newline_gets_our_table_behind() {
     check_merge(
         "server = \"https://r.example\"",
