@@ -329,7 +329,7 @@ mod tests {
         }
         let (until, tried) = conduct.next_trial().unwrap();
         conduct.convict(&tried, until);
-        assert_eq!(end(&mut conduct, true, &mut now), FIRST * 12, "and longer still");
+        assert_eq!(end(&mut conduct, true, &mut now), FIRST * 4, "two pauses");
         assert!(!conduct.withholds(&content) && conduct.next_trial().is_none());
     }
 

@@ -7,8 +7,10 @@ use tokio::time::Instant;
 
 /// Bodies are not asked for this long after the first offence, ...
 pub(super) const FIRST: Duration = Duration::from_secs(60);
-/// ... twice as long after each further one, at most this long.
-const LONGEST: Duration = Duration::from_secs(600);
+/// ... twice as long after each further one, at most this long: no pull waits for the end of a pause, and in an outage each may need it.
+const LONGEST: Duration = Duration::from_secs(120);
+/// At most so long where much has to be read to tell: each node of a cluster reads it.
+const LONGEST_IF_COSTLY: Duration = Duration::from_secs(600);
 
 /// Of one sort, since the last amends.
 #[derive(Debug, Default)]
@@ -29,7 +31,8 @@ impl Offences {
 
     /// The next pause begins, which is longer than the one before it.
     pub(super) fn begin(&mut self, trial: &Arc<Trial>, now: Instant) {
-        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(LONGEST);
+        let longest = if trial.is_cheap() { LONGEST } else { LONGEST_IF_COSTLY };
+        let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(longest);
         self.count = self.count.saturating_add(1);
         self.pause = Some((now + pause, trial.clone()));
     }
@@ -86,18 +89,28 @@ pub(super) mod tests {
     fn each_offence_after_a_pause_makes_the_next_pause_longer() {
         let (mut offences, mut now) = (Offences::default(), Instant::now());
         for (pause, is_tried) in [60, 120, 240, 480, 600, 600].into_iter().zip([true, false].into_iter().cycle()) {
+            let costly = || Arc::new(Trial::right(&content("a")));
             if is_tried {
                 offences.end();
-                offences.add(&Arc::new(trial()), now);
+                offences.add(&costly(), now);
             } else {
                 let (_, tried) = offences.pause().cloned().unwrap();
                 offences.begin(&tried, now);
             }
-            offences.add(&Arc::new(trial()), now + Duration::from_secs(1));
+            offences.add(&costly(), now + Duration::from_secs(1));
             let until = offences.pause().unwrap().0;
             assert_eq!((until - now).as_secs(), pause);
             now = until;
         }
         assert!(offences.is_refused(), "time alone ends no pause");
+    }
+
+    #[test]
+    fn what_costs_little_is_tried_every_other_minute() {
+        let (mut offences, now) = (Offences::default(), Instant::now());
+        for pause in [60, 120, 120] {
+            offences.begin(&Arc::new(trial()), now);
+            assert_eq!((offences.pause().unwrap().0 - now).as_secs(), pause);
+        }
     }
 }

@@ -27,6 +27,8 @@ const SOON: Duration = Duration::from_secs(1);
 const AT_ONCE: Duration = Duration::from_millis(40);
 /// A body that broke off is read this much further.
 const FURTHER: u64 = 256 * 1024;
+/// What takes no more than this is tried more often.
+const LITTLE: u64 = 4 * 1024 * 1024;
 /// Of content that is tried for comparison, no more is read than this.
 const CONTROL: u64 = 16 * 1024 * 1024;
 /// A body that has come steadily for so long comes well, ...
@@ -103,7 +105,7 @@ impl Trial {
 
     /// Of who sent hardly any of a small body.
     pub(super) fn whole(content: &Arc<Content>, origin: Origin) -> Self {
-        Self { content: content.clone(), part: Part::Body(u64::MAX), origin }
+        Self { content: content.clone(), part: Part::Body(LITTLE), origin }
     }
 
     /// The same for other content, of which a part is enough.
@@ -118,6 +120,15 @@ impl Trial {
     /// Whether it is about what is sent, and not only about how soon.
     pub(super) fn is_of_bodies(&self) -> bool {
         matches!(self.part, Part::Own(_) | Part::Body(_) | Part::Right | Part::Honest)
+    }
+
+    /// Whether all nodes of a cluster can ask for so much every other minute.
+    pub(super) fn is_cheap(&self) -> bool {
+        match self.part {
+            Part::Headers(_) | Part::Soon(_) | Part::Own(_) | Part::Sense(_) => true,
+            Part::Body(until) => until <= LITTLE,
+            Part::Right | Part::Honest => false,
+        }
     }
 
     /// Whether this shows what it is to show.
