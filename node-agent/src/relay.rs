@@ -13,6 +13,7 @@ mod forward;
 mod hang;
 mod health;
 mod hedge;
+mod judge;
 mod listen;
 mod offences;
 mod origin;

@@ -4,6 +4,7 @@ use super::ask::{Content, Digest, Kind};
 use super::audit::{Audit, Auditor};
 use super::connect::ConnectFault;
 use super::health::Standing;
+use super::judge;
 use super::origin::Origin;
 use super::patient::Cut;
 use super::probe;
@@ -12,7 +13,6 @@ use super::resume::Rest;
 use super::route::Route;
 use super::suspended::Suspended;
 use super::traffic::Counters;
-use super::trial;
 use super::verify::Verifying;
 use arc_swap::ArcSwap;
 use futures::FutureExt;
@@ -140,7 +140,7 @@ impl Cache {
                 return known.clone();
             }
             let replica = Arc::new(Replica::new(&self.registry, endpoint, route.clone(), self.news.clone()));
-            let watch = join(probe::probe_forever(replica.clone()), trial::try_forever(replica.clone()));
+            let watch = join(probe::probe_forever(replica.clone()), judge::try_forever(replica.clone()));
             let prober = AbortOnDropHandle::new(tokio::spawn(watch.map(drop)));
             Arc::new(Probed { replica, _prober: prober })
         });
