@@ -6,5 +6,6 @@ mod misbehaviour;
 mod one_pod;
 mod prober;
 mod several_pods;
+mod stand_in;
 mod support;
 mod trials;
