@@ -161,10 +161,7 @@ impl Cache {
             pods: pods.probed.len(),
             answering: serving().count(),
             trouble: troubles.flatten().next(),
-            nonsense: serving()
-                .map(|replica| replica.nonsense())
-                .collect::<Option<Vec<_>>>()
-                .and_then(|mut all| all.pop()),
+            nonsense: serving().map(|replica| replica.nonsense()).reduce(Option::and).flatten(),
         }
     }
 

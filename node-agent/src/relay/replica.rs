@@ -52,6 +52,13 @@ struct Record {
     nonsense: Option<String>,
 }
 
+impl Record {
+    /// Once an offence is over, it is no more to be told of. Whether that is news.
+    fn forgive(&mut self) -> bool {
+        self.offence.take_if(|_| !self.conduct.is_refused(Origin::Disk)).is_some()
+    }
+}
+
 /// Told whenever a replica's standing or trouble changed.
 #[derive(Debug)]
 pub(super) struct News {
@@ -166,8 +173,10 @@ impl Replica {
     /// It does well what it failed at.
     pub(super) fn acquitted(&self, trial: &Arc<Trial>) {
         tracing::info!(registry = self.registry, pod = self.pod, "the cache does well again what it failed at");
-        self.record().conduct.acquit(trial);
-        self.forgive();
+        let mut record = self.record();
+        record.conduct.acquit(trial);
+        record.forgive();
+        drop(record);
         self.news.tell();
     }
 
@@ -175,8 +184,10 @@ impl Replica {
     pub(super) fn withheld(&self, trial: &Arc<Trial>, how: &dyn Display) {
         let (registry, pod, content) = (&self.registry, &self.pod, &trial.content.target);
         tracing::warn!(registry, pod, content, error = %how, "the cache fails at this alone, pulls of it pass it by");
-        self.record().conduct.withhold(trial, Instant::now());
-        self.forgive();
+        let mut record = self.record();
+        record.conduct.withhold(trial, Instant::now());
+        record.forgive();
+        drop(record);
         self.news.tell();
     }
 
@@ -232,10 +243,8 @@ impl Replica {
 
     /// Tells of it once an offence is over.
     pub(super) fn forgive(&self) {
-        let mut record = self.record();
-        if record.offence.is_some() && !record.conduct.is_refused(Origin::Disk) {
-            record.offence = None;
-            drop(record);
+        let is_news = self.record().forgive();
+        if is_news {
             self.news.tell();
         }
     }

@@ -1,9 +1,9 @@
 //! Misses of single blobs: many clients at once, a slow upstream, many small ones.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::super::Bench;
 use super::super::load::{self, Load};
@@ -12,6 +12,8 @@ use super::super::report::{Table, milliseconds, ratio};
 
 const CACHES: [Kind; 3] = [Kind::Breakwater, Kind::NginxCache, Kind::Distribution];
 const MEBIBYTE: u64 = 1 << 20;
+/// Longer than any blob here takes to be fetched.
+const DOWNLOAD: Duration = Duration::from_secs(120);
 const SECOND_CLIENT: Duration = Duration::from_millis(300);
 
 pub(in super::super) fn herd(bench: &Bench) -> Result<Table> {
@@ -101,7 +103,9 @@ pub(in super::super) fn small(bench: &Bench) -> Result<Table> {
 /// Upstream bytes since `before`, once a download that its clients have left is over as well.
 fn settled(bench: &Bench, before: u64) -> Result<u64> {
     let mut last = bench.upstream.sent_bytes()?;
+    let began = Instant::now();
     loop {
+        ensure!(began.elapsed() < DOWNLOAD, "a download that nobody waits for is still under way after {DOWNLOAD:?}");
         thread::sleep(Duration::from_millis(500));
         let now = bench.upstream.sent_bytes()?;
         if now == last {
