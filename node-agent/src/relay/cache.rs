@@ -35,7 +35,7 @@ pub(super) struct Cache {
     registry: String,
     pods: ArcSwap<Pods>,
     has_served: AtomicBool,
-    suspended: Mutex<Suspended>,
+    suspended: Arc<Mutex<Suspended>>,
     auditor: Mutex<Auditor>,
     news: Arc<News>,
     pub(super) verifying: Verifying,
@@ -118,7 +118,7 @@ impl Cache {
             registry: registry.to_owned(),
             pods: ArcSwap::default(),
             has_served: AtomicBool::new(false),
-            suspended: Mutex::default(),
+            suspended: Arc::default(),
             auditor: Mutex::default(),
             news,
             verifying,
@@ -140,7 +140,10 @@ impl Cache {
                 return known.clone();
             }
             let replica = Arc::new(Replica::new(&self.registry, endpoint, route.clone(), self.news.clone()));
-            let watch = join(probe::probe_forever(replica.clone()), judge::try_forever(replica.clone()));
+            let watch = join(
+                probe::probe_forever(replica.clone()),
+                judge::try_forever(replica.clone(), self.suspended.clone()),
+            );
             let prober = AbortOnDropHandle::new(tokio::spawn(watch.map(drop)));
             Arc::new(Probed { replica, _prober: prober })
         });

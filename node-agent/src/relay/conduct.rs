@@ -17,6 +17,9 @@ use tokio::time::Instant;
 const IN_A_ROW: u32 = 5;
 /// No more than this is withheld of a Pod: who fails at so much is not asked at all.
 const WITHHELD: usize = 64;
+/// Who is suspected of lies is sent nobody for large blobs for so long. To try a very large one takes longer, and in an outage the one
+/// who has everything may be the one that is suspected.
+const SUSPICION: Duration = Duration::from_secs(2);
 /// Of what is wanted, so much is kept to compare with. The parts of one image differ in size, and a fault may show in large ones alone.
 const WANTED: usize = 4;
 /// What failures may cost within `FIRST`. A pull asks five times and more, and would meet them at each.
@@ -43,14 +46,14 @@ pub(super) struct Conduct {
     last_break: Option<Instant>,
     /// It took long to tell of what it has.
     dawdled: Offences,
-    /// Another Pod of the cache sent something else than it should, and this one may do so as well.
-    suspected: Offences,
+    /// Another Pod of the cache sent something else than this, and this one may do so as well; since when.
+    suspected: Vec<(Instant, Arc<Trial>)>,
     /// What it fails at while it does other things well, by the path.
     withheld: BTreeMap<String, Offences>,
     /// What it last did well, and what was wanted of it last and refused.
     well: Option<Arc<Content>>,
     wanted: VecDeque<Arc<Content>>,
-    /// What it failed at again when nothing was known to compare with.
+    /// What it failed at again when nothing told whether it fails at that alone.
     unsettled: Option<Arc<Trial>>,
 }
 
@@ -86,10 +89,22 @@ impl Conduct {
         }
     }
 
-    /// Another Pod sent something else: it is tried at once, and asked for nothing before that.
+    /// Another Pod sent something else: it is tried at once.
     pub(super) fn suspect(&mut self, trial: Trial, now: Instant) {
-        self.suspected.add(&Arc::new(trial), now);
-        self.suspected.hasten(now);
+        if self.suspected.len() < WITHHELD && self.suspected_of(&trial.content).is_none() {
+            self.suspected.push((now, Arc::new(trial)));
+        }
+    }
+
+    /// Whether a large blob of it may be a lie.
+    pub(super) fn is_suspect(&self, content: &Content, now: Instant) -> bool {
+        let is_new = |(since, _): &(Instant, _)| now < *since + SUSPICION;
+        self.suspected.iter().any(is_new) || self.suspected_of(content).is_some()
+    }
+
+    fn suspected_of(&self, content: &Content) -> Option<&Trial> {
+        let mut trials = self.suspected.iter().map(|(_, trial)| &**trial);
+        trials.find(|trial| trial.content.target == content.target)
     }
 
     /// What is to be tried next, and when.
@@ -98,8 +113,8 @@ impl Conduct {
     }
 
     fn pauses(&self) -> impl Iterator<Item = &(Instant, Arc<Trial>)> {
-        let all = [&self.disk, &self.upstream, &self.late, &self.useless, &self.dawdled, &self.suspected].into_iter();
-        all.chain(self.withheld.values()).filter_map(Offences::pause)
+        let all = [&self.disk, &self.upstream, &self.late, &self.useless, &self.dawdled].into_iter();
+        all.chain(self.withheld.values()).filter_map(Offences::pause).chain(&self.suspected)
     }
 
     /// What shows whether the Pod is at fault, or one content alone: the same, tried with others.
@@ -125,11 +140,12 @@ impl Conduct {
     pub(super) fn acquit(&mut self, tried: &Arc<Trial>) {
         self.of_all_it_sends(tried).for_each(Offences::end);
         self.withheld.retain(|_, offences| !offences.awaits(tried));
+        self.suspected.retain(|(_, trial)| !Arc::ptr_eq(trial, tried));
     }
 
-    /// What was tried failed, and so does other content: the next pause begins.
-    pub(super) fn convict(&mut self, tried: &Arc<Trial>, now: Instant) {
-        self.unsettled = self.controls(tried).is_empty().then(|| tried.clone());
+    /// What was tried failed, and so does other content or, where that is not settled, none tells: the next pause begins.
+    pub(super) fn convict(&mut self, tried: &Arc<Trial>, is_settled: bool, now: Instant) {
+        self.unsettled = (!is_settled).then(|| tried.clone());
         let withheld = self.withheld.get_mut(&tried.content.target).filter(|offences| offences.awaits(tried));
         withheld.into_iter().for_each(|offences| offences.begin(tried, now));
         self.of_all_it_sends(tried).for_each(|offences| offences.begin(tried, now));
@@ -159,9 +175,8 @@ impl Conduct {
     }
 
     fn of_all_it_sends(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
-        let bodies = [&mut self.disk, &mut self.upstream, &mut self.suspected];
-        let answers = [&mut self.late, &mut self.useless, &mut self.dawdled];
-        bodies.into_iter().chain(answers).filter(|offences| offences.awaits(tried))
+        let all = [&mut self.disk, &mut self.upstream, &mut self.late, &mut self.useless, &mut self.dawdled];
+        all.into_iter().filter(|offences| offences.awaits(tried))
     }
 
     /// No headers came, in more time than a cache gives its upstream.
@@ -246,7 +261,7 @@ impl Conduct {
 
     /// Whether a body from there is to be asked elsewhere.
     pub(super) fn is_refused(&self, origin: Origin) -> bool {
-        self.of(origin).is_refused() || self.suspected.is_refused()
+        self.of(origin).is_refused()
     }
 
     /// Whether another is the better choice, if there is one.
@@ -282,7 +297,7 @@ mod tests {
         if is_well {
             conduct.acquit(&trial);
         } else {
-            conduct.convict(&trial, until);
+            conduct.convict(&trial, true, until);
         }
         lasted
     }
@@ -328,7 +343,7 @@ mod tests {
             assert!(!conduct.is_refused(Disk) && conduct.withholds(&content));
         }
         let (until, tried) = conduct.next_trial().unwrap();
-        conduct.convict(&tried, until);
+        conduct.convict(&tried, true, until);
         assert_eq!(end(&mut conduct, true, &mut now), FIRST * 4, "two pauses");
         assert!(!conduct.withholds(&content) && conduct.next_trial().is_none());
     }
@@ -337,12 +352,32 @@ mod tests {
     fn what_failed_with_nothing_to_compare_is_tried_with_what_is_wanted_next() {
         let (mut conduct, mut now) = (Conduct::default(), Instant::now());
         conduct.offend(Disk, trial(), now);
-        assert_eq!(end(&mut conduct, false, &mut now), FIRST);
+        let (until, tried) = conduct.next_trial().unwrap();
+        now = until;
+        conduct.convict(&tried, false, now);
         assert!(!conduct.want(&trial().content, now), "that is the same");
         assert!(conduct.want(&content("b"), now), "tried at once");
         assert_eq!(end(&mut conduct, false, &mut now), Duration::ZERO);
         assert!(!conduct.want(&content("c"), now), "there was something to compare with");
         assert!(end(&mut conduct, true, &mut now) > FIRST);
+    }
+
+    #[test]
+    fn who_is_suspected_is_tried_at_once_and_kept_from_little() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        let (one, two) = (content("a"), content("b"));
+        for content in [&one, &two, &one] {
+            conduct.suspect(Trial::honest(content), now);
+        }
+        assert!(conduct.is_suspect(&content("c"), now) && !conduct.is_suspect(&content("c"), now + SUSPICION));
+        for content in [&one, &two] {
+            let (due, trial) = conduct.next_trial().unwrap();
+            assert_eq!((due, &trial.content), (now, content));
+            assert!(conduct.is_suspect(content, now + SUSPICION));
+            conduct.acquit(&trial);
+            assert!(!conduct.is_suspect(content, now + SUSPICION));
+        }
+        assert!(conduct.next_trial().is_none() && !conduct.is_refused(Disk));
     }
 
     #[test]

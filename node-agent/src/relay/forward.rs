@@ -151,6 +151,7 @@ impl Attempt<'_, '_> {
                 let bytes = cache.verifying.verified(source, content, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
+            (_, Kind::Blob(_)) if is_sending && replica.is_suspect(content) => return Err(Unserved::Offended),
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
             (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
             (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}

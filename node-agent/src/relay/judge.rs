@@ -2,9 +2,10 @@
 
 use super::cache::Unserved;
 use super::replica::Replica;
-use super::trial::{Part, Trial};
+use super::suspended::Suspended;
+use super::trial::{Part, Told, Trial};
 use crate::spread::random_part;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -14,7 +15,7 @@ const SPREAD: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tries a Pod whenever one of its pauses is over, for as long as the task lives.
-pub(super) async fn try_forever(replica: Arc<Replica>) {
+pub(super) async fn try_forever(replica: Arc<Replica>, suspended: Arc<Mutex<Suspended>>) {
     loop {
         let Some((due, trial)) = replica.next_trial() else {
             replica.accused.notified().await;
@@ -27,10 +28,18 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
         }
         replica.until_in().await;
         match judge(&replica, &trial).await {
-            Verdict::Well => replica.acquitted(&trial),
+            Verdict::Well => {
+                // Before the Pod is asked for it, or whoever asks first would still be sent away.
+                if let Some(blob) = trial.content.blob() {
+                    suspended.lock().unwrap_or_else(PoisonError::into_inner).lift(blob);
+                }
+                replica.acquitted(&trial);
+            }
+            Verdict::Unproven => replica.acquitted(&trial),
             Verdict::Away => {}
             Verdict::Alone(fault) => replica.withheld(&trial, &fault),
-            Verdict::Ill(fault) => replica.convicted(&trial, &fault),
+            Verdict::Ill(fault) => replica.convicted(&trial, true, &fault),
+            Verdict::Unsettled(fault) => replica.convicted(&trial, false, &fault),
             Verdict::Liar => replica.found_lying(&trial),
         }
         sleep(AGAIN).await;
@@ -40,12 +49,16 @@ pub(super) async fn try_forever(replica: Arc<Replica>) {
 enum Verdict {
     /// It does that well, or nothing tells otherwise.
     Well,
+    /// It was suspected, and nothing is known that speaks against it.
+    Unproven,
     /// Nobody is there.
     Away,
     /// It fails at that one content; other content comes well, as far as is known.
     Alone(Unserved),
     /// It fails at that, and at other content too.
     Ill(Unserved),
+    /// It fails at that, and nothing else tells whether at that alone.
+    Unsettled(Unserved),
     /// It sends something else, as another Pod did.
     Liar,
 }
@@ -53,36 +66,33 @@ enum Verdict {
 async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
     let tried = trial.run(replica).await;
     match (tried, &trial.part) {
-        (Ok(origin), _) if trial.is_told_by(origin) => Verdict::Well,
+        (Ok(Told::All), _) => Verdict::Well,
         (Err(Unserved::Connect(fault)), _) if fault.is_absence() => Verdict::Away,
         (Err(Unserved::OtherContent), Part::Honest) => Verdict::Liar,
         // Whatever else it fails at is found out where it is wanted.
-        (_, Part::Honest) => Verdict::Well,
+        (_, Part::Honest) => Verdict::Unproven,
         // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
         (Err(fault), Part::Right | Part::Soon(_)) => Verdict::Ill(fault),
-        (tried, part) => {
-            let controls = replica.controls(trial);
-            match (compare(replica, &controls).await, tried) {
-                (Some(Err(fault)), _) => Verdict::Ill(fault),
-                (_, Ok(_)) => Verdict::Well,
-                (Some(Ok(())), Err(fault)) => Verdict::Alone(fault),
-                // Of a body that does not come the content may be at fault; that nothing is answered says more of who does not.
-                (None, Err(fault)) if matches!(part, Part::Body(_)) && !controls.is_empty() => Verdict::Alone(fault),
-                // With nothing to compare, whatever is wanted next is compared, and no pull waits for it meanwhile.
-                (None, Err(fault)) => Verdict::Ill(fault),
-            }
-        }
+        (tried, _) => match (compare(replica, trial).await, tried) {
+            (Some(Err(fault)), _) => Verdict::Ill(fault),
+            (_, Ok(_)) => Verdict::Well,
+            (Some(Ok(())), Err(fault)) => Verdict::Alone(fault),
+            // Whatever is wanted next is compared, and no pull waits for it meanwhile.
+            (None, Err(fault)) => Verdict::Unsettled(fault),
+        },
     }
 }
 
-/// Whether other content goes well, all of it that tells.
-async fn compare(replica: &Arc<Replica>, controls: &[Trial]) -> Option<Result<(), Unserved>> {
+/// Whether other content goes well, all of it; None where there is none that tells.
+async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Option<Result<(), Unserved>> {
     let mut told = None;
-    for control in controls {
+    for control in replica.controls(trial) {
         match control.run(replica).await {
-            Ok(origin) if control.is_told_by(origin) => told = Some(Ok(())),
-            // It has come to the disk, or the cache says why it has it no more.
-            Ok(_) | Err(Unserved::Status(_)) => {}
+            Ok(Told::All) => told = Some(Ok(())),
+            // What was wanted and has come to its disk did come, if nobody knows how fast.
+            Ok(Told::OfTheDisk) if trial.is_of_bodies() => told = Some(Ok(())),
+            // The last is how the cache says why it has it no more.
+            Ok(Told::OfTheDisk | Told::Nothing) | Err(Unserved::Status(_)) => {}
             Err(fault) => return Some(Err(fault)),
         }
     }

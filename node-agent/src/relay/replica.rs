@@ -172,7 +172,7 @@ impl Replica {
 
     /// It does well what it failed at.
     pub(super) fn acquitted(&self, trial: &Arc<Trial>) {
-        tracing::info!(registry = self.registry, pod = self.pod, "the cache does well again what it failed at");
+        tracing::info!(registry = self.registry, pod = self.pod, "the cache does well what it was tried for");
         let mut record = self.record();
         record.conduct.acquit(trial);
         record.forgive();
@@ -208,12 +208,12 @@ impl Replica {
         }
     }
 
-    /// It fails at it still, and at other content as well.
-    pub(super) fn convicted(&self, trial: &Arc<Trial>, how: &dyn Display) {
+    /// It fails at it still, and at other content as well, or none tells.
+    pub(super) fn convicted(&self, trial: &Arc<Trial>, is_settled: bool, how: &dyn Display) {
         let offence = format!("{}: {how}", self.address);
         tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "the cache still fails at the same");
         let mut record = self.record();
-        record.conduct.convict(trial, Instant::now());
+        record.conduct.convict(trial, is_settled, Instant::now());
         if record.conduct.is_refused(Origin::Disk) {
             record.offence = Some(offence);
         }
@@ -221,12 +221,15 @@ impl Replica {
         self.news.tell();
     }
 
-    /// Another Pod sent something else than this: whether this one does is found out before anybody else is sent it.
+    /// Another Pod sent something else than this: whether this one does is found out at once.
     pub(super) fn suspected(&self, content: &Arc<Content>) {
-        tracing::info!(registry = self.registry, pod = self.pod, "the cache is tried before it is asked again");
         self.record().conduct.suspect(Trial::honest(content), Instant::now());
         self.accused.notify_one();
-        self.news.tell();
+    }
+
+    /// Whether a large blob of it may be a lie.
+    pub(super) fn is_suspect(&self, content: &Content) -> bool {
+        !self.route.load().is_only_way && self.record().conduct.is_suspect(content, Instant::now())
     }
 
     /// It was suspected rightly.

@@ -129,7 +129,7 @@ impl Rest {
                 && self.continues(response.status(), response.headers())
             {
                 let origin = Origin::of(response.headers());
-                if replica.is_refused(origin) {
+                if replica.is_refused(origin) || replica.is_suspect(&self.content) {
                     continue;
                 }
                 let (body, connection) = (response.into_body(), Some(connection));

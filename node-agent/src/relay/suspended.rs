@@ -23,6 +23,11 @@ impl Suspended {
         }
     }
 
+    /// A Pod has it and sends it well.
+    pub(super) fn lift(&mut self, digest: &Digest) {
+        self.0.remove(digest);
+    }
+
     pub(super) fn holds(&mut self, digest: &Digest, now: Instant) -> bool {
         let holds = self.0.get(digest).is_some_and(|since| now.duration_since(*since) < Self::FOR);
         if !holds {
@@ -45,5 +50,8 @@ mod tests {
         assert!(suspended.holds(&digest, now + Duration::from_secs(59)));
         assert!(!suspended.holds(&other, now));
         assert!(!suspended.holds(&digest, now + Duration::from_secs(60)));
+        suspended.suspend(digest.clone(), now);
+        suspended.lift(&digest);
+        assert!(!suspended.holds(&digest, now));
     }
 }

@@ -43,6 +43,17 @@ pub(super) struct Trial {
     origin: Origin,
 }
 
+/// What it shows that something goes well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// That all is well which is tried.
+    All,
+    /// That it has come to the disk meanwhile, and nothing of the upstream.
+    OfTheDisk,
+    /// Nothing, as it is less than what came well of the other.
+    Nothing,
+}
+
 #[derive(Clone, Debug)]
 pub(super) enum Part {
     /// Headers, as a runtime asks for them.
@@ -53,8 +64,9 @@ pub(super) enum Part {
     Own(Method),
     /// Headers of use, or such as a cache of ours sends.
     Sense(Method),
-    /// At least so much of the body; all of it, where it is no more.
-    Body(u64),
+    /// The body up to there, or all of it where it ends before. Of one that has not so much as was sent before it failed, nothing is
+    /// told of the rest.
+    Body { sent: u64, until: u64 },
     /// All of the body, of who sent a wrong one.
     Right,
     /// All of the body, where another Pod of the cache sent a wrong one.
@@ -84,7 +96,8 @@ impl Trial {
 
     /// Of who sent a body from there as far as this.
     pub(super) fn beyond(reached: u64, content: &Arc<Content>, origin: Origin) -> Self {
-        Self { content: content.clone(), part: Part::Body(reached.saturating_add(FURTHER)), origin }
+        let part = Part::Body { sent: reached.min(CONTROL), until: reached.saturating_add(FURTHER) };
+        Self { content: content.clone(), part, origin }
     }
 
     /// Of who sent other content than it should.
@@ -99,13 +112,13 @@ impl Trial {
 
     /// Of who sent hardly any of a small body.
     pub(super) fn whole(content: &Arc<Content>, origin: Origin) -> Self {
-        Self { content: content.clone(), part: Part::Body(LITTLE), origin }
+        Self { content: content.clone(), part: Part::Body { sent: 0, until: LITTLE }, origin }
     }
 
     /// The same for other content, of which a part is enough.
     pub(super) fn with(&self, content: &Arc<Content>) -> Self {
         let part = match &self.part {
-            Part::Body(until) => Part::Body(CONTROL.min(*until)),
+            Part::Body { sent, until } => Part::Body { sent: *sent, until: CONTROL.min(*until) },
             other => other.clone(),
         };
         Self { content: content.clone(), part, origin: self.origin }
@@ -113,34 +126,29 @@ impl Trial {
 
     /// Whether it is about what is sent, and not only about how soon.
     pub(super) fn is_of_bodies(&self) -> bool {
-        matches!(self.part, Part::Own(_) | Part::Body(_) | Part::Right | Part::Honest)
+        matches!(self.part, Part::Own(_) | Part::Body { .. } | Part::Right | Part::Honest)
     }
 
     /// Whether all nodes of a cluster can ask for so much every other minute.
     pub(super) fn is_cheap(&self) -> bool {
         match self.part {
             Part::Headers(_) | Part::Soon(_) | Part::Own(_) | Part::Sense(_) => true,
-            Part::Body(until) => until <= LITTLE,
+            Part::Body { until, .. } => until <= LITTLE,
             Part::Right | Part::Honest => false,
         }
     }
 
-    /// Whether this shows what it is to show.
-    pub(super) fn is_told_by(&self, origin: Origin) -> bool {
-        self.origin == Origin::Disk || origin == Origin::Upstream
-    }
-
-    /// Where it came from, if it goes well now.
-    pub(super) async fn run(&self, replica: &Arc<Replica>) -> Result<Origin, Unserved> {
+    /// Whether it goes well now.
+    pub(super) async fn run(&self, replica: &Arc<Replica>) -> Result<Told, Unserved> {
         match self.part {
             Part::Right | Part::Honest => {
                 awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled))
             }
-            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(Origin::Upstream)),
+            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(Told::All)),
         }
     }
 
-    async fn attempt(&self, replica: &Arc<Replica>) -> Result<Origin, Unserved> {
+    async fn attempt(&self, replica: &Arc<Replica>) -> Result<Told, Unserved> {
         let mut time = Time::new(HEADERS);
         let answered = time.wait(Duration::ZERO, self.ask(replica)).await;
         let took = HEADERS.saturating_sub(time.left());
@@ -149,21 +157,27 @@ impl Trial {
             Some(Ok(answer)) => answer,
             Some(Err(fault)) if fault.is_absence() => return Err(Unserved::Connect(fault)),
             Some(Err(_)) if took <= AT_ONCE && matches!(self.part, Part::Headers(_) | Part::Soon(_) | Part::Own(_)) => {
-                return Ok(Origin::Upstream);
+                return Ok(Told::All);
             }
             Some(Err(fault)) => return Err(Unserved::Connect(fault)),
         };
         let (status, origin) = (response.status(), Origin::of(response.headers()));
         match self.part {
-            Part::Body(until) => self.read(response, connection, replica, until).await?,
-            Part::Right | Part::Honest => self.read(response, connection, replica, u64::MAX).await?,
+            Part::Body { sent, until } => {
+                if self.read(response, connection, replica, until).await? < sent {
+                    return Ok(Told::Nothing);
+                }
+            }
+            Part::Right | Part::Honest => {
+                self.read(response, connection, replica, u64::MAX).await?;
+            }
             Part::Sense(_) if status == StatusCode::NOT_FOUND || status.is_success() => {}
             Part::Sense(_) if origin::is_ours(response.headers()) => {}
             Part::Sense(_) => return Err(Unserved::Nonsense(status)),
             _ if took <= self.bound(status) => {}
             _ => return Err(Unserved::Slow(took)),
         }
-        Ok(origin)
+        Ok(if self.origin == Origin::Disk || origin == Origin::Upstream { Told::All } else { Told::OfTheDisk })
     }
 
     async fn ask(&self, replica: &Replica) -> Result<(Response<Incoming>, Connection), ConnectFault> {
@@ -172,7 +186,9 @@ impl Trial {
         let asking = match &self.part {
             Part::Headers(method) | Part::Soon(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
-            Part::Body(_) | Part::Right | Part::Honest => build(&Method::GET),
+            Part::Body { .. } | Part::Right => build(&Method::GET),
+            // What it has not it sends to nobody soon.
+            Part::Honest => request::only_if_cached(build(&Method::GET)),
         };
         let mut connection = Connection::open(&route, replica.address).await?;
         let response = connection.send(asking).await?;
@@ -191,7 +207,7 @@ impl Trial {
         connection: Connection,
         replica: &Arc<Replica>,
         until: u64,
-    ) -> Result<(), Unserved> {
+    ) -> Result<u64, Unserved> {
         let (parts, body) = response.into_parts();
         match parts.status {
             StatusCode::OK => {}
@@ -205,14 +221,16 @@ impl Trial {
         match &self.content.kind {
             Kind::Manifest(_) => {
                 let digest = verify::manifest_digest(&self.content, &parts.headers)?;
-                verify::read_in_time(source, &digest).await.map(drop)
+                verify::read_in_time(source, &digest).await.map(|bytes| bytes.len() as u64)
             }
-            Kind::Blob(digest) if verify::is_small(&source) => verify::read_in_time(source, digest).await.map(drop),
+            Kind::Blob(digest) if verify::is_small(&source) => {
+                verify::read_in_time(source, digest).await.map(|bytes| bytes.len() as u64)
+            }
             Kind::Blob(_) | Kind::Other => self.read_large(source, until).await,
         }
     }
 
-    async fn read_large(&self, source: Source, until: u64) -> Result<(), Unserved> {
+    async fn read_large(&self, source: Source, until: u64) -> Result<u64, Unserved> {
         let mut patient = Patient::new(source, STALL);
         let (mut audit, mut came) = (self.content.blob().map(Audit::new), 0);
         while let Some(frame) = poll_fn(|cx| patient.poll_frame(cx)).await {
@@ -222,9 +240,9 @@ impl Trial {
                 audit.iter_mut().for_each(|audit| audit.see(data));
             }
             if came > until {
-                return Ok(());
+                return Ok(came);
             }
         }
-        if audit.is_none_or(Audit::passes) { Ok(()) } else { Err(Unserved::OtherContent) }
+        if audit.is_none_or(Audit::passes) { Ok(came) } else { Err(Unserved::OtherContent) }
     }
 }

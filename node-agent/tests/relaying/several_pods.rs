@@ -151,8 +151,13 @@ async fn where_one_pod_lies_the_other_is_tried_before_it_is_asked() {
     let (one, other, relay) = pair(wrong).await;
     assert!(relay.get(&blob()).await.body != BODY);
     relay.until(|view| view.answering == 1).await;
-    assert_eq!([one.requests().len(), other.requests().len()], [1, 1], "it was asked by the relay alone");
     check(&relay, &get("/v2/library/a/tags/list?ns=docker.io"), BODY, Duration::from_secs(1)).await;
+    let asked = Instant::now();
+    while relay.get(&blob()).await.body != BODY {
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", relay.view());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!([one.requests(), other.requests()].concat().iter().any(|head| head.contains("only-if-cached")));
 }
 
 #[tokio::test]
@@ -172,7 +177,6 @@ async fn of_two_pods_that_lie_one_is_believed_once() {
     }
     join(one.until_requested(1), other.until_requested(1)).await;
     relay.until(|view| view.standing == Standing::Out).await;
-    assert_eq!([one.requests().len(), other.requests().len()], [1, 1]);
 }
 
 #[tokio::test]

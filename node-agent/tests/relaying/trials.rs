@@ -23,7 +23,7 @@ async fn skip(time: Duration) {
 }
 
 /// What a Pod has beside the content that it fails at.
-static OTHER: [u8; 100_000] = [9; 100_000];
+static OTHER: [u8; 1_000_000] = [9; 1_000_000];
 
 type Fault = fn(&str, &[u8]) -> Reply;
 
@@ -200,6 +200,20 @@ async fn who_failed_at_the_first_thing_asked_of_him_is_tried_before_any_pull_of_
         }
         assert_eq!(relay.get(other).await.status, if is_alone { 200 } else { 503 });
     }
+}
+
+#[tokio::test]
+async fn what_is_shorter_than_what_came_well_before_a_fault_tells_nothing_of_it() {
+    let patient = Patient::new(&vec![7; 4 << 20], |head, content| alone(head, content, stalls)).await;
+    let Patient { cache, relay, path, other, .. } = &patient;
+    relay.get(path).await;
+    relay.until(|view| view.standing == Standing::Out).await;
+    let asked = cache.requests().len();
+    skip(PAUSE).await;
+    cache.until_requested(asked + 1).await;
+    until_tried().await;
+    assert!(cache.requests().len() > asked + 1, "it was compared");
+    assert_eq!((relay.view().standing, relay.get(other).await.status), (Standing::Out, 503));
 }
 
 #[tokio::test]
