@@ -76,7 +76,8 @@ pub(super) fn tag_path() -> String {
 /// Bytes that compress badly and differ by `seed`.
 fn noise(seed: u64, size: usize) -> Vec<u8> {
     let block = digest(&SHA256, &seed.to_le_bytes());
-    let mut bytes: Vec<u8> = block.as_ref().iter().copied().cycle().take(size).collect();
+    let mut bytes = block.as_ref().repeat(size.div_ceil(block.as_ref().len()));
+    bytes.truncate(size);
     // Blocks of a file differ, so that nothing on the way can share them.
     for (number, chunk) in bytes.chunks_mut(4096).enumerate() {
         let number = (number as u64).to_le_bytes();

@@ -96,8 +96,17 @@ pub(super) fn run(address: SocketAddr, connections: usize, paths: impl IntoItera
 
 /// The same path again and again, for `duration`.
 pub(super) fn repeat(path: &str, duration: Duration) -> impl Iterator<Item = String> + use<> {
-    let (path, end) = (path.to_owned(), Instant::now() + duration);
-    std::iter::repeat_with(move || path.clone()).take_while(move |_| Instant::now() < end)
+    let path = path.to_owned();
+    lasting(duration, std::iter::repeat_with(move || path.clone()))
+}
+
+/// These paths one after the other, for `duration`.
+pub(super) fn lasting<P: Iterator<Item = String>>(
+    duration: Duration,
+    paths: P,
+) -> impl Iterator<Item = String> + use<P> {
+    let end = Instant::now() + duration;
+    paths.take_while(move |_| Instant::now() < end)
 }
 
 /// One GET on a connection of its own.

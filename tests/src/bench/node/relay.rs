@@ -14,6 +14,10 @@ use crate::release::NodePath;
 const GIBIBYTE: f64 = 1073741824.0;
 const MEBIBYTE: f64 = 1048576.0;
 const BLOB: usize = 256 << 20;
+/// Beyond what the relay always looks at, ...
+const LAYER: usize = 5 << 20;
+/// ... and more than it remembers: a runtime that asks again for what it was just given is looked at more closely.
+const LAYERS: u64 = 320;
 const IDLE: Duration = Duration::from_secs(30);
 /// Relay and cache take turns, so that a busy moment of the machine meets both.
 const TURNS: usize = 4;
@@ -27,8 +31,9 @@ const SLOWLY: usize = (1 << 20) / 20;
 pub(super) fn figures(programs: &NodePath) -> Result<Vec<Figure>> {
     let scene = Scene::set(programs)?;
     let path = scene.warm_blob(1, BLOB)?;
+    let layers = (2..2 + LAYERS).map(|seed| scene.warm_blob(seed, LAYER)).collect::<Result<Vec<_>>>()?;
     let mut figures = idle(&scene);
-    figures.extend(throughput(&scene, &path)?);
+    figures.extend(throughput(&scene, &layers)?);
     let fast =
         most_memory(&scene, || load::run(scene.relay, STREAMS, load::repeat(&scene.relayed(&path), TURN)).map(drop))?;
     figures.push(Figure::new("relay: memory with 64 streams, as fast as they come", fast, "MiB", 24.0));
@@ -51,13 +56,15 @@ fn idle(scene: &Scene) -> Vec<Figure> {
     ]
 }
 
-fn throughput(scene: &Scene, path: &str) -> Result<Vec<Figure>> {
+fn throughput(scene: &Scene, layers: &[String]) -> Result<Vec<Figure>> {
     let (mut direct, mut relay, mut cpu, mut bytes) = (0.0_f64, 0.0_f64, Duration::ZERO, 0);
+    let (mut plain, mut relayed) =
+        (layers.iter().cloned().cycle(), layers.iter().map(|path| scene.relayed(path)).cycle());
     let speed = |load: &Load| load.bytes as f64 / GIBIBYTE / load.elapsed.as_secs_f64();
     for _ in 0..TURNS {
-        direct = direct.max(speed(&load::run(scene.cache, CONNECTIONS, load::repeat(path, TURN))?));
+        direct = direct.max(speed(&load::run(scene.cache, CONNECTIONS, load::lasting(TURN, &mut plain))?));
         let before = scene.agent.cpu();
-        let load = load::run(scene.relay, CONNECTIONS, load::repeat(&scene.relayed(path), TURN))?;
+        let load = load::run(scene.relay, CONNECTIONS, load::lasting(TURN, &mut relayed))?;
         cpu += scene.agent.cpu() - before;
         bytes += load.bytes;
         relay = relay.max(speed(&load));
