@@ -4,6 +4,8 @@
 //! over another thread, and a body that nobody reads costs its buffers and no more.
 
 use super::awake;
+use super::bulk::{Bulk, Wire};
+use super::portion::Portion;
 use super::route::Route;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -11,7 +13,6 @@ use http_body::{Body, Frame};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -19,11 +20,9 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 const CONNECT: Duration = Duration::from_secs(1);
 /// A busy machine is slower at arithmetic than at connecting.
@@ -33,10 +32,6 @@ const IDLE: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 16;
 /// More than an answer that says nothing but that it is one.
 const REST: usize = 4 * 1024;
-/// What is read from a socket at once, ...
-const RECEIVED: usize = 16 * 1024;
-/// ... and what of it is passed on at once: with the two records that TLS holds by itself, this is what a stream costs.
-const FRAME: usize = 24 * 1024;
 
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +55,7 @@ impl ConnectFault {
     }
 }
 
-type Driver = Box<http1::Connection<TokioIo<TlsStream<BufReader<TcpStream>>>, Empty<Bytes>>>;
+type Driver = Box<http1::Connection<Bulk, Empty<Bytes>>>;
 
 /// One connection; closed when dropped.
 #[derive(Debug)]
@@ -70,29 +65,29 @@ pub(super) struct Connection {
     driver: Option<Driver>,
     route: Arc<Route>,
     address: SocketAddr,
+    portion: Portion,
 }
 
 impl Connection {
     /// Opens a connection to one Pod.
-    pub(super) async fn open(route: &Arc<Route>, address: SocketAddr) -> Result<Self, ConnectFault> {
+    pub(super) async fn open(route: &Arc<Route>, address: SocketAddr, portion: Portion) -> Result<Self, ConnectFault> {
         let late = || io::Error::from(io::ErrorKind::TimedOut);
         let stream = awake::wait(CONNECT, TcpStream::connect(address))
             .await
             .unwrap_or_else(|| Err(late()))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(|source| ConnectFault::Connect { address, source })?;
-        let tls = TlsConnector::from(route.tls.clone())
-            .connect(route.server_name.clone(), BufReader::with_capacity(RECEIVED, stream));
+        let tls = TlsConnector::from(route.tls.clone()).connect(route.server_name.clone(), Wire::new(stream));
         let stream = awake::wait(HANDSHAKE, tls)
             .await
             .unwrap_or_else(|| Err(late()))
             .map_err(|source| ConnectFault::Handshake { address, source })?;
         let (sender, driver) = http1::Builder::new()
-            .max_buf_size(FRAME)
-            .handshake(TokioIo::new(stream))
+            .max_buf_size(portion.bytes)
+            .handshake(Bulk::new(stream))
             .await
             .map_err(|source| ConnectFault::Http { address, source })?;
-        Ok(Self { sender, driver: Some(Box::new(driver)), route: route.clone(), address })
+        Ok(Self { sender, driver: Some(Box::new(driver)), route: route.clone(), address, portion })
     }
 
     /// Sends a request and waits for the headers; the caller bounds the wait.
@@ -162,7 +157,8 @@ impl Pool {
     pub(super) fn take(&self, route: &Arc<Route>) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tidy(&mut idle, route);
-        idle.pop().map(|(connection, _)| connection)
+        let best = best(idle.iter().map(|(connection, _)| connection.portion.is_large()))?;
+        Some(idle.remove(best).0)
     }
 
     /// Closes what is of no use any more.
@@ -179,8 +175,27 @@ impl Pool {
     }
 }
 
+/// Of those that are idle, longest first: the last with large portions, or else the last.
+fn best(are_large: impl DoubleEndedIterator<Item = bool> + ExactSizeIterator) -> Option<usize> {
+    let last = are_large.len().checked_sub(1);
+    are_large.enumerate().rev().find_map(|(place, is_large)| is_large.then_some(place)).or(last)
+}
+
 fn tidy(idle: &mut Vec<(Connection, Instant)>, route: &Arc<Route>) {
     idle.retain_mut(|(connection, since)| {
         since.elapsed() < IDLE && connection.route.leads_like(route) && connection.is_ready()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_portions_are_used_first_and_what_was_used_last() {
+        let best = |are_large: &[bool]| best(are_large.iter().copied());
+        assert_eq!(best(&[]), None);
+        assert_eq!(best(&[false, false]), Some(1));
+        assert_eq!(best(&[true, true, false]), Some(1));
+    }
 }

@@ -5,6 +5,7 @@ use super::ask::Content;
 use super::awake::Time;
 use super::conduct::BEARABLE_ITSELF;
 use super::connect::Connection;
+use super::portion::Portion;
 use super::replica::{Replica, is_failure};
 use super::request;
 use futures::StreamExt;
@@ -57,7 +58,7 @@ impl<'a> HangCheck<'a> {
 async fn check<'a>(pod: &'a Replica, method: &Method, content: &Content) -> Option<&'a Replica> {
     let route = pod.route();
     let asked = request::only_if_cached(request::build(&route, method, content, &HeaderMap::new()));
-    let mut connection = Connection::open(&route, pod.address).await.ok()?;
+    let mut connection = Connection::open(&route, pod.address, Portion::small()).await.ok()?;
     let mut time = Time::new(OWN_ANSWER);
     let hangs = match time.wait(Duration::ZERO, connection.send(asked)).await {
         None => true,

@@ -8,6 +8,7 @@ use super::awake::{self, Time};
 use super::connect::{ConnectFault, Connection};
 use super::health::Standing;
 use super::hedge::Hedge;
+use super::portion::Portion;
 use super::replica::Replica;
 use crate::spread::random_part;
 use futures::FutureExt;
@@ -130,7 +131,7 @@ fn take_silence(replica: &Replica, fault: &ConnectFault) {
 /// Asks over a fresh connection whether anybody is there, and takes the answer into account.
 async fn look(replica: &Replica) -> Result<Connection, ConnectFault> {
     let mut time = Time::new(PATIENCE);
-    let opened = time.wait(Duration::ZERO, Connection::open(&replica.route(), replica.address)).await;
+    let opened = time.wait(Duration::ZERO, Connection::open(&replica.route(), replica.address, Portion::small())).await;
     let looked = match opened.unwrap_or_else(|| Err(silent(replica))) {
         Ok(connection) => question(replica, connection, &mut time).await,
         Err(fault) => Err(fault),

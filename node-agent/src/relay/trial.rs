@@ -9,6 +9,7 @@ use super::connect::{ConnectFault, Connection};
 use super::origin::{self, Origin};
 use super::patience::STALL;
 use super::patient::Patient;
+use super::portion::Portion;
 use super::replica::Replica;
 use super::request;
 use super::resume::Source;
@@ -190,7 +191,7 @@ impl Trial {
             // What it has not it sends to nobody soon.
             Part::Honest => request::only_if_cached(build(&Method::GET)),
         };
-        let mut connection = Connection::open(&route, replica.address).await?;
+        let mut connection = Connection::open(&route, replica.address, Portion::small()).await?;
         let response = connection.send(asking).await?;
         Ok((response, connection))
     }

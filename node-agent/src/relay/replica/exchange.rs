@@ -7,6 +7,7 @@ use crate::relay::connect::{ConnectFault, Connection};
 use crate::relay::hang::{HangCheck, OWN_ANSWER};
 use crate::relay::health::Standing;
 use crate::relay::origin::Origin;
+use crate::relay::portion::Portion;
 use crate::relay::request;
 use crate::relay::route::Route;
 use crate::relay::trial::Trial;
@@ -228,7 +229,7 @@ impl Replica {
                 return Ok((response, connection));
             }
         }
-        let mut connection = Connection::open(route, self.address).await?;
+        let mut connection = Connection::open(route, self.address, Portion::large_if_allotted()).await?;
         let response = connection.send(asking()).await?;
         Ok((response, connection))
     }
