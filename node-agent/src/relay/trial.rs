@@ -42,6 +42,8 @@ pub(super) struct Trial {
     pub(super) part: Part,
     /// Where that came from at which it failed. What has come to its disk since tells nothing of its upstream.
     origin: Origin,
+    /// Of other content, tried to compare.
+    is_control: bool,
 }
 
 /// What it shows that something goes well.
@@ -75,45 +77,49 @@ pub(super) enum Part {
 }
 
 impl Trial {
+    fn of(content: &Arc<Content>, part: Part, origin: Origin) -> Self {
+        Self { content: content.clone(), part, origin, is_control: false }
+    }
+
     /// Of who let somebody wait for headers.
     pub(super) fn headers(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Headers(method.clone()), origin: Origin::Upstream }
+        Self::of(content, Part::Headers(method.clone()), Origin::Upstream)
     }
 
     /// Of who did so where another can be asked.
     pub(super) fn soon(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Soon(method.clone()), origin: Origin::Disk }
+        Self::of(content, Part::Soon(method.clone()), Origin::Disk)
     }
 
     /// Of who told not even what it has.
     pub(super) fn own(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Own(method.clone()), origin: Origin::Disk }
+        Self::of(content, Part::Own(method.clone()), Origin::Disk)
     }
 
     /// Of who talked nonsense.
     pub(super) fn sense(method: &Method, content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Sense(method.clone()), origin: Origin::Disk }
+        Self::of(content, Part::Sense(method.clone()), Origin::Disk)
     }
 
     /// Of who sent a body from there as far as this.
     pub(super) fn beyond(reached: u64, content: &Arc<Content>, origin: Origin) -> Self {
         let part = Part::Body { sent: reached.min(CONTROL), until: reached.saturating_add(FURTHER) };
-        Self { content: content.clone(), part, origin }
+        Self::of(content, part, origin)
     }
 
     /// Of who sent other content than it should.
     pub(super) fn right(content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Right, origin: Origin::Disk }
+        Self::of(content, Part::Right, Origin::Disk)
     }
 
     /// Of who may do so as well, for all that is known.
     pub(super) fn honest(content: &Arc<Content>) -> Self {
-        Self { content: content.clone(), part: Part::Honest, origin: Origin::Disk }
+        Self::of(content, Part::Honest, Origin::Disk)
     }
 
     /// Of who sent hardly any of a small body.
     pub(super) fn whole(content: &Arc<Content>, origin: Origin) -> Self {
-        Self { content: content.clone(), part: Part::Body { sent: 0, until: LITTLE }, origin }
+        Self::of(content, Part::Body { sent: 0, until: LITTLE }, origin)
     }
 
     /// The same for other content, of which a part is enough.
@@ -122,7 +128,7 @@ impl Trial {
             Part::Body { sent, until } => Part::Body { sent: *sent, until: CONTROL.min(*until) },
             other => other.clone(),
         };
-        Self { content: content.clone(), part, origin: self.origin }
+        Self { content: content.clone(), part, origin: self.origin, is_control: true }
     }
 
     /// Whether it is about what is sent, and not only about how soon.
@@ -187,13 +193,18 @@ impl Trial {
         let asking = match &self.part {
             Part::Headers(method) | Part::Soon(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
-            Part::Body { .. } | Part::Right => build(&Method::GET),
-            // What it has not it sends to nobody soon.
-            Part::Honest => request::only_if_cached(build(&Method::GET)),
+            _ if self.is_of_the_disk_alone() => request::only_if_cached(build(&Method::GET)),
+            Part::Body { .. } | Part::Right | Part::Honest => build(&Method::GET),
         };
         let mut connection = Connection::open(&route, replica.address, Portion::small()).await?;
         let response = connection.send(asking).await?;
         Ok((response, connection))
+    }
+
+    /// Whether what would have to be fetched tells nothing: of lies, or of whether the Pod fails at what it has.
+    fn is_of_the_disk_alone(&self) -> bool {
+        let is_body = matches!(self.part, Part::Body { .. });
+        matches!(self.part, Part::Honest) || (self.is_control && is_body && self.origin == Origin::Disk)
     }
 
     /// How long such headers may take.
@@ -215,6 +226,8 @@ impl Trial {
             status if status == StatusCode::NOT_FOUND || origin::is_ours(&parts.headers) => {
                 return Err(Unserved::Status(status));
             }
+            // It has it not (RFC 9111, section 5.2.1.7).
+            StatusCode::GATEWAY_TIMEOUT if self.is_of_the_disk_alone() => return Err(Unserved::Status(parts.status)),
             status => return Err(Unserved::Nonsense(status)),
         }
         let origin = Origin::of(&parts.headers);
