@@ -172,8 +172,9 @@ async fn of_two_pods_that_lie_one_is_believed_once() {
     relay.route(&[one.address, other.address], &one.ca);
     relay.until_all_in().await;
     assert_eq!(relay.get(&blob()).await.status, 200);
-    for repository in ["b", "c", "d"] {
-        assert_eq!(relay.get(&blob().replace("library/a", repository)).await.status, 503);
+    for other in ["b", "c", "d"] {
+        let other = blob().replace(&digest_of(BODY), &digest_of(other.as_bytes()));
+        assert_eq!(relay.get(&other).await.status, 503);
     }
     join(one.until_requested(1), other.until_requested(1)).await;
     relay.until(|view| view.standing == Standing::Out).await;
