@@ -55,6 +55,10 @@ pub(super) struct Conduct {
     wanted: VecDeque<Arc<Content>>,
     /// What it failed at again when nothing told whether it fails at that alone.
     unsettled: Option<Arc<Trial>>,
+    /// The same where other content came well, but none that is longer than what came of this: longer ones may fail there.
+    unsettled_beyond: Option<Arc<Trial>>,
+    /// What was wanted has ended a pause: once is enough, or each pull that tells nothing would have it tried.
+    is_hastened: bool,
 }
 
 /// Time that was lost to failures.
@@ -132,8 +136,17 @@ impl Conduct {
         self.wanted.retain(|wanted| wanted.target != content.target);
         self.wanted.truncate(WANTED - 1);
         self.wanted.push_front(content.clone());
-        let unsettled = self.unsettled.take();
-        unsettled.is_some_and(|tried| self.of_all_it_sends(&tried).map(|offences| offences.hasten(now)).count() > 0)
+        let Some(tried) = self.unsettled.take() else { return false };
+        self.is_hastened = true;
+        self.of_all_it_sends(&tried).for_each(|offences| offences.hasten(now));
+        let withheld = self.withheld.get_mut(&tried.content.target).filter(|offences| offences.awaits(&tried));
+        withheld.into_iter().for_each(|offences| offences.hasten(now));
+        true
+    }
+
+    /// Whether a body from there of this length may fail where another did, beyond all that is known to come well.
+    pub(super) fn is_beyond(&self, origin: Origin, length: u64) -> bool {
+        self.unsettled_beyond.as_ref().is_some_and(|tried| tried.is_short_of(origin, length))
     }
 
     /// What was tried went well.
@@ -141,23 +154,41 @@ impl Conduct {
         self.of_all_it_sends(tried).for_each(Offences::end);
         self.withheld.retain(|_, offences| !offences.awaits(tried));
         self.suspected.retain(|(_, trial)| !Arc::ptr_eq(trial, tried));
+        self.unsettled_beyond.take_if(|unsettled| Arc::ptr_eq(unsettled, tried));
     }
 
     /// What was tried failed, and so does other content or, where that is not settled, none tells: the next pause begins.
     pub(super) fn convict(&mut self, tried: &Arc<Trial>, is_settled: bool, now: Instant) {
-        self.unsettled = (!is_settled).then(|| tried.clone());
+        self.leave_unsettled(!is_settled, tried);
+        if self.unsettled_beyond.take().is_some_and(|unsettled| Arc::ptr_eq(&unsettled, tried)) {
+            // It was let in for what is short, and fails at all that is long.
+            self.withheld.remove(&tried.content.target);
+            self.upstream.begin(tried, now);
+            if tried.origin == Origin::Disk {
+                self.disk.begin(tried, now);
+            }
+            return;
+        }
         let withheld = self.withheld.get_mut(&tried.content.target).filter(|offences| offences.awaits(tried));
         withheld.into_iter().for_each(|offences| offences.begin(tried, now));
         self.of_all_it_sends(tried).for_each(|offences| offences.begin(tried, now));
     }
 
-    /// What was tried failed, and other content does not as far as is known: the Pod is asked for all but that.
-    pub(super) fn withhold(&mut self, tried: &Arc<Trial>, now: Instant) {
+    /// What was tried failed, and other content does not as far as is known: the Pod is asked for all but that and, where all other
+    /// was shorter, but what is longer.
+    pub(super) fn withhold(&mut self, tried: &Arc<Trial>, is_beyond: bool, now: Instant) {
+        self.leave_unsettled(is_beyond, tried);
+        self.unsettled_beyond = is_beyond.then(|| tried.clone());
         self.of_all_it_sends(tried).for_each(Offences::end);
         if self.withheld.len() >= WITHHELD && !self.withheld.contains_key(&tried.content.target) {
             self.withheld.pop_first();
         }
         self.withheld.entry(tried.content.target.clone()).or_default().begin(tried, now);
+    }
+
+    fn leave_unsettled(&mut self, is_unsettled: bool, tried: &Arc<Trial>) {
+        let was_hastened = std::mem::take(&mut self.is_hastened);
+        self.unsettled = (is_unsettled && !was_hastened).then(|| tried.clone());
     }
 
     /// Whether this alone is not asked for.
@@ -338,7 +369,7 @@ mod tests {
         for pause in [FIRST, FIRST, FIRST * 2] {
             let (until, tried) = conduct.next_trial().unwrap();
             assert_eq!(until.duration_since(now), pause);
-            conduct.withhold(&tried, until);
+            conduct.withhold(&tried, false, until);
             now = until;
             assert!(!conduct.is_refused(Disk) && conduct.withholds(&content));
         }
@@ -357,7 +388,11 @@ mod tests {
         conduct.convict(&tried, false, now);
         assert!(!conduct.want(&trial().content, now), "that is the same");
         assert!(conduct.want(&content("b"), now), "tried at once");
-        assert_eq!(end(&mut conduct, false, &mut now), Duration::ZERO);
+        let (until, tried) = conduct.next_trial().unwrap();
+        assert_eq!(until, now);
+        conduct.convict(&tried, false, now);
+        assert!(!conduct.want(&content("b"), now), "once");
+        end(&mut conduct, false, &mut now);
         assert!(!conduct.want(&content("c"), now), "there was something to compare with");
         assert!(end(&mut conduct, true, &mut now) > FIRST);
     }
@@ -381,6 +416,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_longer_than_all_that_came_well_is_tried_before_it_is_sent() {
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        conduct.offend(Disk, Trial::beyond(1000, &content("a"), Disk), now);
+        let (until, tried) = conduct.next_trial().unwrap();
+        now = until;
+        conduct.withhold(&tried, true, now);
+        assert!(!conduct.is_refused(Disk) && !conduct.is_beyond(Disk, 1000) && conduct.is_beyond(Disk, 1001));
+        assert!(!conduct.is_beyond(Upstream, 1001), "once it has come that way, it tells");
+        assert!(conduct.want(&content("b"), now), "tried at once");
+        let (until, tried) = conduct.next_trial().unwrap();
+        assert_eq!(until, now);
+        conduct.convict(&tried, true, now);
+        assert!(conduct.is_refused(Disk) && conduct.is_refused(Upstream));
+        conduct.withhold(&tried, true, now);
+        conduct.withhold(&tried, false, now);
+        assert!(!conduct.is_beyond(Disk, 1001) && conduct.withholds(&content("a")));
+    }
+
+    #[test]
     fn what_is_wanted_last_is_compared_first_and_nothing_twice() {
         let mut conduct = Conduct::default();
         for repository in ["b", "c", "b", "d", "e", "f"] {
@@ -395,7 +449,7 @@ mod tests {
         let (mut conduct, now) = (Conduct::default(), Instant::now());
         conduct.keep_waiting(Trial::headers(&http::Method::GET, &trial().content), now);
         let (until, tried) = conduct.next_trial().unwrap();
-        conduct.withhold(&tried, until);
+        conduct.withhold(&tried, false, until);
         assert!(!conduct.is_late() && conduct.is_late_with(&tried.content) && !conduct.withholds(&tried.content));
     }
 

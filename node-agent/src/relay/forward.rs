@@ -14,6 +14,7 @@ use super::verify;
 use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Body;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,6 +133,7 @@ impl Attempt<'_, '_> {
             replica.wanted(content);
             return Err(Unserved::Offended);
         }
+        let length = source.size_hint().exact().unwrap_or(u64::MAX);
         let rest = if is_sending { Rest::of(content, &parts) } else { None };
         match (parts.status, &content.kind) {
             (status @ StatusCode::PARTIAL_CONTENT, _) if is_manifest || !headers.contains_key(header::RANGE) => {
@@ -151,7 +153,10 @@ impl Attempt<'_, '_> {
                 let bytes = cache.verifying.verified(source, content, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
-            (_, Kind::Blob(_)) if is_sending && replica.is_suspect(content) => return Err(Unserved::Offended),
+            (_, Kind::Blob(_)) if is_sending && replica.is_doubtful(content, origin, length) => {
+                replica.wanted(content);
+                return Err(Unserved::Offended);
+            }
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
             (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
             (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}

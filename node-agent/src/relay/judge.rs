@@ -37,7 +37,8 @@ pub(super) async fn try_forever(replica: Arc<Replica>, suspended: Arc<Mutex<Susp
             }
             Verdict::Unproven => replica.acquitted(&trial),
             Verdict::Away => {}
-            Verdict::Alone(fault) => replica.withheld(&trial, &fault),
+            Verdict::Alone(fault) => replica.withheld(&trial, false, &fault),
+            Verdict::Beyond(fault) => replica.withheld(&trial, true, &fault),
             Verdict::Ill(fault) => replica.convicted(&trial, true, &fault),
             Verdict::Unsettled(fault) => replica.convicted(&trial, false, &fault),
             Verdict::Liar => replica.found_lying(&trial),
@@ -55,6 +56,8 @@ enum Verdict {
     Away,
     /// It fails at that one content; other content comes well, as far as is known.
     Alone(Unserved),
+    /// It fails at that, and other content comes well that is no longer than what came of it.
+    Beyond(Unserved),
     /// It fails at that, and at other content too.
     Ill(Unserved),
     /// It fails at that, and nothing else tells whether at that alone.
@@ -74,27 +77,39 @@ async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
         // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
         (Err(fault), Part::Right | Part::Soon(_)) => Verdict::Ill(fault),
         (tried, _) => match (compare(replica, trial).await, tried) {
-            (Some(Err(fault)), _) => Verdict::Ill(fault),
+            (Comparison::Ill(fault), _) => Verdict::Ill(fault),
             (_, Ok(_)) => Verdict::Well,
-            (Some(Ok(())), Err(fault)) => Verdict::Alone(fault),
+            (Comparison::Well, Err(fault)) => Verdict::Alone(fault),
+            (Comparison::WellSoFar, Err(fault)) => Verdict::Beyond(fault),
             // Whatever is wanted next is compared, and no pull waits for it meanwhile.
-            (None, Err(fault)) => Verdict::Unsettled(fault),
+            (Comparison::Nothing, Err(fault)) => Verdict::Unsettled(fault),
         },
     }
 }
 
-/// Whether other content goes well, all of it; None where there is none that tells.
-async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Option<Result<(), Unserved>> {
-    let mut told = None;
+/// How other content goes.
+enum Comparison {
+    /// There is none that tells.
+    Nothing,
+    /// All of it goes well, as far as it goes, which is not as far as the other came.
+    WellSoFar,
+    /// All of it goes well.
+    Well,
+    Ill(Unserved),
+}
+
+async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Comparison {
+    let mut comparison = Comparison::Nothing;
     for control in replica.controls(trial) {
         match control.run(replica).await {
-            Ok(Told::All) => told = Some(Ok(())),
+            Ok(Told::All) => comparison = Comparison::Well,
             // What was wanted and has come to its disk did come, if nobody knows how fast.
-            Ok(Told::OfTheDisk) if trial.is_of_bodies() => told = Some(Ok(())),
+            Ok(Told::OfTheDisk) if trial.is_of_bodies() => comparison = Comparison::Well,
+            Ok(Told::Short) if matches!(comparison, Comparison::Nothing) => comparison = Comparison::WellSoFar,
             // The last is how the cache says why it has it no more.
-            Ok(Told::OfTheDisk | Told::Nothing) | Err(Unserved::Status(_)) => {}
-            Err(fault) => return Some(Err(fault)),
+            Ok(Told::OfTheDisk | Told::Short) | Err(Unserved::Status(_)) => {}
+            Err(fault) => return Comparison::Ill(fault),
         }
     }
-    told
+    comparison
 }

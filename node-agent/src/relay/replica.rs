@@ -181,11 +181,11 @@ impl Replica {
     }
 
     /// It fails at it still, and at nothing else as far as is known.
-    pub(super) fn withheld(&self, trial: &Arc<Trial>, how: &dyn Display) {
+    pub(super) fn withheld(&self, trial: &Arc<Trial>, is_beyond: bool, how: &dyn Display) {
         let (registry, pod, content) = (&self.registry, &self.pod, &trial.content.target);
         tracing::warn!(registry, pod, content, error = %how, "the cache fails at this alone, pulls of it pass it by");
         let mut record = self.record();
-        record.conduct.withhold(trial, Instant::now());
+        record.conduct.withhold(trial, is_beyond, Instant::now());
         record.forgive();
         drop(record);
         self.news.tell();
@@ -227,9 +227,12 @@ impl Replica {
         self.accused.notify_one();
     }
 
-    /// Whether a large blob of it may be a lie.
-    pub(super) fn is_suspect(&self, content: &Content) -> bool {
-        !self.route.load().is_only_way && self.record().conduct.is_suspect(content, Instant::now())
+    /// Whether a large blob from there, of this length, may be a lie or end where another did.
+    pub(super) fn is_doubtful(&self, content: &Content, origin: Origin, length: u64) -> bool {
+        let record = self.record();
+        let is_doubtful =
+            record.conduct.is_suspect(content, Instant::now()) || record.conduct.is_beyond(origin, length);
+        is_doubtful && !self.route.load().is_only_way
     }
 
     /// It was suspected rightly.

@@ -129,7 +129,7 @@ impl Rest {
                 && self.continues(response.status(), response.headers())
             {
                 let origin = Origin::of(response.headers());
-                if replica.is_refused(origin) || replica.is_suspect(&self.content) {
+                if replica.is_refused(origin) || replica.is_doubtful(&self.content, origin, self.end - self.next) {
                     continue;
                 }
                 let (body, connection) = (response.into_body(), Some(connection));

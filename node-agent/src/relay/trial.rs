@@ -41,7 +41,7 @@ pub(super) struct Trial {
     pub(super) content: Arc<Content>,
     pub(super) part: Part,
     /// Where that came from at which it failed. What has come to its disk since tells nothing of its upstream.
-    origin: Origin,
+    pub(super) origin: Origin,
     /// Of other content, tried to compare.
     is_control: bool,
 }
@@ -53,8 +53,8 @@ pub(super) enum Told {
     All,
     /// That it has come to the disk meanwhile, and nothing of the upstream.
     OfTheDisk,
-    /// Nothing, as it is less than what came well of the other.
-    Nothing,
+    /// That less is well than came well of the other.
+    Short,
 }
 
 #[derive(Clone, Debug)]
@@ -67,8 +67,8 @@ pub(super) enum Part {
     Own(Method),
     /// Headers of use, or such as a cache of ours sends.
     Sense(Method),
-    /// The body up to there, or all of it where it ends before. Of one that has not so much as was sent before it failed, nothing is
-    /// told of the rest.
+    /// The body up to there, or all of it where it ends before. One that is shorter than what was sent before the fault tells nothing
+    /// of longer ones.
     Body { sent: u64, until: u64 },
     /// All of the body, of who sent a wrong one.
     Right,
@@ -131,6 +131,11 @@ impl Trial {
         Self { content: content.clone(), part, origin: self.origin, is_control: true }
     }
 
+    /// Whether less of the body came from there than a body of this length has.
+    pub(super) fn is_short_of(&self, from: Origin, length: u64) -> bool {
+        self.origin == from && matches!(self.part, Part::Body { sent, .. } if length > sent)
+    }
+
     /// Whether it is about what is sent, and not only about how soon.
     pub(super) fn is_of_bodies(&self) -> bool {
         matches!(self.part, Part::Own(_) | Part::Body { .. } | Part::Right | Part::Honest)
@@ -172,7 +177,7 @@ impl Trial {
         match self.part {
             Part::Body { sent, until } => {
                 if self.read(response, connection, replica, until).await? < sent {
-                    return Ok(Told::Nothing);
+                    return Ok(Told::Short);
                 }
             }
             Part::Right | Part::Honest => {

@@ -222,17 +222,39 @@ async fn an_upstream_that_stalls_tells_nothing_of_a_pod_that_fails_at_what_it_ha
 }
 
 #[tokio::test]
-async fn what_is_shorter_than_what_came_well_before_a_fault_tells_nothing_of_it() {
-    let patient = Patient::new(&vec![7; 4 << 20], |head, content| alone(head, content, stalls)).await;
-    let Patient { cache, relay, path, other, .. } = &patient;
-    relay.get(path).await;
-    relay.until(|view| view.standing == Standing::Out).await;
-    let asked = cache.requests().len();
-    skip(PAUSE).await;
-    cache.until_requested(asked + 1).await;
-    until_tried().await;
-    assert!(cache.requests().len() > asked + 1, "it was compared");
-    assert_eq!((relay.view().standing, relay.get(other).await.status), (Standing::Out, 503));
+async fn of_a_pod_that_fails_far_into_a_body_only_shorter_ones_are_asked_for_until_a_longer_one_comes_well() {
+    static LONGER: [u8; 3 << 20] = [8; 3 << 20];
+    let faults: [(Fault, bool); 2] = [
+        (
+            |head, content| match head.contains(&digest_of(&LONGER)) {
+                true => Reply::new(200, HIT, &LONGER),
+                false => alone(head, content, stalls),
+            },
+            true,
+        ),
+        (
+            |head, content| match head.contains(&digest_of(&LONGER)) {
+                true => stalls(head, &LONGER),
+                false => alone(head, content, stalls),
+            },
+            false,
+        ),
+    ];
+    for (fault, is_alone) in faults {
+        let patient = Patient::new(&vec![7; 4 << 20], fault).await;
+        let Patient { relay, path, other, .. } = &patient;
+        relay.get(path).await;
+        relay.until(|view| view.standing == Standing::Out).await;
+        patient.until(|| relay.view().standing == Standing::In).await;
+        assert_eq!(relay.get(other).await.body, OTHER);
+        let longer_path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&LONGER));
+        let began = Instant::now();
+        assert_eq!(relay.get(&longer_path).await.status, 503);
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        until_tried().await;
+        relay.until(|view| (view.standing == Standing::In) == is_alone).await;
+        assert_eq!(relay.get(&longer_path).await.status, if is_alone { 200 } else { 503 });
+    }
 }
 
 #[tokio::test]
