@@ -49,6 +49,12 @@ struct Pods {
     probed: Vec<Arc<Probed>>,
 }
 
+impl Pods {
+    fn replicas(&self) -> impl Iterator<Item = &Arc<Replica>> {
+        self.probed.iter().map(|probed| &probed.replica)
+    }
+}
+
 #[derive(Debug)]
 struct Probed {
     replica: Arc<Replica>,
@@ -157,8 +163,8 @@ impl Cache {
 
     pub(super) fn view(&self) -> View {
         let pods = self.pods.load();
-        let serving = || pods.probed.iter().map(|probed| &probed.replica).filter(|replica| replica.serves());
-        let troubles = pods.probed.iter().map(|probed| probed.replica.trouble());
+        let serving = || pods.replicas().filter(|replica| replica.serves());
+        let troubles = pods.replicas().map(|replica| replica.trouble());
         View {
             standing: self.standing(),
             pods: pods.probed.len(),
@@ -171,8 +177,8 @@ impl Cache {
     /// In as soon as one Pod serves; a cache that has served and does so no more is out.
     fn standing(&self) -> Standing {
         let pods = self.pods.load();
-        let has = |wanted| pods.probed.iter().any(|probed| probed.replica.standing() == wanted);
-        if pods.probed.iter().any(|probed| probed.replica.serves()) {
+        let has = |wanted| pods.replicas().any(|replica| replica.standing() == wanted);
+        if pods.replicas().any(|replica| replica.serves()) {
             self.has_served.store(true, Ordering::Relaxed);
             Standing::In
         } else if has(Standing::Unknown) {
@@ -203,29 +209,28 @@ impl Cache {
     /// Somebody sent something else than this. A pull is owed no second lie, whoever else tells it.
     pub(super) fn suspect_others(&self, content: &Arc<Content>) {
         let pods = self.pods.load();
-        let replicas = pods.probed.iter().map(|probed| &probed.replica);
-        replicas.filter(|replica| replica.serves()).for_each(|replica| replica.suspected(content));
+        pods.replicas().filter(|replica| replica.serves()).for_each(|replica| replica.suspected(content));
     }
 
     /// Those who are asked for nothing at the moment hear of what was wanted: they are tried with it.
     fn note_in_vain(&self, content: &Arc<Content>) {
         let pods = self.pods.load();
-        let replicas = pods.probed.iter().map(|probed| &probed.replica);
-        replicas.filter(|replica| replica.is_refused(Origin::Disk)).for_each(|replica| replica.wanted(content));
+        let refused = pods.replicas().filter(|replica| replica.is_refused(Origin::Disk));
+        refused.for_each(|replica| replica.wanted(content));
     }
 
     /// Of the Pods that broke off an answer, those that did so again and again are not asked for a while.
     pub(super) fn hold_breaks_against(&self, rest: &Rest, origin: Origin, cut: &Cut) {
         let pods = self.pods.load();
-        let broke = |probed: &&Arc<Probed>| rest.was_broken_again_by(probed.replica.address);
-        pods.probed.iter().filter(broke).for_each(|probed| probed.replica.offended(origin, cut, rest.trial(origin)));
+        let broke = pods.replicas().filter(|replica| rest.was_broken_again_by(replica.address));
+        broke.for_each(|replica| replica.offended(origin, cut, rest.trial(origin)));
     }
 
     /// The Pods that serve, ranked for this repository; those last whose bodies stalled or broke off.
     pub(super) fn standing_in(&self, repository: &str) -> Vec<Arc<Replica>> {
         let pods = self.pods.load();
         let Some(route) = &pods.route else { return Vec::new() };
-        let replica = |endpoint: &_| pods.probed.iter().map(|probed| &probed.replica).find(|one| one.is(endpoint));
+        let replica = |endpoint: &_| pods.replicas().find(|one| one.is(endpoint));
         let ranked = route.ranked(repository).into_iter().filter_map(replica);
         let mut serving: Vec<_> = ranked.filter(|replica| replica.serves()).cloned().collect();
         serving.sort_by_key(|replica| replica.is_last_choice());
@@ -235,7 +240,7 @@ impl Cache {
     /// Whether another Pod could go on with an answer of this one.
     pub(super) fn has_others(&self, than: &Replica) -> bool {
         let pods = self.pods.load();
-        pods.probed.iter().any(|probed| probed.replica.address != than.address && probed.replica.serves())
+        pods.replicas().any(|replica| replica.address != than.address && replica.serves())
     }
 
     /// A body broke off for good: its digest is asked elsewhere for a while, or the runtime would resume here again and again.

@@ -95,7 +95,7 @@ impl Conduct {
 
     /// Another Pod sent something else: it is tried at once.
     pub(super) fn suspect(&mut self, trial: Trial, now: Instant) {
-        if self.suspected.len() < WITHHELD && self.suspected_of(&trial.content).is_none() {
+        if self.suspected.len() < WITHHELD && !self.is_suspected_of(&trial.content) {
             self.suspected.push((now, Arc::new(trial)));
         }
     }
@@ -103,12 +103,11 @@ impl Conduct {
     /// Whether a large blob of it may be a lie.
     pub(super) fn is_suspect(&self, content: &Content, now: Instant) -> bool {
         let is_new = |(since, _): &(Instant, _)| now < *since + SUSPICION;
-        self.suspected.iter().any(is_new) || self.suspected_of(content).is_some()
+        self.suspected.iter().any(is_new) || self.is_suspected_of(content)
     }
 
-    fn suspected_of(&self, content: &Content) -> Option<&Trial> {
-        let mut trials = self.suspected.iter().map(|(_, trial)| &**trial);
-        trials.find(|trial| trial.content.target == content.target)
+    fn is_suspected_of(&self, content: &Content) -> bool {
+        self.suspected.iter().any(|(_, trial)| trial.content.target == content.target)
     }
 
     /// What is to be tried next, and when.

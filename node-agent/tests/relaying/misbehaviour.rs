@@ -1,6 +1,6 @@
 //! The relay against a cache that answers and then stalls, drips or sends something else: what it costs, and what is refused then.
 
-use super::one_pod::{blob, cache, digest_of};
+use super::one_pod::{blob, blob_of, cache};
 use super::support::{Cache, End, Reply, Running, Step, get, read};
 use breakwater_node_agent::relay::Standing;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ async fn a_body_is_not_waited_for_from_a_pod_that_is_gone() {
 #[tokio::test]
 async fn a_machine_that_stands_still_is_not_the_caches_fault() {
     let body = vec![7; 1 << 20];
-    let (path, go_on) = (format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body)), Arc::new(Notify::new()));
+    let (path, go_on) = (blob_of(&body), Arc::new(Notify::new()));
     let (first, rest) = body.split_at(100_000);
     let steps = vec![Step::Send(first.to_vec()), Step::Wait(go_on.clone()), Step::Send(rest.to_vec())];
     let reply = Reply::steps(body.len(), steps).with(HIT);
@@ -133,7 +133,7 @@ async fn a_body_that_drips_from_every_pod_costs_no_more_than_a_stall() {
 async fn a_cache_whose_bodies_end_too_early_is_found_out() {
     for end in [Step::Close, Step::Reset] {
         let body = vec![7; 1 << 20];
-        let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body));
+        let path = blob_of(&body);
         let cache = cache(move |head| half(head, body.len(), end.clone())).await;
         let relay = Running::before(&cache).await;
         let answer = relay.get(&path).await;
@@ -160,7 +160,7 @@ pub(crate) fn half(head: &str, length: usize, end: Step) -> Reply {
 #[tokio::test]
 async fn a_cache_that_sends_wrong_blobs_is_found_out() {
     let large = vec![7; 1 << 20];
-    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&large));
+    let path = blob_of(&large);
     let wrong = [&large[1..], &[8]].concat();
     for (path, body, status) in [(blob("config"), b"other".to_vec(), 503), (path, wrong, 200)] {
         let cache = cache(move |_| Reply::new(200, "", &body)).await;
@@ -174,7 +174,7 @@ async fn a_cache_that_sends_wrong_blobs_is_found_out() {
 #[tokio::test]
 async fn a_cache_that_breaks_off_and_goes_on_with_other_bytes_is_found_out() {
     let body = vec![7; 1 << 20];
-    let path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&body));
+    let path = blob_of(&body);
     let cache = cache(move |head| {
         let mut reply = half(head, body.len(), Step::Close);
         if reply.head.contains("206") {

@@ -15,7 +15,11 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn blob(name: &str) -> String {
-    format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(name.as_bytes()))
+    blob_of(name.as_bytes())
+}
+
+pub(crate) fn blob_of(content: &[u8]) -> String {
+    format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(content))
 }
 
 pub(crate) fn manifest(reference: &str) -> String {

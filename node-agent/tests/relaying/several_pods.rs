@@ -1,7 +1,7 @@
 //! The relay before several Pods of one cache: what one fails at, another does, and the runtime sees one whole answer.
 
+use super::one_pod::{blob_of, cache, digest_of};
 use super::support::{Cache, End, Reply, Running, Step, get};
-use aws_lc_rs::digest::{SHA256, digest};
 use breakwater_node_agent::relay::Standing;
 use futures::future::join;
 use std::sync::Arc;
@@ -20,12 +20,8 @@ const fn pattern() -> [u8; 80_000] {
     bytes
 }
 
-fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(digest(&SHA256, bytes)))
-}
-
 fn blob() -> String {
-    format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(BODY))
+    blob_of(BODY)
 }
 
 /// The blob, or the part of it that is asked for.
@@ -41,15 +37,9 @@ fn content(head: &str) -> Reply {
     Reply::new(206, &stated, &BODY[start..=end])
 }
 
-/// Two Pods and a relay before them; whichever is asked first fails as told, once.
-async fn pair(first: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Cache, Cache, Running) {
-    let failed = AtomicBool::new(false);
-    let one = Cache::start(move |head| match head.starts_with("GET /v2/ ") {
-        true => Reply::new(200, "", b"{}"),
-        false if !failed.swap(true, Ordering::SeqCst) => first(head),
-        false => content(head),
-    })
-    .await;
+/// Two Pods that play this, and a relay before them.
+async fn two(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Cache, Cache, Running) {
+    let one = cache(script).await;
     let other = one.replica().await;
     let relay = Running::bare().await;
     relay.route(&[one.address, other.address], &one.ca);
@@ -57,11 +47,27 @@ async fn pair(first: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Cache, 
     (one, other, relay)
 }
 
+/// The same; whichever is asked first fails as told, once.
+async fn pair(first: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Cache, Cache, Running) {
+    let failed = AtomicBool::new(false);
+    two(move |head| match failed.swap(true, Ordering::SeqCst) {
+        false => first(head),
+        true => content(head),
+    })
+    .await
+}
+
 /// Five bytes, then this, of the blob or of the part asked for.
 fn breaks_off(head: &str, end: Step) -> Reply {
     let mut reply = content(head);
     let Step::Send(bytes) = reply.steps.remove(0) else { unreachable!() };
     reply.steps = vec![Step::Send(bytes[..5].to_vec()), end];
+    reply
+}
+
+/// The same, as of a cache that had to fetch it.
+fn missed(mut reply: Reply) -> Reply {
+    reply.head = reply.head.replace("hit", "fwd=miss");
     reply
 }
 
@@ -96,12 +102,7 @@ async fn a_part_goes_on_where_it_broke_off() {
 #[tokio::test]
 async fn a_body_that_stalls_goes_on_from_another_pod() {
     // Upstream may be slow for a miss, so each of the two gets half of fifteen seconds.
-    let (_one, _other, relay) = pair(|head| {
-        let mut reply = breaks_off(head, Step::Stall);
-        reply.head = reply.head.replace("hit", "fwd=miss");
-        reply
-    })
-    .await;
+    let (_one, _other, relay) = pair(|head| missed(breaks_off(head, Step::Stall))).await;
     check(&relay, &get(&blob()), BODY, Duration::from_secs(10)).await;
 }
 
@@ -162,15 +163,7 @@ async fn where_one_pod_lies_the_other_is_tried_before_it_is_asked() {
 
 #[tokio::test]
 async fn of_two_pods_that_lie_one_is_believed_once() {
-    let one = Cache::start(|head| match head.starts_with("GET /v2/ ") {
-        true => Reply::new(200, "", b"{}"),
-        false => wrong(head),
-    })
-    .await;
-    let other = one.replica().await;
-    let relay = Running::bare().await;
-    relay.route(&[one.address, other.address], &one.ca);
-    relay.until_all_in().await;
+    let (one, other, relay) = two(wrong).await;
     assert_eq!(relay.get(&blob()).await.status, 200);
     for other in ["b", "c", "d"] {
         let other = blob().replace(&digest_of(BODY), &digest_of(other.as_bytes()));
@@ -182,24 +175,15 @@ async fn of_two_pods_that_lie_one_is_believed_once() {
 
 #[tokio::test]
 async fn what_breaks_off_does_not_go_on_from_a_pod_whose_upstream_stalls() {
-    let missed = |mut reply: Reply| {
-        reply.head = reply.head.replace("hit", "fwd=miss");
-        reply
-    };
     let times = AtomicUsize::new(0);
-    let one = Cache::start(move |head| match head.starts_with("GET /v2/ ") {
-        true => Reply::new(200, "", b"{}"),
-        false => missed(match times.fetch_add(1, Ordering::SeqCst) {
+    let (one, other, relay) = two(move |head| {
+        missed(match times.fetch_add(1, Ordering::SeqCst) {
             0 => breaks_off(head, Step::Stall),
             2 => breaks_off(head, Step::Close),
             _ => content(head),
-        }),
+        })
     })
     .await;
-    let other = one.replica().await;
-    let relay = Running::bare().await;
-    relay.route(&[one.address, other.address], &one.ca);
-    relay.until_all_in().await;
     let asked = || [one.requests().len(), other.requests().len()];
     check(&relay, &get(&blob()), BODY, Duration::from_secs(10)).await;
     assert_eq!(asked(), [1, 1], "one stalled, and the other went on");

@@ -1,7 +1,7 @@
 //! The relay after a pause: what the Pod failed at is asked of it again before a runtime has to.
 
 use super::misbehaviour::{HIT, half};
-use super::one_pod::{blob, cache, digest_of};
+use super::one_pod::{blob, blob_of, cache, digest_of};
 use super::support::{Cache, Reply, Running, Step};
 use breakwater_node_agent::relay::Standing;
 use std::sync::Arc;
@@ -48,8 +48,7 @@ impl Patient {
 
     /// One of whom nothing is known.
     async fn unknown(content: &[u8], fault: Fault) -> Self {
-        let [path, other_path] =
-            [content, &OTHER].map(|blob| format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(blob)));
+        let [path, other_path] = [content, &OTHER].map(blob_of);
         let (content, is_other) = (content.to_vec(), other_path.split('?').next().unwrap().to_owned());
         let is_ill = Arc::new(AtomicBool::new(true));
         let seen = is_ill.clone();
@@ -65,6 +64,20 @@ impl Patient {
 
     fn mend(&self) {
         self.is_ill.store(false, Ordering::SeqCst);
+    }
+
+    /// Is pulled from, and found out.
+    async fn fail(&self) {
+        self.relay.get(&self.path).await;
+        self.relay.until(|view| view.standing == Standing::Out).await;
+    }
+
+    /// Lets the first pause go by, and what is tried after it.
+    async fn be_tried(&self) {
+        let asked = self.cache.requests().len();
+        skip(PAUSE).await;
+        self.cache.until_requested(asked + 1).await;
+        until_tried().await;
     }
 
     /// Lets pauses go by until this is so.
@@ -133,12 +146,8 @@ async fn a_pod_is_asked_by_runtimes_again_once_it_does_well_what_it_failed_at() 
     for (number, (content, fault)) in faults.into_iter().enumerate() {
         let patient = Patient::new(&content, fault).await;
         let Patient { cache, relay, path, .. } = &patient;
-        relay.get(path).await;
-        relay.until(|view| view.standing == Standing::Out).await;
-        let asked = cache.requests().len();
-        skip(PAUSE).await;
-        cache.until_requested(asked + 1).await;
-        until_tried().await;
+        patient.fail().await;
+        patient.be_tried().await;
         let tried = cache.requests().len();
         assert_eq!(relay.get(path).await.status, 503, "fault {number}");
         assert_eq!(cache.requests().len(), tried, "fault {number}: nothing is asked of it meanwhile");
@@ -159,8 +168,7 @@ async fn a_pod_that_fails_at_one_content_alone_is_asked_for_all_other() {
         let content = vec![7; 1 << 20];
         let patient = Patient::new(&content, fault).await;
         let Patient { cache, relay, path, other, .. } = &patient;
-        relay.get(path).await;
-        relay.until(|view| view.standing == Standing::Out).await;
+        patient.fail().await;
         patient.until(|| relay.view().standing == Standing::In).await;
         assert_eq!(relay.get(other).await.status, 200, "fault {number}");
         let asked = cache.requests().len();
@@ -181,13 +189,9 @@ async fn who_failed_at_the_first_thing_asked_of_him_is_tried_before_any_pull_of_
     let faults: [(Fault, bool); 2] = [(stalls, false), (|head, content| alone(head, content, stalls), true)];
     for (fault, is_alone) in faults {
         let patient = Patient::unknown(&vec![7; 1 << 20], fault).await;
-        let Patient { cache, relay, path, other, .. } = &patient;
-        relay.get(path).await;
-        relay.until(|view| view.standing == Standing::Out).await;
-        let asked = cache.requests().len();
-        skip(PAUSE).await;
-        cache.until_requested(asked + 1).await;
-        until_tried().await;
+        let Patient { cache, relay, other, .. } = &patient;
+        patient.fail().await;
+        patient.be_tried().await;
         let (tried, began) = (cache.requests().len(), Instant::now());
         assert_eq!(relay.get(other).await.status, 503);
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
@@ -213,9 +217,8 @@ async fn an_upstream_that_stalls_tells_nothing_of_a_pod_that_fails_at_what_it_ha
         }
     })
     .await;
-    let Patient { relay, path, other, .. } = &patient;
-    relay.get(path).await;
-    relay.until(|view| view.standing == Standing::Out).await;
+    let Patient { relay, other, .. } = &patient;
+    patient.fail().await;
     assert_eq!(relay.get(&blob("cold")).await.status, 503);
     patient.until(|| relay.view().standing == Standing::In).await;
     assert_eq!(relay.get(other).await.body, OTHER);
@@ -242,12 +245,11 @@ async fn of_a_pod_that_fails_far_into_a_body_only_shorter_ones_are_asked_for_unt
     ];
     for (fault, is_alone) in faults {
         let patient = Patient::new(&vec![7; 4 << 20], fault).await;
-        let Patient { relay, path, other, .. } = &patient;
-        relay.get(path).await;
-        relay.until(|view| view.standing == Standing::Out).await;
+        let Patient { relay, other, .. } = &patient;
+        patient.fail().await;
         patient.until(|| relay.view().standing == Standing::In).await;
         assert_eq!(relay.get(other).await.body, OTHER);
-        let longer_path = format!("/v2/library/a/blobs/{}?ns=docker.io", digest_of(&LONGER));
+        let longer_path = blob_of(&LONGER);
         let began = Instant::now();
         assert_eq!(relay.get(&longer_path).await.status, 503);
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
