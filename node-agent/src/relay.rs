@@ -16,7 +16,6 @@ mod health;
 mod hedge;
 mod judge;
 mod listen;
-mod offences;
 mod origin;
 mod patience;
 mod patient;

@@ -89,7 +89,7 @@ impl Streamed {
                 // nobody knows.
                 let took_part = self.broke.iter().filter(|broke| !Arc::ptr_eq(broke, &source.replica));
                 took_part.chain([&source.replica]).for_each(|replica| {
-                    replica.offended(Origin::Disk, &Unserved::OtherContent, Trial::right(&self.content));
+                    replica.offended(&Unserved::OtherContent, Trial::right(&self.content));
                 });
                 self.content.blob().into_iter().for_each(|blob| self.cache.suspend(blob));
                 self.cache.suspect_others(&self.content);
@@ -132,7 +132,7 @@ impl Streamed {
                 .rest
                 .as_ref()
                 .map_or_else(|| Trial::beyond(0, &self.content, source.origin), |rest| rest.trial(source.origin));
-            source.replica.offended(source.origin, &cut, trial);
+            source.replica.offended(&cut, trial);
         } else {
             source.replica.broke_off();
         }

@@ -223,7 +223,7 @@ impl Cache {
     pub(super) fn hold_breaks_against(&self, rest: &Rest, origin: Origin, cut: &Cut) {
         let pods = self.pods.load();
         let broke = pods.replicas().filter(|replica| rest.was_broken_again_by(replica.address));
-        broke.for_each(|replica| replica.offended(origin, cut, rest.trial(origin)));
+        broke.for_each(|replica| replica.offended(cut, rest.trial(origin)));
     }
 
     /// The Pods that serve, ranked for this repository; those last whose bodies stalled or broke off.

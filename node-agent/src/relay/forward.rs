@@ -153,15 +153,16 @@ impl Attempt<'_, '_> {
                 let bytes = cache.verifying.verified(source, content, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
-            (_, Kind::Blob(_)) if is_sending && replica.is_doubtful(content, origin, length) => {
-                replica.wanted(content);
-                return Err(Unserved::Offended);
-            }
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
             (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
             (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}
             (status, _) if is_ours => return Err(Unserved::Status(status)),
             (status, _) => return Err(Unserved::Nonsense(status)),
+        }
+        let is_unverified = is_sending && content.blob().is_some();
+        if is_unverified && !replica.is_trusted_with(content, origin, length) {
+            replica.wanted(content);
+            return Err(Unserved::Offended);
         }
         Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), content.clone(), rest)))
     }

@@ -143,10 +143,10 @@ impl Replica {
     }
 
     /// A body was not. The trial shows when that is over.
-    pub(super) fn offended(&self, origin: Origin, how: &dyn Display, trial: Trial) {
+    pub(super) fn offended(&self, how: &dyn Display, trial: Trial) {
         let offence = format!("{}: {how}", self.address);
         let (registry, pod) = (&self.registry, &self.pod);
-        match origin {
+        match trial.origin {
             Origin::Disk => tracing::warn!(registry, pod, error = offence, "pulls pass the cache by for a while"),
             Origin::Upstream => {
                 tracing::warn!(
@@ -158,7 +158,7 @@ impl Replica {
             }
         }
         let mut record = self.record();
-        record.conduct.offend(origin, trial, Instant::now());
+        record.conduct.offend(&Arc::new(trial), Instant::now());
         record.offence = Some(offence);
         drop(record);
         self.accused.notify_one();
@@ -223,21 +223,20 @@ impl Replica {
 
     /// Another Pod sent something else than this: whether this one does is found out at once.
     pub(super) fn suspected(&self, content: &Arc<Content>) {
-        self.record().conduct.suspect(Trial::honest(content), Instant::now());
+        self.record().conduct.suspect(content, Instant::now());
         self.accused.notify_one();
     }
 
-    /// Whether a large blob from there, of this length, may be a lie or end where another did.
-    pub(super) fn is_doubtful(&self, content: &Content, origin: Origin, length: u64) -> bool {
-        let record = self.record();
-        let is_doubtful =
-            record.conduct.is_suspect(content, Instant::now()) || record.conduct.is_beyond(origin, length);
-        is_doubtful && !self.route.load().is_only_way
+    /// Whether a large blob from there, of this length, may be passed on.
+    pub(super) fn is_trusted_with(&self, content: &Content, origin: Origin, length: u64) -> bool {
+        let (record, now) = (self.record(), Instant::now());
+        let is_refused = record.conduct.is_refused(origin) || record.conduct.is_doubtful(content, origin, length, now);
+        !is_refused || self.route.load().is_only_way
     }
 
     /// It was suspected rightly.
     pub(super) fn found_lying(&self, trial: &Arc<Trial>) {
-        self.offended(Origin::Disk, &Unserved::OtherContent, Trial::right(&trial.content));
+        self.offended(&Unserved::OtherContent, Trial::right(&trial.content));
         self.record().conduct.acquit(trial);
     }
 
@@ -318,13 +317,13 @@ impl Replica {
 
     /// It gave no answer, and took its time.
     pub(super) fn kept_waiting(&self, trial: Trial) {
-        self.record().conduct.keep_waiting(trial, Instant::now());
+        self.record().conduct.lateness.keep_waiting(trial, Instant::now());
         self.accused.notify_one();
     }
 
     /// What it gave, after so long, was of no use.
     pub(super) fn failed(&self, after: Duration, trial: Trial) {
-        self.record().conduct.fail(after, trial, Instant::now());
+        self.record().conduct.lateness.fail(after, trial, Instant::now());
         self.accused.notify_one();
     }
 
@@ -367,6 +366,6 @@ impl Replica {
     /// It told not even what it has.
     pub(super) fn says_nothing(&self, method: &Method, content: &Arc<Content>) {
         let trial = Trial::own(method, content);
-        self.offended(Origin::Disk, &"the cache answers nothing, not even whether it has something", trial);
+        self.offended(&"the cache answers nothing, not even whether it has something", trial);
     }
 }

@@ -128,8 +128,8 @@ impl Rest {
             if let Ok((response, connection)) = asked
                 && self.continues(response.status(), response.headers())
             {
-                let origin = Origin::of(response.headers());
-                if replica.is_refused(origin) || replica.is_doubtful(&self.content, origin, self.end - self.next) {
+                let (origin, length) = (Origin::of(response.headers()), self.end - self.next);
+                if !replica.is_trusted_with(&self.content, origin, length) {
                     continue;
                 }
                 let (body, connection) = (response.into_body(), Some(connection));

@@ -5,7 +5,6 @@ use super::ask::{Content, Digest, Kind};
 use super::awake::{self, Time};
 use super::cache::Unserved;
 use super::forward::DOCKER_CONTENT_DIGEST;
-use super::origin::Origin;
 use super::patience::{SLOWEST_HIT, SMALL};
 use super::patient::Cut;
 use super::resume::Source;
@@ -90,10 +89,10 @@ impl Verifying {
         let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
         let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
         match &read {
-            Err(stalled @ Unserved::Stalled) => replica.offended(origin, stalled, Trial::whole(content, origin)),
+            Err(stalled @ Unserved::Stalled) => replica.offended(stalled, Trial::whole(content, origin)),
             // No upstream can make a cache say that.
             Err(wrong @ Unserved::OtherContent) => {
-                replica.offended(Origin::Disk, wrong, Trial::right(content));
+                replica.offended(wrong, Trial::right(content));
             }
             _ => {}
         }

@@ -99,9 +99,7 @@ fn breaks_off(head: &str, content: &[u8]) -> Reply {
     half(head, content.len(), Step::Close)
 }
 
-fn lies(_: &str, content: &[u8]) -> Reply {
-    let mut other = content.to_vec();
-    other[content.len() - 1] ^= 1;
+fn lies(_: &str, _: &[u8]) -> Reply {
     Reply::new(200, HIT, &OTHER)
 }
 

@@ -156,9 +156,10 @@ impl Replica {
     ) {
         self.witness(Ok(()));
         let (mut record, now) = (self.record(), Instant::now());
+        let lateness = &mut record.conduct.lateness;
         match Origin::of(response.headers()) {
-            Origin::Upstream if after > SLOW => record.conduct.answer_slowly(Trial::headers(method, content), now),
-            Origin::Disk if after > SLOW_HIT => record.conduct.dawdle(Trial::soon(method, content), now),
+            Origin::Upstream if after > SLOW => lateness.answer_slowly(Trial::headers(method, content), now),
+            Origin::Disk if after > SLOW_HIT => lateness.dawdle(Trial::soon(method, content), now),
             // What it has says nothing of how it fetches.
             _ if manner == Manner::IfCached => {
                 drop(record);
@@ -167,7 +168,7 @@ impl Replica {
                 }
                 return;
             }
-            origin => return record.conduct.answer(origin),
+            origin => return lateness.answer(origin),
         }
         drop(record);
         self.accused.notify_one();
@@ -177,7 +178,7 @@ impl Replica {
         match manner {
             Manner::Freely => {
                 self.look_now.notify_one();
-                self.record().conduct.dawdle(Trial::soon(method, content), Instant::now());
+                self.record().conduct.lateness.dawdle(Trial::soon(method, content), Instant::now());
                 self.accused.notify_one();
             }
             Manner::IfCached => self.says_nothing(method, content),
@@ -188,7 +189,7 @@ impl Replica {
     /// Asked for what it has, it answered after so long.
     fn told_what_it_has(&self, answered: &Exchanged, after: Duration, method: &Method, content: &Arc<Content>) {
         let is_failure = is_failure(answered.as_ref().map(|(response, _)| response.status()));
-        if is_failure && self.record().conduct.fail_itself(after, Instant::now()) {
+        if is_failure && self.record().conduct.lateness.fail_itself(after, Instant::now()) {
             self.says_nothing(method, content);
         }
     }

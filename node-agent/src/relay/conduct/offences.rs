@@ -1,12 +1,12 @@
 //! Offences of one sort, and the pauses after them: each ends with a trial, and the next one is longer. Pure; time is passed in.
 
-use super::trial::Trial;
+use crate::relay::trial::Trial;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bodies are not asked for this long after the first offence, ...
-pub(super) const FIRST: Duration = Duration::from_secs(60);
+pub(in crate::relay) const FIRST: Duration = Duration::from_secs(60);
 /// ... twice as long after each further one, at most this long: no pull waits for the end of a pause, and in an outage each may need it.
 const LONGEST: Duration = Duration::from_secs(120);
 /// At most so long where much has to be read to tell: each node of a cluster reads it.
@@ -16,8 +16,26 @@ const LONGEST_IF_COSTLY: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(super) struct Offences {
     count: u32,
-    /// A pause, and what shows after it whether it may end.
-    pause: Option<(Instant, Arc<Trial>)>,
+    pause: Option<Pause>,
+}
+
+#[derive(Debug)]
+struct Pause {
+    until: Instant,
+    /// What shows whether it may end.
+    trial: Arc<Trial>,
+    haste: Haste,
+}
+
+/// Whether a pause ends as soon as there is something to compare with.
+#[derive(Debug, PartialEq, Eq)]
+enum Haste {
+    /// There was, or nothing has been tried yet.
+    No,
+    /// The first thing that is wanted ends it.
+    Once,
+    /// It did. That is enough, or each pull that tells nothing would have the Pod tried.
+    Done,
 }
 
 impl Offences {
@@ -25,16 +43,19 @@ impl Offences {
     pub(super) fn add(&mut self, trial: &Arc<Trial>, now: Instant) {
         // Those that run beside one another are one.
         if !self.is_refused() {
-            self.begin(trial, now);
+            self.begin(trial, true, now);
         }
     }
 
-    /// The next pause begins, which is longer than the one before it.
-    pub(super) fn begin(&mut self, trial: &Arc<Trial>, now: Instant) {
+    /// The next pause begins, which is longer than the one before it. Where it is not settled whether the Pod fails at that alone, what
+    /// is wanted next may end it.
+    pub(super) fn begin(&mut self, trial: &Arc<Trial>, is_settled: bool, now: Instant) {
         let longest = if trial.is_cheap() { LONGEST } else { LONGEST_IF_COSTLY };
         let pause = FIRST.saturating_mul(2_u32.saturating_pow(self.count)).min(longest);
+        let was_hastened = self.pause.as_ref().is_some_and(|pause| pause.haste == Haste::Done);
+        let haste = if is_settled || was_hastened { Haste::No } else { Haste::Once };
         self.count = self.count.saturating_add(1);
-        self.pause = Some((now + pause, trial.clone()));
+        self.pause = Some(Pause { until: now + pause, trial: trial.clone(), haste });
     }
 
     /// Whether there is a pause now. It lasts until the trial after it has gone well.
@@ -44,17 +65,19 @@ impl Offences {
 
     /// Whether this was tried for it.
     pub(super) fn awaits(&self, tried: &Arc<Trial>) -> bool {
-        self.pause.as_ref().is_some_and(|(_, trial)| Arc::ptr_eq(trial, tried))
+        self.pause.as_ref().is_some_and(|pause| Arc::ptr_eq(&pause.trial, tried))
     }
 
     /// Until when the pause lasts, and what is tried then.
-    pub(super) fn pause(&self) -> Option<&(Instant, Arc<Trial>)> {
-        self.pause.as_ref()
+    pub(super) fn pause(&self) -> Option<(Instant, &Arc<Trial>)> {
+        self.pause.as_ref().map(|pause| (pause.until, &pause.trial))
     }
 
-    /// The pause need not last any longer.
+    /// There is something to compare with, which may end the pause.
     pub(super) fn hasten(&mut self, now: Instant) {
-        self.pause.iter_mut().for_each(|(until, _)| *until = now.min(*until));
+        if let Some(pause) = self.pause.as_mut().filter(|pause| pause.haste == Haste::Once) {
+            (pause.until, pause.haste) = (now.min(pause.until), Haste::Done);
+        }
     }
 
     /// The pause is over. That there was one stays known.
@@ -94,8 +117,8 @@ pub(super) mod tests {
                 offences.end();
                 offences.add(&costly(), now);
             } else {
-                let (_, tried) = offences.pause().cloned().unwrap();
-                offences.begin(&tried, now);
+                let tried = offences.pause().unwrap().1.clone();
+                offences.begin(&tried, true, now);
             }
             offences.add(&costly(), now + Duration::from_secs(1));
             let until = offences.pause().unwrap().0;
@@ -109,8 +132,24 @@ pub(super) mod tests {
     fn what_costs_little_is_tried_every_other_minute() {
         let (mut offences, now) = (Offences::default(), Instant::now());
         for pause in [60, 120, 120] {
-            offences.begin(&Arc::new(trial()), now);
+            offences.begin(&Arc::new(trial()), true, now);
             assert_eq!((offences.pause().unwrap().0 - now).as_secs(), pause);
         }
+    }
+    #[test]
+    fn what_was_not_settled_is_tried_with_the_first_thing_wanted_and_not_with_each() {
+        let (mut offences, now) = (Offences::default(), Instant::now());
+        let is_hastened = |offences: &mut Offences| {
+            offences.hasten(now);
+            offences.pause().unwrap().0 == now
+        };
+        offences.add(&Arc::new(trial()), now);
+        assert!(!is_hastened(&mut offences), "it was not tried yet");
+        for may_be in [true, false, true] {
+            offences.begin(&Arc::new(trial()), false, now);
+            assert_eq!(is_hastened(&mut offences), may_be);
+        }
+        offences.begin(&Arc::new(trial()), true, now);
+        assert!(!is_hastened(&mut offences), "there was something to compare with");
     }
 }
