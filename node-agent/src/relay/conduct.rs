@@ -121,9 +121,14 @@ impl Conduct {
         self.suspicions.add(content, now);
     }
 
+    /// Until when any large blob of it may be a lie.
+    pub(super) fn is_suspect_until(&self, now: Instant) -> Option<Instant> {
+        self.suspicions.last_until(now)
+    }
+
     /// Whether a large blob of it from there, of this length, may be a lie or end where another did.
     pub(super) fn is_doubtful(&self, content: &Content, origin: Origin, length: u64, now: Instant) -> bool {
-        let is_suspect = self.suspicions.last_until(now).is_some() || self.suspicions.are_of(content);
+        let is_suspect = self.is_suspect_until(now).is_some() || self.suspicions.are_of(content);
         is_suspect || self.exceptions.are_beyond(origin, length)
     }
 
@@ -276,7 +281,7 @@ mod tests {
         let (mut conduct, now) = (Conduct::default(), Instant::now());
         conduct.suspect(&content("a"), now);
         let is_doubtful = |conduct: &Conduct, name, now| conduct.is_doubtful(&content(name), Disk, 1, now);
-        let later = conduct.suspicions.last_until(now).unwrap();
+        let later = conduct.is_suspect_until(now).unwrap();
         assert!(is_doubtful(&conduct, "b", now) && !is_doubtful(&conduct, "b", later));
         assert!(is_doubtful(&conduct, "a", later) && !conduct.is_refused(Disk));
         assert_eq!(end(&mut conduct, true, &mut now.clone()), Duration::ZERO);

@@ -160,7 +160,7 @@ impl Attempt<'_, '_> {
             (status, _) => return Err(Unserved::Nonsense(status)),
         }
         let is_unverified = is_sending && content.blob().is_some();
-        if is_unverified && !replica.is_trusted_with(content, origin, length) {
+        if is_unverified && !replica.is_trusted_with(content, origin, length, time, reserve).await {
             replica.wanted(content);
             return Err(Unserved::Offended);
         }

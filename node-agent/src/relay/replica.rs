@@ -5,6 +5,7 @@ mod exchange;
 pub(super) use exchange::{NoAnswer, is_failure};
 
 use super::ask::Content;
+use super::awake::Time;
 use super::cache::Unserved;
 use super::conduct::Conduct;
 use super::connect::{ConnectFault, Connection, Pool};
@@ -20,7 +21,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// One Pod of a cache.
 #[derive(Debug)]
@@ -227,11 +228,31 @@ impl Replica {
         self.accused.notify_one();
     }
 
-    /// Whether a large blob from there, of this length, may be passed on.
-    pub(super) fn is_trusted_with(&self, content: &Content, origin: Origin, length: u64) -> bool {
-        let (record, now) = (self.record(), Instant::now());
-        let is_refused = record.conduct.is_refused(origin) || record.conduct.is_doubtful(content, origin, length, now);
-        !is_refused || self.route.load().is_only_way
+    /// Whether a large blob from there, of this length, may be passed on. Where that shows in a moment, it is waited for: in an outage
+    /// there may be no other way.
+    pub(super) async fn is_trusted_with(
+        &self,
+        content: &Content,
+        origin: Origin,
+        length: u64,
+        time: &mut Time,
+        reserve: Duration,
+    ) -> bool {
+        if self.route.load().is_only_way {
+            return true;
+        }
+        time.wait(reserve, self.until_unsuspected()).await;
+        let record = self.record();
+        !record.conduct.is_refused(origin) && !record.conduct.is_doubtful(content, origin, length, Instant::now())
+    }
+
+    async fn until_unsuspected(&self) {
+        let mut verdicts = self.news.verdicts.subscribe();
+        let until = || self.record().conduct.is_suspect_until(Instant::now());
+        while let Some(until) = until() {
+            // The sender is a part of this: this ends with a verdict, or in time.
+            let _ = timeout_at(until, verdicts.changed()).await;
+        }
     }
 
     /// It was suspected rightly.

@@ -129,7 +129,7 @@ impl Rest {
                 && self.continues(response.status(), response.headers())
             {
                 let (origin, length) = (Origin::of(response.headers()), self.end - self.next);
-                if !replica.is_trusted_with(&self.content, origin, length) {
+                if !replica.is_trusted_with(&self.content, origin, length, &mut time, Duration::ZERO).await {
                     continue;
                 }
                 let (body, connection) = (response.into_body(), Some(connection));

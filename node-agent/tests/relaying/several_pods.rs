@@ -162,6 +162,23 @@ async fn where_one_pod_lies_the_other_is_tried_before_it_is_asked() {
 }
 
 #[tokio::test]
+async fn a_pull_waits_until_the_other_is_trusted_but_not_for_long() {
+    static OTHER: [u8; 80_000] = [1; 80_000];
+    for trial_takes in [Duration::from_millis(300), Duration::from_secs(60)] {
+        let has_lied = AtomicBool::new(false);
+        let (_one, _other, relay) = two(move |head| match has_lied.swap(true, Ordering::SeqCst) {
+            false => wrong(head),
+            true if head.contains(&digest_of(&OTHER)) => Reply::new(200, "Cache-Status: breakwater; hit\r\n", &OTHER),
+            true => breaks_off(head, Step::Pause(trial_takes)),
+        })
+        .await;
+        assert!(relay.get(&blob()).await.body != BODY);
+        relay.until(|view| view.answering == 1).await;
+        check(&relay, &get(&blob_of(&OTHER)), &OTHER, Duration::from_secs(3)).await;
+    }
+}
+
+#[tokio::test]
 async fn of_two_pods_that_lie_one_is_believed_once() {
     let (one, other, relay) = two(wrong).await;
     assert_eq!(relay.get(&blob()).await.status, 200);
