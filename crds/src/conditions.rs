@@ -115,8 +115,8 @@ pub mod reason {
     pub const NO_CACHE_ADDRESS: &str = "NoCacheAddress";
     /// Inactive mirror: the cache does not answer. Look at the mirror's CacheReady and the network.
     pub const CACHE_UNREACHABLE: &str = "CacheUnreachable";
-    /// Inactive mirror: what stands at the cache's address answers, and no answer is of use. Look at the mirror's CacheReady and at what the
-    /// message names.
+    /// Inactive mirror: what stands at the cache's address answers, and what it sends is of no use. Look at the mirror's CacheReady and
+    /// at what the message names.
     pub const CACHE_FAILS: &str = "CacheFails";
     /// Inactive mirror: a file or folder in the way is not safe to write. Remove what the message names.
     pub const UNSAFE_PATH: &str = "UnsafePath";

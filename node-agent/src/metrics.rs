@@ -185,7 +185,7 @@ mod tests {
             lacking: 2,
             ..Tally::default()
         };
-        let view = View { standing: Standing::Out, pods: 2, answering: 1, trouble: None, nonsense: None };
+        let view = View { standing: Standing::Out, pods: 2, answering: 1, trouble: None, uselessness: None };
         let traffic = Traffic { served: 4, absent: 5, unserved: 6, cut: 1, bytes: 7 };
         let (views, traffic) = ([("docker.io".to_owned(), view)].into(), [("docker.io".to_owned(), traffic)].into());
         text(&Now { tally: &tally, views: &views, traffic: &traffic }).unwrap()

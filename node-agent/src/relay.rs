@@ -10,6 +10,7 @@ mod cache;
 mod canary;
 mod conduct;
 mod connect;
+mod fitness;
 mod forward;
 mod hang;
 mod health;

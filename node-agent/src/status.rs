@@ -141,8 +141,8 @@ fn verdict_of(
     match unread {
         Some(unread) if standing == Standing::In || unread.0 == MirrorState::Failed => return Some(unread),
         None if standing == Standing::In => {
-            let nonsense = view?.nonsense.as_ref()?;
-            let message = format!("cache answers nothing of use, so {pulls}: {nonsense}");
+            let uselessness = view?.uselessness.as_ref()?;
+            let message = format!("cache sends nothing of use, so {pulls}: {uselessness}");
             return Some((MirrorState::Bypassed, reason::CACHE_FAILS, message));
         }
         _ => {}

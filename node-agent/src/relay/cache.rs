@@ -113,8 +113,8 @@ pub struct View {
     pub answering: usize,
     /// What went wrong last.
     pub trouble: Option<String>,
-    /// The last answer of no use, where none of those that answer gives any other.
-    pub nonsense: Option<String>,
+    /// Why it is of no use, where none of those that answer is of any.
+    pub uselessness: Option<String>,
 }
 
 impl Cache {
@@ -170,7 +170,7 @@ impl Cache {
             pods: pods.probed.len(),
             answering: serving().count(),
             trouble: troubles.flatten().next(),
-            nonsense: serving().map(|replica| replica.nonsense()).reduce(Option::and).flatten(),
+            uselessness: serving().map(|replica| replica.uselessness()).reduce(Option::and).flatten(),
         }
     }
 

@@ -7,6 +7,7 @@
 mod controls;
 mod exceptions;
 mod lateness;
+mod nonsense;
 mod offences;
 mod suspicions;
 
@@ -18,13 +19,11 @@ use super::trial::Trial;
 use controls::Controls;
 use exceptions::Exceptions;
 use lateness::Lateness;
+use nonsense::Nonsense;
 use offences::{FIRST, Offences};
 use std::sync::Arc;
 use suspicions::Suspicions;
 use tokio::time::Instant;
-
-/// So many answers of no use in a row are told of. A pull meets as many.
-const IN_A_ROW: u32 = 5;
 
 /// What is held against one Pod.
 #[derive(Debug, Default)]
@@ -34,9 +33,7 @@ pub(super) struct Conduct {
     /// Bodies that it fetched.
     upstream: Offences,
     pub(super) lateness: Lateness,
-    /// Answers of no use, one after the other. Nothing is refused over them: they cost nothing, and in an outage any other answer is a gain.
-    useless: Offences,
-    useless_in_a_row: u32,
+    nonsense: Nonsense,
     last_break: Option<Instant>,
     exceptions: Exceptions,
     suspicions: Suspicions,
@@ -58,12 +55,14 @@ impl Conduct {
     }
 
     fn pauses(&self) -> impl Iterator<Item = (Instant, &Arc<Trial>)> {
-        let all = [&self.disk, &self.upstream, &self.useless].into_iter().chain(self.lateness.offences());
+        let all =
+            [&self.disk, &self.upstream].into_iter().chain(self.lateness.offences()).chain(self.nonsense.offences());
         all.filter_map(Offences::pause).chain(self.exceptions.pauses()).chain(self.suspicions.pauses())
     }
 
     fn of_all_it_sends(&mut self) -> impl Iterator<Item = &mut Offences> {
-        [&mut self.disk, &mut self.upstream, &mut self.useless].into_iter().chain(self.lateness.offences_mut())
+        let bodies = [&mut self.disk, &mut self.upstream].into_iter();
+        bodies.chain(self.lateness.offences_mut()).chain(self.nonsense.offences_mut())
     }
 
     /// What was tried went well.
@@ -134,20 +133,17 @@ impl Conduct {
 
     /// What came no cache of ours would say.
     pub(super) fn talk_nonsense(&mut self, trial: Trial, now: Instant) {
-        self.useless_in_a_row = self.useless_in_a_row.saturating_add(1);
-        if self.useless_in_a_row >= IN_A_ROW {
-            self.useless.add(&Arc::new(trial), now);
-        }
+        self.nonsense.add(&Arc::new(trial), now);
     }
 
-    /// What came was of use, or said why it was not.
-    pub(super) fn talk_sense(&mut self) {
-        (self.useless, self.useless_in_a_row) = (Offences::default(), 0);
+    /// What came of this was of use.
+    pub(super) fn talk_sense(&mut self, content: &Content) {
+        self.nonsense.end(content);
     }
 
-    /// Whether it talks nonsense alone.
+    /// Whether it talks nonsense alone, be it of blobs.
     pub(super) fn is_useless(&self) -> bool {
-        self.useless.is_refused()
+        self.nonsense.is_lasting()
     }
 
     /// A body ended before its end. That may be a restart, and keeps nobody from asking.
@@ -165,6 +161,14 @@ impl Conduct {
         };
         if !offences.is_refused() {
             *offences = Offences::default();
+        }
+    }
+
+    /// A body from there arrived, where a pause keeps nobody from asking: it is over.
+    pub(super) fn make_up(&mut self, origin: Origin) {
+        match origin {
+            Origin::Disk => self.disk.end(),
+            Origin::Upstream => self.upstream.end(),
         }
     }
 

@@ -5,8 +5,9 @@ use super::ask::{Content, Kind};
 use super::awake::Time;
 use super::body::RelayBody;
 use super::cache::{Cache, HEADERS, Unserved};
+use super::fitness;
 use super::hang::HangCheck;
-use super::origin::{self, CACHE_STATUS, Origin};
+use super::origin::{CACHE_STATUS, Origin};
 use super::replica::Replica;
 use super::resume::{Rest, Source};
 use super::trial::Trial;
@@ -68,7 +69,7 @@ pub(super) async fn forward(
         let ask = Attempt { cache, replica, method, content, headers, time: &mut time, reserve, check: &mut check };
         match ask.answer().await {
             Ok(response) => {
-                replica.talked_sense();
+                replica.talked_sense(content);
                 return Ok(response);
             }
             Err(fault) => unserved = fault,
@@ -122,47 +123,36 @@ struct Attempt<'a, 'd> {
 impl Attempt<'_, '_> {
     async fn answer(self) -> Result<Response<RelayBody>, Unserved> {
         let Self { cache, replica, method, content, headers, time, reserve, check } = self;
-        let (asked, is_manifest) = (asked(method, content), matches!(content.kind, Kind::Manifest(_)));
+        let asked = asked(method, content);
         let (response, connection) = replica.ask(asked, content, headers, time, reserve, check).await?;
         let (mut parts, body) = response.into_parts();
-        parts.headers = returned(&parts.headers);
-        let (origin, is_ours) = (Origin::of(&parts.headers), origin::is_ours(&parts.headers));
+        let origin = Origin::of(&parts.headers);
         let source = Source { body, replica: replica.clone(), origin, connection: Some(connection) };
         let is_sending = asked == Method::GET && parts.status.is_success();
         if is_sending && replica.is_refused(origin) {
             replica.wanted(content);
             return Err(Unserved::Offended);
         }
+        fitness::check(asked, content, headers, &parts)?;
+        parts.headers = returned(&parts.headers);
         let length = source.size_hint().exact().unwrap_or(u64::MAX);
         let rest = if is_sending { Rest::of(content, &parts) } else { None };
-        match (parts.status, &content.kind) {
-            (status @ StatusCode::PARTIAL_CONTENT, _) if is_manifest || !headers.contains_key(header::RANGE) => {
-                return Err(Unserved::Status(status));
-            }
-            (StatusCode::OK, Kind::Manifest(_)) => {
+        match &content.kind {
+            Kind::Manifest(_) if parts.status == StatusCode::OK => {
                 let digest = verify::manifest_digest(content, &parts.headers)?;
                 let bytes = cache.verifying.verified(source, content, &digest, time, reserve).await?;
                 verify::check_media_type(&parts.headers, &bytes)?;
                 return Ok(whole(cache, parts, bytes, method));
             }
-            (_, Kind::Blob(_)) if is_sending && !parts.headers.contains_key(header::CONTENT_LENGTH) => {
-                // Nobody could tell its end from a break, or go on with it.
-                return Err(Unserved::Unfit("a blob without a length"));
-            }
-            (_, Kind::Blob(digest)) if rest.as_ref().is_some_and(Rest::is_whole) && verify::is_small(&source) => {
+            Kind::Blob(digest) if rest.as_ref().is_some_and(Rest::is_whole) && verify::is_small(&source) => {
                 let bytes = cache.verifying.verified(source, content, digest, time, reserve).await?;
                 return Ok(whole(cache, parts, bytes, method));
             }
-            (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) => {}
-            (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE, _) => {}
-            (StatusCode::NOT_MODIFIED, _) if headers.contains_key(header::IF_NONE_MATCH) => {}
-            (status, _) if is_ours => return Err(Unserved::Status(status)),
-            (status, _) => return Err(Unserved::Nonsense(status)),
-        }
-        let is_unverified = is_sending && content.blob().is_some();
-        if is_unverified && !replica.is_trusted_with(content, origin, length, time, reserve).await {
-            replica.wanted(content);
-            return Err(Unserved::Offended);
+            Kind::Blob(_) if is_sending && !replica.is_trusted_with(content, origin, length, time, reserve).await => {
+                replica.wanted(content);
+                return Err(Unserved::Offended);
+            }
+            Kind::Manifest(_) | Kind::Blob(_) | Kind::Other => {}
         }
         Ok(Response::from_parts(parts, RelayBody::streamed(source, cache.clone(), content.clone(), rest)))
     }

@@ -1,12 +1,11 @@
 //! One Pod of a cache as this node finds it: whether it answers, and whether what it sends is worth having.
 
 mod exchange;
+mod judged;
 
 pub(super) use exchange::{NoAnswer, is_failure};
 
 use super::ask::Content;
-use super::awake::Time;
-use super::cache::Unserved;
 use super::conduct::Conduct;
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
@@ -21,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// One Pod of a cache.
 #[derive(Debug)]
@@ -140,125 +139,29 @@ impl Replica {
 
     /// A body was as it should be.
     pub(super) fn behaved(&self, origin: Origin, content: &Arc<Content>) {
-        self.record().conduct.behave(origin, content);
+        let mut record = self.record();
+        if self.route.load().is_only_way {
+            record.conduct.make_up(origin);
+        }
+        record.conduct.behave(origin, content);
+        self.forgive_in(record);
     }
 
     /// A body was not. The trial shows when that is over.
     pub(super) fn offended(&self, how: &dyn Display, trial: Trial) {
         let offence = format!("{}: {how}", self.address);
-        let (registry, pod) = (&self.registry, &self.pod);
-        match trial.origin {
-            Origin::Disk => tracing::warn!(registry, pod, error = offence, "pulls pass the cache by for a while"),
-            Origin::Upstream => {
-                tracing::warn!(
-                    registry,
-                    pod,
-                    error = offence,
-                    "pulls of what the cache has to fetch pass it by for a while"
-                );
-            }
-        }
+        let consequence = match trial.origin {
+            _ if self.route.load().is_only_way => "the cache fails, and pulls have no other way",
+            Origin::Disk => "pulls pass the cache by for a while",
+            Origin::Upstream => "pulls of what the cache has to fetch pass it by for a while",
+        };
+        tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "{consequence}");
         let mut record = self.record();
         record.conduct.offend(&Arc::new(trial), Instant::now());
         record.offence = Some(offence);
         drop(record);
         self.accused.notify_one();
         self.news.tell();
-    }
-
-    /// What it is to be tried for next, and when.
-    pub(super) fn next_trial(&self) -> Option<(Instant, Arc<Trial>)> {
-        self.record().conduct.next_trial()
-    }
-
-    /// It does well what it failed at.
-    pub(super) fn acquitted(&self, trial: &Arc<Trial>) {
-        tracing::info!(registry = self.registry, pod = self.pod, "the cache does well what it was tried for");
-        let mut record = self.record();
-        record.conduct.acquit(trial);
-        record.forgive();
-        drop(record);
-        self.news.tell();
-    }
-
-    /// It fails at it still, and at nothing else as far as is known.
-    pub(super) fn withheld(&self, trial: &Arc<Trial>, is_beyond: bool, how: &dyn Display) {
-        let (registry, pod, content) = (&self.registry, &self.pod, &trial.content.target);
-        tracing::warn!(registry, pod, content, error = %how, "the cache fails at this alone, pulls of it pass it by");
-        let mut record = self.record();
-        record.conduct.withhold(trial, is_beyond, Instant::now());
-        record.forgive();
-        drop(record);
-        self.news.tell();
-    }
-
-    /// Whether it fails at this, and does other things well.
-    pub(super) fn withholds(&self, content: &Content) -> bool {
-        !self.route.load().is_only_way && self.record().conduct.withholds(content)
-    }
-
-    /// What shows whether it fails at this alone.
-    pub(super) fn controls(&self, trial: &Trial) -> Vec<Trial> {
-        self.record().conduct.controls(trial)
-    }
-
-    /// This was asked for in vain, though other content failed.
-    pub(super) fn wanted(&self, content: &Arc<Content>) {
-        if self.record().conduct.want(content, Instant::now()) {
-            self.accused.notify_one();
-        }
-    }
-
-    /// It fails at it still, and at other content as well, or none tells.
-    pub(super) fn convicted(&self, trial: &Arc<Trial>, is_settled: bool, how: &dyn Display) {
-        let offence = format!("{}: {how}", self.address);
-        tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "the cache still fails at the same");
-        let mut record = self.record();
-        record.conduct.convict(trial, is_settled, Instant::now());
-        if record.conduct.is_refused(Origin::Disk) {
-            record.offence = Some(offence);
-        }
-        drop(record);
-        self.news.tell();
-    }
-
-    /// Another Pod sent something else than this: whether this one does is found out at once.
-    pub(super) fn suspected(&self, content: &Arc<Content>) {
-        self.record().conduct.suspect(content, Instant::now());
-        self.accused.notify_one();
-    }
-
-    /// Whether a large blob from there, of this length, may be passed on. Where that shows in a moment, it is waited for: in an outage
-    /// there may be no other way.
-    pub(super) async fn is_trusted_with(
-        &self,
-        content: &Content,
-        origin: Origin,
-        length: u64,
-        time: &mut Time,
-        reserve: Duration,
-    ) -> bool {
-        if self.route.load().is_only_way {
-            return true;
-        }
-        time.wait(reserve, self.until_unsuspected()).await;
-        let record = self.record();
-        !record.conduct.is_refused(origin) && !record.conduct.is_doubtful(content, origin, length, Instant::now())
-    }
-
-    async fn until_unsuspected(&self) {
-        let mut verdicts = self.news.verdicts.subscribe();
-        let until = || self.record().conduct.is_suspect_until(Instant::now());
-        while let Some(until) = until() {
-            // The sender is a part of this: this ends with a verdict, or in time.
-            let _ = timeout_at(until, verdicts.changed()).await;
-        }
-    }
-
-    /// It was suspected rightly.
-    pub(super) fn found_lying(&self, trial: &Arc<Trial>) {
-        self.offended(&Unserved::OtherContent, Trial::right(&trial.content));
-        self.record().conduct.acquit(trial);
     }
 
     /// Waits until it answers.
@@ -269,7 +172,12 @@ impl Replica {
 
     /// Tells of it once an offence is over.
     pub(super) fn forgive(&self) {
-        let is_news = self.record().forgive();
+        self.forgive_in(self.record());
+    }
+
+    fn forgive_in(&self, mut record: MutexGuard<'_, Record>) {
+        let is_news = record.forgive();
+        drop(record);
         if is_news {
             self.news.tell();
         }
@@ -366,11 +274,12 @@ impl Replica {
         }
     }
 
-    /// What it gave was of use.
-    pub(super) fn talked_sense(&self) {
+    /// What it gave of this was of use.
+    pub(super) fn talked_sense(&self, content: &Content) {
         let mut record = self.record();
-        let is_news = record.conduct.is_useless();
-        record.conduct.talk_sense();
+        let before = record.conduct.is_useless();
+        record.conduct.talk_sense(content);
+        let is_news = before && !record.conduct.is_useless();
         drop(record);
         if is_news {
             tracing::info!(registry = self.registry, pod = self.pod, "cache answers are of use again");
@@ -378,10 +287,14 @@ impl Replica {
         }
     }
 
-    /// The last answer of no use, where there is no other.
-    pub(super) fn nonsense(&self) -> Option<String> {
+    /// Why it is of no use though it is asked: the last such answer, or where there is no other way, the last offence.
+    pub(super) fn uselessness(&self) -> Option<String> {
         let record = self.record();
-        record.nonsense.clone().filter(|_| record.conduct.is_useless())
+        if record.conduct.is_useless() {
+            return record.nonsense.clone();
+        }
+        let is_asked_all_the_same = self.route.load().is_only_way && record.conduct.is_refused(Origin::Disk);
+        record.offence.clone().filter(|_| is_asked_all_the_same)
     }
 
     /// It told not even what it has.

@@ -125,13 +125,16 @@ impl Rest {
         for replica in &candidates {
             let headers = self.headers();
             let asked = replica.ask(&Method::GET, &self.content, &headers, &mut time, Duration::ZERO, &mut check).await;
-            if let Ok((response, connection)) = asked
-                && self.continues(response.status(), response.headers())
-            {
-                let (origin, length) = (Origin::of(response.headers()), self.end - self.next);
-                if !replica.is_trusted_with(&self.content, origin, length, &mut time, Duration::ZERO).await {
-                    continue;
+            let Ok((response, connection)) = asked else { continue };
+            if !self.continues(response.status(), response.headers()) {
+                if response.status().is_success() {
+                    // It sends something, and not what is missing: as good as another break.
+                    self.broke.push(replica.address);
                 }
+                continue;
+            }
+            let (origin, length) = (Origin::of(response.headers()), self.end - self.next);
+            if replica.is_trusted_with(&self.content, origin, length, &mut time, Duration::ZERO).await {
                 let (body, connection) = (response.into_body(), Some(connection));
                 return Some(Source { body, replica: replica.clone(), origin, connection });
             }

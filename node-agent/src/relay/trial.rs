@@ -6,6 +6,7 @@ use super::audit::Audit;
 use super::awake::{self, Time};
 use super::cache::{HEADERS, Unserved};
 use super::connect::{ConnectFault, Connection};
+use super::fitness;
 use super::origin::{self, Origin};
 use super::patience::STALL;
 use super::patient::Patient;
@@ -30,6 +31,9 @@ const FURTHER: u64 = 256 * 1024;
 const LITTLE: u64 = 4 * 1024 * 1024;
 /// Of content that is tried for comparison, no more is read than this.
 const CONTROL: u64 = 16 * 1024 * 1024;
+/// Who sent a wrong body may send right ones between: it must come right so often, or until so much of it came.
+const RIGHT_TIMES: usize = 16;
+const RIGHT_BYTES: u64 = 32 * 1024 * 1024;
 /// A body that has come steadily for so long comes well, ...
 const STEADILY: Duration = Duration::from_secs(60);
 /// ... but whether it is the right one shows at its end.
@@ -153,14 +157,26 @@ impl Trial {
     /// Whether it goes well now.
     pub(super) async fn run(&self, replica: &Arc<Replica>) -> Result<Told, Unserved> {
         match self.part {
-            Part::Right | Part::Honest => {
-                awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled))
-            }
-            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok(Told::All)),
+            Part::Right => awake::wait(LONGEST, self.attempt_often(replica)).await.unwrap_or(Err(Unserved::Stalled)),
+            Part::Honest => awake::wait(LONGEST, self.attempt(replica)).await.unwrap_or(Err(Unserved::Stalled)),
+            _ => awake::wait(STEADILY, self.attempt(replica)).await.unwrap_or(Ok((Told::All, 0))),
         }
+        .map(|(told, _)| told)
     }
 
-    async fn attempt(&self, replica: &Arc<Replica>) -> Result<Told, Unserved> {
+    async fn attempt_often(&self, replica: &Arc<Replica>) -> Result<(Told, u64), Unserved> {
+        let mut read = 0;
+        for _ in 1..RIGHT_TIMES {
+            read += self.attempt(replica).await?.1;
+            if read >= RIGHT_BYTES {
+                break;
+            }
+        }
+        self.attempt(replica).await
+    }
+
+    /// What it shows, and how much was read for it.
+    async fn attempt(&self, replica: &Arc<Replica>) -> Result<(Told, u64), Unserved> {
         let mut time = Time::new(HEADERS);
         let answered = time.wait(Duration::ZERO, self.ask(replica)).await;
         let took = HEADERS.saturating_sub(time.left());
@@ -169,27 +185,32 @@ impl Trial {
             Some(Ok(answer)) => answer,
             Some(Err(fault)) if fault.is_absence() => return Err(Unserved::Connect(fault)),
             Some(Err(_)) if took <= AT_ONCE && matches!(self.part, Part::Headers(_) | Part::Soon(_) | Part::Own(_)) => {
-                return Ok(Told::All);
+                return Ok((Told::All, 0));
             }
             Some(Err(fault)) => return Err(Unserved::Connect(fault)),
         };
         let (status, origin) = (response.status(), Origin::of(response.headers()));
-        match self.part {
+        let mut read = 0;
+        match &self.part {
             Part::Body { sent, until } => {
-                if self.read(response, connection, replica, until).await? < sent {
-                    return Ok(Told::Short);
+                read = self.read(response, connection, replica, *until).await?;
+                if read < *sent {
+                    return Ok((Told::Short, read));
                 }
             }
-            Part::Right | Part::Honest => {
-                self.read(response, connection, replica, u64::MAX).await?;
+            Part::Right | Part::Honest => read = self.read(response, connection, replica, u64::MAX).await?,
+            Part::Sense(method) => {
+                match fitness::check(method, &self.content, &HeaderMap::new(), &response.into_parts().0) {
+                    // That is how a cache of ours says why it has it not.
+                    Ok(()) | Err(Unserved::Status(_)) => {}
+                    Err(fault) => return Err(fault),
+                }
             }
-            Part::Sense(_) if status == StatusCode::NOT_FOUND || status.is_success() => {}
-            Part::Sense(_) if origin::is_ours(response.headers()) => {}
-            Part::Sense(_) => return Err(Unserved::Nonsense(status)),
             _ if took <= self.bound(status) => {}
             _ => return Err(Unserved::Slow(took)),
         }
-        Ok(if self.origin == Origin::Disk || origin == Origin::Upstream { Told::All } else { Told::OfTheDisk })
+        let is_all = self.origin == Origin::Disk || origin == Origin::Upstream;
+        Ok((if is_all { Told::All } else { Told::OfTheDisk }, read))
     }
 
     async fn ask(&self, replica: &Replica) -> Result<(Response<Incoming>, Connection), ConnectFault> {

@@ -13,7 +13,7 @@ fn planned(registry: &str) -> Planned {
 }
 
 fn view(standing: Standing, trouble: Option<&str>) -> View {
-    View { standing, pods: 1, answering: 1, trouble: trouble.map(str::to_owned), nonsense: None }
+    View { standing, pods: 1, answering: 1, trouble: trouble.map(str::to_owned), uselessness: None }
 }
 
 const FOLDER: &str = "/etc/containerd/certs.d";
@@ -120,10 +120,10 @@ fn each_way_of_not_being_active() {
         view.standing = Standing::Out;
     })
     .check(MirrorState::Bypassed, reason::NO_CACHE_ADDRESS, "has no Pod");
-    with(&|case| case.views.get_mut("docker.io").unwrap().nonsense = Some("the cache answered 500".into())).check(
+    with(&|case| case.views.get_mut("docker.io").unwrap().uselessness = Some("the cache answered 500".into())).check(
         MirrorState::Bypassed,
         reason::CACHE_FAILS,
-        "cache answers nothing of use, so pulls go to the upstream: the cache answered 500",
+        "cache sends nothing of use, so pulls go to the upstream: the cache answered 500",
     );
     with(&|case| {
         case.trust = Err("Secret breakwater-relay is missing".into());

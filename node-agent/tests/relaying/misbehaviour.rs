@@ -46,9 +46,11 @@ async fn a_body_that_stalls_is_cut_after_fifteen_seconds_and_a_small_one_after_t
 
 #[tokio::test]
 async fn where_there_is_no_other_way_nothing_is_refused() {
+    static LARGE: [u8; 100_000] = [6; 100_000];
     let cache = cache(|head| match ["slow", "drips", "fetched"].into_iter().find(|name| head.contains(&blob(name))) {
         Some("fetched") => Reply::new(200, "", b"fetched"),
         Some(name) => Reply::steps(8, vec![Step::Stall]).with(if name == "slow" { "" } else { HIT }),
+        None if head.contains(&blob_of(&LARGE)) => Reply::new(200, HIT, &LARGE),
         None => Reply::new(200, HIT, b"well"),
     })
     .await;
@@ -63,7 +65,9 @@ async fn where_there_is_no_other_way_nothing_is_refused() {
             assert_eq!(relay.get(&blob(name)).await.status, 200, "{name}");
         }
     }
-    assert_eq!(relay.view().standing, Standing::In);
+    relay.until(|view| view.uselessness.is_some() && view.standing == Standing::In).await;
+    assert_eq!(relay.get(&blob_of(&LARGE)).await.body, LARGE);
+    relay.until(|view| view.uselessness.is_none()).await;
 }
 
 #[tokio::test]
@@ -140,6 +144,22 @@ async fn a_cache_whose_bodies_end_too_early_is_found_out() {
         assert_eq!((answer.status, answer.end), (200, End::Fin));
         assert!(cache.requests().len() <= 5, "{}", cache.requests().len());
         assert_eq!(relay.get(&blob("another")).await.status, 503);
+        relay.until(|view| view.standing == Standing::Out).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_breaks_off_and_does_not_go_on_where_it_was_is_found_out() {
+    for pods in [1, 2] {
+        let one = cache(|_| half("", 1 << 20, Step::Close)).await;
+        let other = one.replica().await;
+        let relay = Running::bare().await;
+        relay.route(&[one.address, other.address][..pods], &one.ca);
+        relay.until_all_in().await;
+        for (pulls, name) in ["a", "b"].into_iter().enumerate().take(pods) {
+            assert_eq!(relay.get(&blob(name)).await.end, End::Fin);
+            relay.until(|view| view.answering < view.pods - pulls).await;
+        }
         relay.until(|view| view.standing == Standing::Out).await;
     }
 }

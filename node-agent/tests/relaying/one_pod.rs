@@ -101,7 +101,7 @@ async fn head_tells_the_length_and_a_connection_serves_many_requests() {
 async fn only_statuses_that_send_a_runtime_onwards_go_out() {
     let cache = cache(|head| {
         let status = head.split("/blobs/").next().and_then(|path| path.rsplit('/').next()).unwrap().parse().unwrap();
-        Reply::new(status, "", b"x")
+        Reply::new(status, "Cache-Status: breakwater; fwd=miss\r\n", b"x")
     })
     .await;
     let relay = Running::before(&cache).await;
@@ -237,9 +237,12 @@ async fn a_body_that_breaks_off_is_cut_by_fin_and_resumed_elsewhere() {
         let broken = blob("broken");
         let arrived = Arc::new(Notify::new());
         let (path, until) = (broken.clone(), arrived.clone());
-        let cache = cache(move |head| match head.contains(&path) {
-            true => Reply::steps(1 << 20, vec![Step::Send(b"half".to_vec()), Step::Wait(until.clone()), end.clone()]),
-            false => Reply::new(200, "", b"well"),
+        let cache = cache(move |head| match (head.contains(&path), head.contains("range:")) {
+            (true, false) => {
+                Reply::steps(1 << 20, vec![Step::Send(b"half".to_vec()), Step::Wait(until.clone()), end.clone()])
+            }
+            (true, true) => Reply::new(503, "", b""),
+            (false, _) => Reply::new(200, "", b"well"),
         })
         .await;
         let relay = Running::before(&cache).await;

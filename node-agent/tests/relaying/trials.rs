@@ -5,7 +5,7 @@ use super::one_pod::{blob, blob_of, cache, digest_of};
 use super::support::{Cache, Reply, Running, Step};
 use breakwater_node_agent::relay::Standing;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longer than the first pause and what nodes are spread over.
@@ -299,16 +299,21 @@ async fn who_is_away_when_he_is_to_be_tried_is_tried_once_he_is_back() {
 
 #[tokio::test]
 async fn a_cache_whose_answers_are_of_no_use_is_told_of_and_asked_all_the_same() {
-    let faults: [Fault; 2] =
-        [|_, _| Reply::new(500, "", b""), |_, _| Reply { head: String::new(), steps: vec![Step::Close] }];
+    let faults: [Fault; 5] = [
+        |_, _| Reply::new(500, "", b""),
+        |_, _| Reply::new(404, "", b""),
+        |_, _| Reply::new(206, HIT, b"small"),
+        |_, _| Reply { head: String::new(), steps: vec![Step::Close] },
+        |_, _| Reply { head: format!("HTTP/1.1 200 OK\r\n{HIT}connection: close\r\n\r\n"), steps: vec![Step::Close] },
+    ];
     for fault in faults {
         for is_pulled in [true, false] {
             let patient = Patient::new(b"small", fault).await;
             let Patient { cache, relay, path, .. } = &patient;
             for _ in 0..5 {
-                assert_eq!((relay.view().nonsense, relay.get(path).await.status), (None, 503));
+                assert_eq!((relay.view().uselessness, relay.get(path).await.status), (None, 503));
             }
-            relay.until(|view| view.nonsense.is_some() && view.standing == Standing::In).await;
+            relay.until(|view| view.uselessness.is_some() && view.standing == Standing::In).await;
             let asked = cache.requests().len();
             assert_eq!(relay.get(path).await.status, 503);
             assert_eq!(cache.requests().len(), asked + 1, "any other answer would be a gain");
@@ -318,16 +323,32 @@ async fn a_cache_whose_answers_are_of_no_use_is_told_of_and_asked_all_the_same()
             } else {
                 skip(PAUSE).await;
             }
-            relay.until(|view| view.nonsense.is_none()).await;
+            relay.until(|view| view.uselessness.is_none()).await;
         }
     }
+}
+
+#[tokio::test]
+async fn who_lies_now_and_then_is_not_believed_over_one_right_answer() {
+    static TIMES: AtomicUsize = AtomicUsize::new(0);
+    let patient = Patient::unknown(&vec![7; 1 << 20], |head, content| match TIMES.fetch_add(1, Ordering::SeqCst) % 4 {
+        0 => lies(head, content),
+        _ => Reply::new(200, HIT, content),
+    })
+    .await;
+    patient.fail().await;
+    patient.be_tried().await;
+    assert_eq!((patient.relay.view().standing, patient.cache.requests().len()), (Standing::Out, 5));
+    patient.mend();
+    patient.until(|| patient.relay.view().standing == Standing::In).await;
+    assert_eq!(patient.cache.requests().len(), 5 + 16, "so often it came right");
 }
 
 #[tokio::test]
 async fn who_says_why_he_has_nothing_is_of_use() {
     let patient = Patient::new(b"small", |_, _| Reply::new(504, "Cache-Status: breakwater; fwd=miss\r\n", b"")).await;
     for _ in 0..10 {
-        assert_eq!((patient.relay.view().nonsense, patient.relay.get(&patient.path).await.status), (None, 503));
+        assert_eq!((patient.relay.view().uselessness, patient.relay.get(&patient.path).await.status), (None, 503));
     }
 }
 
