@@ -153,12 +153,17 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
 pub(super) struct Pool(Mutex<Vec<(Connection, Instant)>>);
 
 impl Pool {
-    /// A connection for this route that can take a request now. Others are closed on the way.
-    pub(super) fn take(&self, route: &Arc<Route>) -> Option<Connection> {
+    /// A connection for this route that can take a request now, and since when it is idle. Others are closed on the way.
+    pub(super) fn take(&self, route: &Arc<Route>) -> Option<(Connection, Instant)> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tidy(&mut idle, route);
         let best = best(idle.iter().map(|(connection, _)| connection.portion.is_large()))?;
-        Some(idle.remove(best).0)
+        Some(idle.remove(best))
+    }
+
+    /// Closes those that are idle since before this.
+    pub(super) fn close(&self, before: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, since)| *since >= before);
     }
 
     /// Closes what is of no use any more.

@@ -103,6 +103,10 @@ fn blame(replica: &Replica, fault: &Unserved, after: Duration, asked: &Method, c
             replica.failed(after, Trial::headers(asked, content));
             replica.talked_nonsense(fault, Trial::sense(asked, content));
         }
+        Unserved::Cut(_) => {
+            replica.failed(after, Trial::headers(asked, content));
+            replica.talked_nonsense(fault, Trial::whole(content, Origin::Disk));
+        }
         _ => replica.failed(after, Trial::headers(asked, content)),
     }
 }

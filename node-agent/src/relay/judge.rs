@@ -75,7 +75,7 @@ async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
         // Whatever else it fails at is found out where it is wanted.
         (_, Part::Honest) => Verdict::Unproven,
         // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
-        (Err(fault), Part::Right | Part::Soon(_)) => Verdict::Ill(fault),
+        (Err(fault), Part::Right | Part::Soon(_) | Part::Promptly) => Verdict::Ill(fault),
         (tried, _) => match (compare(replica, trial).await, tried) {
             (Comparison::Ill(fault), _) => Verdict::Ill(fault),
             (_, Ok(_)) => Verdict::Well,

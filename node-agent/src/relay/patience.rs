@@ -29,6 +29,14 @@ const SLOWEST_MISS: u64 = 16 * 1024;
 /// ... over this share of the wait for a stall, so that a drip costs a pull no more than a stall, manifest included.
 const MISS_WINDOW: (u32, u32) = (2, 3);
 
+/// What comes like this costs a pull no time worth a word.
+const DUE: u64 = 1024 * 1024;
+
+/// How long so many bytes may take.
+pub(super) fn due(bytes: u64) -> Duration {
+    Duration::from_millis(bytes.saturating_mul(1000) / DUE)
+}
+
 /// A window slides by this part of it: what came in a burst counts for no longer than the window.
 const STEPS: u32 = 5;
 
@@ -73,6 +81,8 @@ pub(super) struct Patience {
     limits: Limits,
     /// Nothing is here, and this is when that was looked at last.
     looked: Option<Instant>,
+    /// Waited in all.
+    total: Duration,
     /// Waited since something came.
     silent: Duration,
     /// Waited in this step of the window, and what came in it and in those before it.
@@ -83,8 +93,14 @@ pub(super) struct Patience {
 
 impl Patience {
     pub(super) fn new(limits: Limits) -> Self {
-        let (silent, waited, came) = (Duration::ZERO, Duration::ZERO, VecDeque::from([0]));
-        Self { limits, looked: None, silent, waited, came, is_spent: false }
+        let came = VecDeque::from([0]);
+        let [total, silent, waited] = [Duration::ZERO; 3];
+        Self { limits, looked: None, total, silent, waited, came, is_spent: false }
+    }
+
+    /// How long it was needed.
+    pub(super) fn total(&self) -> Duration {
+        self.total
     }
 
     /// How long it lasts while nothing comes, or too little.
@@ -136,6 +152,7 @@ impl Patience {
     fn count(&mut self, now: Instant) {
         let Some(looked) = self.looked.replace(now) else { return };
         let waited = now.duration_since(looked).min(LOOK);
+        self.total += waited;
         self.silent += waited;
         self.waited += waited;
         // What has not begun is within its first step.

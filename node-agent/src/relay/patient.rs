@@ -1,7 +1,7 @@
 //! One Pod's answer, read frame by frame with patience that ends. Knows nothing of other Pods.
 
 use super::health::Standing;
-use super::patience::{Exhausted, Limits, Patience};
+use super::patience::{Exhausted, Limits, Patience, due};
 use super::resume::Source;
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -40,6 +40,11 @@ impl Patient {
         let is_on_probation = source.replica.is_on_probation(source.origin);
         let limits = Limits::new(source.origin, source.size_hint().exact(), is_on_probation, left);
         Self { source, patience: Patience::new(limits), look_again: Box::pin(sleep_until(Instant::now())) }
+    }
+
+    /// How much longer it was waited for than is due for a body of this length.
+    pub(super) fn too_much(&self, length: u64) -> Duration {
+        self.patience.total().saturating_sub(due(length))
     }
 
     /// The next frame; None at the end.

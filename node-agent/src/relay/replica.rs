@@ -244,6 +244,16 @@ impl Replica {
         self.news.tell();
     }
 
+    /// A body from there took so much longer than is due. What the upstream takes is not the Pod's affair.
+    pub(super) fn took_its_time(&self, origin: Origin, too_much: Duration, content: &Arc<Content>) {
+        if origin == Origin::Disk
+            && !too_much.is_zero()
+            && self.record().conduct.lateness.take_time(too_much, Trial::promptly(content), Instant::now())
+        {
+            self.accused.notify_one();
+        }
+    }
+
     /// It gave no answer, and took its time.
     pub(super) fn kept_waiting(&self, trial: Trial) {
         self.record().conduct.lateness.keep_waiting(trial, Instant::now());

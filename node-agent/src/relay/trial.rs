@@ -8,7 +8,7 @@ use super::cache::{HEADERS, Unserved};
 use super::connect::{ConnectFault, Connection};
 use super::fitness;
 use super::origin::{self, Origin};
-use super::patience::STALL;
+use super::patience::{STALL, due};
 use super::patient::Patient;
 use super::portion::Portion;
 use super::replica::Replica;
@@ -20,11 +20,14 @@ use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Headers that come this soon make a pull slow in nobody's eyes; ...
 const SOON: Duration = Duration::from_secs(1);
 /// ... and so do failures that come this soon: a pull may meet a handful.
 const AT_ONCE: Duration = Duration::from_millis(40);
+/// What a Pod has comes this soon over a fresh connection, and as fast as is due.
+const PROMPTLY: Duration = Duration::from_millis(300);
 /// A body that broke off is read this much further.
 const FURTHER: u64 = 256 * 1024;
 /// What takes no more than this is tried more often.
@@ -67,6 +70,8 @@ pub(super) enum Part {
     Headers(Method),
     /// The same of who is only asked after another while they come late, which costs nobody anything.
     Soon(Method),
+    /// What it has, as soon as others have theirs.
+    Promptly,
     /// Whether it has it.
     Own(Method),
     /// Headers of use, or such as a cache of ours sends.
@@ -93,6 +98,11 @@ impl Trial {
     /// Of who did so where another can be asked.
     pub(super) fn soon(method: &Method, content: &Arc<Content>) -> Self {
         Self::of(content, Part::Soon(method.clone()), Origin::Disk)
+    }
+
+    /// Of who took its time over what it has, again and again.
+    pub(super) fn promptly(content: &Arc<Content>) -> Self {
+        Self::of(content, Part::Promptly, Origin::Disk)
     }
 
     /// Of who told not even what it has.
@@ -148,7 +158,7 @@ impl Trial {
     /// Whether all nodes of a cluster can ask for so much every other minute.
     pub(super) fn is_cheap(&self) -> bool {
         match self.part {
-            Part::Headers(_) | Part::Soon(_) | Part::Own(_) | Part::Sense(_) => true,
+            Part::Headers(_) | Part::Soon(_) | Part::Promptly | Part::Own(_) | Part::Sense(_) => true,
             Part::Body { until, .. } => until <= LITTLE,
             Part::Right | Part::Honest => false,
         }
@@ -177,7 +187,7 @@ impl Trial {
 
     /// What it shows, and how much was read for it.
     async fn attempt(&self, replica: &Arc<Replica>) -> Result<(Told, u64), Unserved> {
-        let mut time = Time::new(HEADERS);
+        let (began, mut time) = (Instant::now(), Time::new(HEADERS));
         let answered = time.wait(Duration::ZERO, self.ask(replica)).await;
         let took = HEADERS.saturating_sub(time.left());
         let (response, connection) = match answered {
@@ -199,6 +209,15 @@ impl Trial {
                 }
             }
             Part::Right | Part::Honest => read = self.read(response, connection, replica, u64::MAX).await?,
+            // It has it no more, and said so at once.
+            Part::Promptly if status == StatusCode::GATEWAY_TIMEOUT && took <= PROMPTLY => {}
+            Part::Promptly => {
+                read = self.read(response, connection, replica, LITTLE).await?;
+                let took = began.elapsed();
+                if took > PROMPTLY + due(read) {
+                    return Err(Unserved::Slow(took));
+                }
+            }
             Part::Sense(method) => {
                 match fitness::check(method, &self.content, &HeaderMap::new(), &response.into_parts().0) {
                     // That is how a cache of ours says why it has it not.
@@ -220,7 +239,7 @@ impl Trial {
             Part::Headers(method) | Part::Soon(method) | Part::Sense(method) => build(method),
             Part::Own(method) => request::only_if_cached(build(method)),
             _ if self.is_of_the_disk_alone() => request::only_if_cached(build(&Method::GET)),
-            Part::Body { .. } | Part::Right | Part::Honest => build(&Method::GET),
+            Part::Body { .. } | Part::Right | Part::Honest | Part::Promptly => build(&Method::GET),
         };
         let mut connection = Connection::open(&route, replica.address, Portion::small()).await?;
         let response = connection.send(asking).await?;
@@ -230,7 +249,8 @@ impl Trial {
     /// Whether what would have to be fetched tells nothing: of lies, or of whether the Pod fails at what it has.
     fn is_of_the_disk_alone(&self) -> bool {
         let is_body = matches!(self.part, Part::Body { .. });
-        matches!(self.part, Part::Honest) || (self.is_control && is_body && self.origin == Origin::Disk)
+        matches!(self.part, Part::Honest | Part::Promptly)
+            || (self.is_control && is_body && self.origin == Origin::Disk)
     }
 
     /// How long such headers may take.

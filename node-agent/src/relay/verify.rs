@@ -5,7 +5,7 @@ use super::ask::{Content, Digest, Kind};
 use super::awake::{self, Time};
 use super::cache::Unserved;
 use super::forward::DOCKER_CONTENT_DIGEST;
-use super::patience::{SLOWEST_HIT, SMALL};
+use super::patience::{SLOWEST_HIT, SMALL, due};
 use super::patient::Cut;
 use super::resume::Source;
 use super::trial::Trial;
@@ -86,7 +86,8 @@ impl Verifying {
         // Whoever waits for room waits for others, and holds that against nobody.
         let room = time.wait(reserve, self.0.acquire_many(room(&source))).await;
         let Some(Ok(_room)) = room else { return Err(Unserved::Busy) };
-        let reserve = reserve.max(time.left().saturating_sub(patience(&source)));
+        let (before, due) = (time.left(), due(length(&source)));
+        let reserve = reserve.max(before.saturating_sub(patience(&source)));
         let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
         match &read {
             Err(stalled @ Unserved::Stalled) => replica.offended(stalled, Trial::whole(content, origin)),
@@ -96,6 +97,7 @@ impl Verifying {
             }
             _ => {}
         }
+        replica.took_its_time(origin, before.saturating_sub(time.left()).saturating_sub(due), content);
         read
     }
 }

@@ -1,8 +1,11 @@
 //! The relay against a cache whose answers do not come, or hardly: what it costs once, and what later.
 
-use super::one_pod::{blob, cache, digest_of, manifest};
+use super::misbehaviour::HIT;
+use super::one_pod::{blob, blob_of, cache, digest_of, manifest};
 use super::support::{Cache, Reply, Running, Step};
+use super::trials::skip;
 use breakwater_node_agent::relay::Standing;
+use futures::future::join_all;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -217,7 +220,7 @@ async fn who_waits_for_others_blames_nobody() {
     assert_eq!(relay.get(&there(tag.clone())).await.status, 200);
     let (preferred, other) = if first.requests().len() == 1 { (&first, &second) } else { (&second, &first) };
     // As much as may be verified at once, and more time than a Pod is given that has another beside it.
-    let crowd = futures::future::join_all((0..4).map(|_| relay.get(&tag)));
+    let crowd = join_all((0..4).map(|_| relay.get(&tag)));
     let (_, ()) = tokio::join!(crowd, async {
         while stalling.requests().len() < 4 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -231,4 +234,57 @@ async fn who_waits_for_others_blames_nobody() {
     assert_eq!((asked(preferred), asked(other)), (2, 1), "both were asked");
     assert_eq!(relay.get(&there(blob("{}"))).await.status, 200);
     assert_eq!((asked(preferred), asked(other)), (3, 1), "{:?}", other.requests());
+}
+
+#[tokio::test]
+async fn connections_that_lead_nowhere_any_more_cost_a_second_once() {
+    let cache = cache(|_| Reply::new(200, HIT, b"well")).await;
+    let relay = Running::before(&cache).await;
+    let (relay, path) = (&relay, blob("well"));
+    let pull = async || {
+        let began = Instant::now();
+        let answers = join_all((0..3).map(|_| relay.get(&path))).await;
+        assert!(answers.iter().all(|answer| answer.body == b"well"));
+        began.elapsed()
+    };
+    pull().await;
+    skip(Duration::from_secs(2)).await;
+    cache.lose_connections();
+    let took = [pull().await, pull().await];
+    assert!(took[0] < Duration::from_millis(1500) && took[1] < Duration::from_millis(500), "{took:?}");
+    assert_eq!(relay.view().standing, Standing::In);
+}
+
+#[tokio::test]
+async fn who_takes_a_little_too_long_each_time_is_asked_after_who_does_not() {
+    static LAYER: [u8; 100_000] = [7; 100_000];
+    let late_headers = || {
+        let Reply { head, mut steps } = Reply::new(200, HIT, &LAYER);
+        steps.splice(0..0, [Step::Pause(Duration::from_millis(450)), Step::Send(head.into_bytes())]);
+        Reply { head: String::new(), steps }
+    };
+    let late_body = || {
+        let pause = Step::Pause(Duration::from_millis(700));
+        let steps = vec![Step::Send(LAYER[..99].to_vec()), pause, Step::Send(LAYER[99..].to_vec())];
+        Reply::steps(LAYER.len(), steps).with(HIT)
+    };
+    let faults: [fn() -> Reply; 2] = [late_headers, late_body];
+    for fault in faults {
+        let gray = cache(move |_| fault()).await;
+        let well = gray.beside(|_| Reply::new(200, HIT, &LAYER)).await;
+        let relay = Running::bare().await;
+        relay.route(&[gray.address, well.address], &gray.ca);
+        relay.until_all_in().await;
+        let pull = async || {
+            for repository in "bcdefghijklmnopq".chars() {
+                let path = blob_of(&LAYER).replace("library/a", &format!("library/{repository}"));
+                assert_eq!(relay.get(&path).await.body, LAYER);
+            }
+        };
+        pull().await;
+        let asked = gray.requests().len();
+        assert!((2..8).contains(&asked), "asked {asked} times");
+        pull().await;
+        assert_eq!(gray.requests().len(), asked);
+    }
 }

@@ -86,6 +86,8 @@ struct State {
     sent: AtomicU64,
     /// As a stopped process: connections are taken from the backlog and nothing else happens.
     frozen: AtomicBool,
+    /// Connections before this one lead nowhere any more.
+    lost: AtomicUsize,
 }
 
 impl Cache {
@@ -93,6 +95,11 @@ impl Cache {
     pub(crate) async fn start(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
         let (acceptor, ca) = tls();
         Self::listen(acceptor, ca, Arc::new(script)).await
+    }
+
+    /// Another Pod of the same cache, which plays this.
+    pub(crate) async fn beside(&self, script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(self.acceptor.clone(), self.ca.clone(), Arc::new(script)).await
     }
 
     /// Another Pod of the same cache.
@@ -146,6 +153,11 @@ impl Cache {
 
     pub(crate) fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::SeqCst)
+    }
+
+    /// Whatever comes over the connections that stand is lost, without a word.
+    pub(crate) fn lose_connections(&self) {
+        self.state.lost.store(self.connections(), Ordering::SeqCst);
     }
 
     pub(crate) fn freeze(&self, frozen: bool) {
@@ -204,21 +216,26 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, script: Arc<Script>
                 return std::future::pending().await;
             }
             if let Ok(stream) = acceptor.accept(stream).await {
-                state.connections.fetch_add(1, Ordering::SeqCst);
-                drop(converse(stream, script, &state).await);
+                let number = state.connections.fetch_add(1, Ordering::SeqCst);
+                drop(converse(stream, number, script, &state).await);
             }
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn converse(mut stream: TlsStream<TcpStream>, script: Arc<Script>, state: &State) -> std::io::Result<()> {
+async fn converse(
+    mut stream: TlsStream<TcpStream>,
+    number: usize,
+    script: Arc<Script>,
+    state: &State,
+) -> std::io::Result<()> {
     loop {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
         }
-        if state.frozen.load(Ordering::SeqCst) {
+        if state.frozen.load(Ordering::SeqCst) || number < state.lost.load(Ordering::SeqCst) {
             return std::future::pending().await;
         }
         let head = String::from_utf8(head).unwrap();

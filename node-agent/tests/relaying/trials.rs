@@ -16,7 +16,7 @@ const BREATH: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(30);
 
 /// Lets so much time go by for the relay in a moment.
-async fn skip(time: Duration) {
+pub(crate) async fn skip(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();

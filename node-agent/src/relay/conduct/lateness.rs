@@ -23,11 +23,13 @@ pub(in crate::relay) struct Lateness {
     in_vain: Lost,
     /// What it failed over, asked for what it has.
     in_vain_itself: Lost,
+    /// What it has came, but took so much longer than it should have.
+    dawdling: Lost,
     /// When headers last took long.
     answered_slowly: Option<Instant>,
 }
 
-/// Time that was lost to failures.
+/// Time that was lost.
 #[derive(Debug, Default)]
 struct Lost {
     since: Option<Instant>,
@@ -79,6 +81,15 @@ impl Lateness {
         self.dawdled.add(&Arc::new(trial), now);
     }
 
+    /// What it has took so much longer than it should have, which a pull loses with each of its parts. Whether it is held against it.
+    pub(in crate::relay) fn take_time(&mut self, too_much: Duration, trial: Trial, now: Instant) -> bool {
+        let is_dawdling = self.dawdling.add(too_much, BEARABLE, now);
+        if is_dawdling {
+            self.dawdle(trial, now);
+        }
+        is_dawdling
+    }
+
     /// Headers came from there. Who holds back blobs may well answer for manifests, so that ends no pause.
     pub(in crate::relay) fn answer(&mut self, origin: Origin) {
         if origin == Origin::Upstream {
@@ -119,6 +130,15 @@ mod tests {
         assert!(!lateness.is_late(), "that is long ago");
         lateness.answer_slowly(trial(), now + FIRST + Duration::from_secs(4));
         assert!(lateness.is_late());
+    }
+
+    #[test]
+    fn who_takes_a_little_too_long_again_and_again_is_asked_last() {
+        let (mut lateness, now) = (Lateness::default(), Instant::now());
+        for (after, is_last) in [(0, false), (61, false), (62, false), (63, true)] {
+            lateness.take_time(BEARABLE / 2, trial(), now + Duration::from_secs(after));
+            assert_eq!((lateness.is_last_choice(), lateness.is_late()), (is_last, false), "after {after} s");
+        }
     }
 
     #[test]

@@ -17,9 +17,9 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-/// What a list that is at hand takes.
+/// What is at hand takes no longer.
 const AT_HAND: Duration = Duration::from_millis(100);
 /// What a known tag takes: for a second and a half the cache waits for its upstream, then it says what it knows.
 const KNOWN_TAG: Duration = Duration::from_millis(1800);
@@ -27,6 +27,12 @@ const KNOWN_TAG: Duration = Duration::from_millis(1800);
 const SLOW_HIT: Duration = Duration::from_secs(1);
 /// Headers that come later than this hardly come.
 const SLOW: Duration = Duration::from_secs(3);
+
+/// Who has just been heard of over a connection can be asked over it. One that was idle for longer may lead nowhere, where something on
+/// the way has forgotten it, ...
+const KNOWN_ALIVE: Duration = Duration::from_secs(1);
+/// ... so that what takes longer than this is asked over a fresh one as well.
+const LOST: Duration = Duration::from_millis(800);
 
 /// Why a replica gave no answer.
 #[derive(Debug)]
@@ -160,6 +166,10 @@ impl Replica {
         match Origin::of(response.headers()) {
             Origin::Upstream if after > SLOW => lateness.answer_slowly(Trial::headers(method, content), now),
             Origin::Disk if after > SLOW_HIT => lateness.dawdle(Trial::soon(method, content), now),
+            Origin::Disk if after > AT_HAND => {
+                drop(record);
+                return self.took_its_time(Origin::Disk, after - AT_HAND, content);
+            }
             // What it has says nothing of how it fetches.
             _ if manner == Manner::IfCached => {
                 drop(record);
@@ -224,12 +234,28 @@ impl Replica {
 
     /// Over a pooled connection if one lives, else over a fresh one.
     async fn exchange(&self, route: &Arc<Route>, asking: impl Fn() -> Request<Empty<Bytes>>) -> Exchanged {
-        while let Some(mut connection) = self.pool.take(route) {
-            // The Pod may have closed it meanwhile, which says nothing about its health.
-            if let Ok(response) = connection.send(asking()).await {
-                return Ok((response, connection));
+        while let Some((mut connection, idle_since)) = self.pool.take(route) {
+            let began = Instant::now();
+            let may_be_lost = began > idle_since + KNOWN_ALIVE;
+            let fresh = async {
+                sleep(LOST).await;
+                self.exchange_afresh(route, &asking).await
+            };
+            tokio::select! {
+                // The Pod may have closed it meanwhile, which says nothing about its health.
+                answered = connection.send(asking()) => if let Ok(response) = answered {
+                    return Ok((response, connection));
+                },
+                Ok(answered) = fresh, if may_be_lost => {
+                    self.pool.close(began);
+                    return Ok(answered);
+                }
             }
         }
+        self.exchange_afresh(route, &asking).await
+    }
+
+    async fn exchange_afresh(&self, route: &Arc<Route>, asking: &impl Fn() -> Request<Empty<Bytes>>) -> Exchanged {
         let mut connection = Connection::open(route, self.address, Portion::large_if_allotted()).await?;
         let response = connection.send(asking()).await?;
         Ok((response, connection))
