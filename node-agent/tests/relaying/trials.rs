@@ -206,20 +206,25 @@ async fn who_failed_at_the_first_thing_asked_of_him_is_tried_before_any_pull_of_
 
 #[tokio::test]
 async fn an_upstream_that_stalls_tells_nothing_of_a_pod_that_fails_at_what_it_has() {
-    let patient = Patient::new(&vec![7; 1 << 20], |head, content| {
-        let is_cold = head.contains(&digest_of(b"cold"));
-        match is_cold && head.contains("only-if-cached") {
-            true => Reply::new(504, "", b""),
-            false if is_cold => Reply::steps(1 << 20, vec![Step::Stall]),
-            false => alone(head, content, stalls),
-        }
-    })
-    .await;
-    let Patient { relay, other, .. } = &patient;
-    patient.fail().await;
-    assert_eq!(relay.get(&blob("cold")).await.status, 503);
-    patient.until(|| relay.view().standing == Standing::In).await;
-    assert_eq!(relay.get(other).await.body, OTHER);
+    static IS_FETCHING: AtomicBool = AtomicBool::new(false);
+    for is_fetching in [false, true] {
+        IS_FETCHING.store(is_fetching, Ordering::SeqCst);
+        let patient = Patient::new(&vec![7; 1 << 20], |head, content| {
+            let is_cold = head.contains(&digest_of(b"cold"));
+            match is_cold && head.contains("only-if-cached") && !IS_FETCHING.load(Ordering::SeqCst) {
+                true => Reply::new(504, "", b""),
+                false if is_cold => Reply::steps(1 << 20, vec![Step::Stall]),
+                false => alone(head, content, stalls),
+            }
+        })
+        .await;
+        let Patient { relay, other, .. } = &patient;
+        patient.fail().await;
+        assert_eq!(relay.get(&blob("cold")).await.status, 503);
+        patient.be_tried().await;
+        relay.until(|view| view.standing == Standing::In).await;
+        assert_eq!(relay.get(other).await.body, OTHER);
+    }
 }
 
 #[tokio::test]
