@@ -153,12 +153,12 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
 pub(super) struct Pool(Mutex<Vec<(Connection, Instant)>>);
 
 impl Pool {
-    /// A connection for this route that can take a request now, and since when it is idle. Others are closed on the way.
-    pub(super) fn take(&self, route: &Arc<Route>) -> Option<(Connection, Instant)> {
+    /// A connection for this route that can take a request now. Others are closed on the way.
+    pub(super) fn take(&self, route: &Arc<Route>) -> Option<Connection> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tidy(&mut idle, route);
         let best = best(idle.iter().map(|(connection, _)| connection.portion.is_large()))?;
-        Some(idle.remove(best))
+        Some(idle.remove(best).0)
     }
 
     /// Closes those that are idle since before this.

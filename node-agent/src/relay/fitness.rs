@@ -21,8 +21,14 @@ pub(super) fn check(method: &Method, content: &Content, asked: &HeaderMap, answe
         }
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(()),
         StatusCode::NOT_MODIFIED if asked.contains_key(header::IF_NONE_MATCH) => Ok(()),
-        status if !origin::is_ours(&answer.headers) => Err(Unserved::Nonsense(status)),
         StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Ok(()),
-        status => Err(Unserved::Status(status)),
+        status if origin::is_ours(&answer.headers) => Err(Unserved::Status(status)),
+        status => Err(Unserved::Nonsense(status)),
     }
+}
+
+/// Whether what is fit could be of a cache of ours. Another's 404 sends a runtime onwards as well, and is of no use.
+pub(super) fn is_ours(status: StatusCode, headers: &HeaderMap) -> bool {
+    let is_absence = matches!(status, StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE);
+    !is_absence || origin::is_ours(headers)
 }

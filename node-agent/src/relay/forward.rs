@@ -69,7 +69,12 @@ pub(super) async fn forward(
         let ask = Attempt { cache, replica, method, content, headers, time: &mut time, reserve, check: &mut check };
         match ask.answer().await {
             Ok(response) => {
-                replica.talked_sense(content);
+                if fitness::is_ours(response.status(), response.headers()) {
+                    replica.talked_sense(content);
+                } else {
+                    let fault = Unserved::Nonsense(response.status());
+                    replica.talked_nonsense(&fault, Trial::sense(asked(method, content), content));
+                }
                 return Ok(response);
             }
             Err(fault) => unserved = fault,

@@ -28,10 +28,8 @@ const SLOW_HIT: Duration = Duration::from_secs(1);
 /// Headers that come later than this hardly come.
 const SLOW: Duration = Duration::from_secs(3);
 
-/// Who has just been heard of over a connection can be asked over it. One that was idle for longer may lead nowhere, where something on
-/// the way has forgotten it, ...
-const KNOWN_ALIVE: Duration = Duration::from_secs(1);
-/// ... so that what takes longer than this is asked over a fresh one as well.
+/// A connection of the pool may lead nowhere, where something on the way has forgotten it: what takes longer than this is asked over a
+/// fresh one as well.
 const LOST: Duration = Duration::from_millis(800);
 
 /// Why a replica gave no answer.
@@ -234,9 +232,8 @@ impl Replica {
 
     /// Over a pooled connection if one lives, else over a fresh one.
     async fn exchange(&self, route: &Arc<Route>, asking: impl Fn() -> Request<Empty<Bytes>>) -> Exchanged {
-        while let Some((mut connection, idle_since)) = self.pool.take(route) {
+        while let Some(mut connection) = self.pool.take(route) {
             let began = Instant::now();
-            let may_be_lost = began > idle_since + KNOWN_ALIVE;
             let fresh = async {
                 sleep(LOST).await;
                 self.exchange_afresh(route, &asking).await
@@ -246,7 +243,7 @@ impl Replica {
                 answered = connection.send(asking()) => if let Ok(response) = answered {
                     return Ok((response, connection));
                 },
-                Ok(answered) = fresh, if may_be_lost => {
+                Ok(answered) = fresh => {
                     self.pool.close(began);
                     return Ok(answered);
                 }
