@@ -79,11 +79,10 @@ fn share(left: Duration, has_others: bool) -> Duration {
 impl Streamed {
     fn release_at_end(&mut self) {
         if let Flow::From(patient) = &mut self.flow
-            && let too_much = patient.too_much(self.length.unwrap_or(u64::MAX))
-            && let source = &mut patient.source
-            && source.is_end_stream()
-            && let Some(connection) = source.connection.take()
+            && patient.source.is_end_stream()
+            && let Some(connection) = patient.source.connection.take()
         {
+            let (source, too_much) = (&patient.source, patient.too_much(self.length.unwrap_or(u64::MAX)));
             source.replica.release(connection);
             source.replica.took_its_time(source.origin, too_much, &self.content);
             if !self.audit.take().is_none_or(Audit::passes) {

@@ -59,6 +59,7 @@ impl Nonsense {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::ask::{Digest, Kind};
     use crate::relay::conduct::offences::tests::content;
     use http::Method;
 
@@ -66,8 +67,8 @@ mod tests {
     fn manifests_that_are_of_use_make_up_for_no_blob() {
         let (mut nonsense, now) = (Nonsense::default(), Instant::now());
         let manifest = content("a");
-        let digest = crate::relay::ask::Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
-        let blob = Content { kind: crate::relay::ask::Kind::Blob(digest), ..(*manifest).clone() };
+        let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
+        let blob = Content { kind: Kind::Blob(digest), ..(*manifest).clone() };
         let trial = Arc::new(Trial::sense(&Method::GET, &Arc::new(blob)));
         for _ in 0..IN_A_ROW {
             assert!(!nonsense.is_lasting());
