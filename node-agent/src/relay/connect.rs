@@ -17,7 +17,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -30,6 +30,8 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 /// Below the 60 s and more after which servers close idle connections.
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 16;
+/// Where connections are forgotten on the way, fresh ones may be as well.
+const SHUT: Duration = Duration::from_secs(60);
 /// More than an answer that says nothing but that it is one.
 const REST: usize = 4 * 1024;
 
@@ -148,35 +150,46 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
     }
 }
 
-/// Idle connections of one cache.
+/// Idle connections to one Pod.
 #[derive(Debug, Default)]
-pub(super) struct Pool(Mutex<Vec<(Connection, Instant)>>);
+pub(super) struct Pool(Mutex<Idle>);
+
+#[derive(Debug, Default)]
+struct Idle {
+    connections: Vec<(Connection, Instant)>,
+    /// Nothing is kept before this.
+    shut_until: Option<Instant>,
+}
 
 impl Pool {
     /// A connection for this route that can take a request now. Others are closed on the way.
     pub(super) fn take(&self, route: &Arc<Route>) -> Option<Connection> {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tidy(&mut idle, route);
-        let best = best(idle.iter().map(|(connection, _)| connection.portion.is_large()))?;
-        Some(idle.remove(best).0)
+        let connections = &mut self.idle().connections;
+        tidy(connections, route);
+        let best = best(connections.iter().map(|(connection, _)| connection.portion.is_large()))?;
+        Some(connections.remove(best).0)
     }
 
-    /// Closes those that are idle since before this.
-    pub(super) fn close(&self, before: Instant) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, since)| *since >= before);
-    }
-
-    /// Closes what is of no use any more.
+    /// Closes those that are of no use any more.
     pub(super) fn tidy(&self, route: &Arc<Route>) {
-        tidy(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), route);
+        tidy(&mut self.idle().connections, route);
     }
 
     /// Keeps a connection whose answer was read to its end.
     pub(super) fn put(&self, connection: Connection) {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_CONNECTIONS {
-            idle.push((connection, Instant::now()));
+        let (mut idle, now) = (self.idle(), Instant::now());
+        if idle.connections.len() < IDLE_CONNECTIONS && idle.shut_until.is_none_or(|until| now >= until) {
+            idle.connections.push((connection, now));
         }
+    }
+
+    /// Closes all, and keeps none for a while: one of them led nowhere.
+    pub(super) fn shut(&self) {
+        *self.idle() = Idle { connections: Vec::new(), shut_until: Some(Instant::now() + SHUT) };
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

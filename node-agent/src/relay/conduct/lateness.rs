@@ -25,6 +25,8 @@ pub(in crate::relay) struct Lateness {
     in_vain_itself: Lost,
     /// What it has came, but took so much longer than it should have.
     dawdling: Lost,
+    /// When that was last added to.
+    took_time: Option<Instant>,
     /// When headers last took long.
     answered_slowly: Option<Instant>,
 }
@@ -83,7 +85,9 @@ impl Lateness {
 
     /// What it has took so much longer than it should have, which a pull loses with each of its parts. Whether it is held against it.
     pub(in crate::relay) fn take_time(&mut self, too_much: Duration, trial: Trial, now: Instant) -> bool {
-        let is_dawdling = self.dawdling.add(too_much, BEARABLE, now);
+        // What is lost beside one another is lost once.
+        let since = self.took_time.replace(now).map_or(Duration::MAX, |before| now.duration_since(before));
+        let is_dawdling = self.dawdling.add(too_much.min(since), BEARABLE, now);
         if is_dawdling {
             self.dawdle(trial, now);
         }
@@ -135,7 +139,8 @@ mod tests {
     #[test]
     fn who_takes_a_little_too_long_again_and_again_is_asked_last() {
         let (mut lateness, now) = (Lateness::default(), Instant::now());
-        for (after, is_last) in [(0, false), (61, false), (62, false), (63, true)] {
+        for (after, is_last) in [(0, false), (0, false), (0, false), (61, false), (62, false), (62, false), (63, true)]
+        {
             lateness.take_time(BEARABLE / 2, trial(), now + Duration::from_secs(after));
             assert_eq!((lateness.is_last_choice(), lateness.is_late()), (is_last, false), "after {after} s");
         }

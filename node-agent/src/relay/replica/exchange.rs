@@ -31,6 +31,8 @@ const SLOW: Duration = Duration::from_secs(3);
 /// A connection of the pool may lead nowhere, where something on the way has forgotten it: what takes longer than this is asked over a
 /// fresh one as well.
 const LOST: Duration = Duration::from_millis(800);
+/// What is answered this soon over a fresh connection should have been over the other.
+const FRESH: Duration = Duration::from_millis(300);
 
 /// Why a replica gave no answer.
 #[derive(Debug)]
@@ -233,18 +235,21 @@ impl Replica {
     /// Over a pooled connection if one lives, else over a fresh one.
     async fn exchange(&self, route: &Arc<Route>, asking: impl Fn() -> Request<Empty<Bytes>>) -> Exchanged {
         while let Some(mut connection) = self.pool.take(route) {
-            let began = Instant::now();
             let fresh = async {
                 sleep(LOST).await;
-                self.exchange_afresh(route, &asking).await
+                let began = Instant::now();
+                self.exchange_afresh(route, &asking).await.map(|answered| (answered, began.elapsed()))
             };
             tokio::select! {
                 // The Pod may have closed it meanwhile, which says nothing about its health.
                 answered = connection.send(asking()) => if let Ok(response) = answered {
                     return Ok((response, connection));
                 },
-                Ok(answered) = fresh => {
-                    self.pool.close(began);
+                Ok((answered, after)) = fresh => {
+                    // Otherwise it was rather the upstream that both waited for.
+                    if after < FRESH {
+                        self.pool.shut();
+                    }
                     return Ok(answered);
                 }
             }
