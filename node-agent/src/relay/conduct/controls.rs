@@ -1,6 +1,7 @@
 //! What a Pod is compared by: other content than that at which it failed. Pure.
 
 use crate::relay::ask::Content;
+use crate::relay::origin::Origin;
 use crate::relay::trial::Trial;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,9 +25,10 @@ impl Controls {
         self.wanted.push_front(content.clone());
     }
 
-    /// The same as was tried, for each of them.
+    /// The same as was tried, for each of them. What it did well is on its disk by now, and tells nothing of its upstream.
     pub(super) fn of(&self, tried: &Trial) -> Vec<Trial> {
-        let others = self.wanted.iter().chain(&self.well);
+        let well = self.well.iter().filter(|_| tried.origin == Origin::Disk);
+        let others = self.wanted.iter().chain(well);
         others.filter(|content| content.target != tried.content.target).map(|content| tried.with(content)).collect()
     }
 }
@@ -47,6 +49,11 @@ mod tests {
         assert_eq!(wanted, ["f", "e", "d", "b"].map(content));
         controls.well = Some(content("g"));
         assert_eq!(compared(&controls).last(), Some(&content("g")));
+        assert_eq!(
+            controls.of(&Trial::whole(&content("a"), Origin::Upstream)).len(),
+            4,
+            "it says nothing of the upstream"
+        );
     }
 
     #[test]
