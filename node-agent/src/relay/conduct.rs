@@ -65,17 +65,20 @@ impl Conduct {
         bodies.chain(self.lateness.offences_mut()).chain(self.nonsense.offences_mut())
     }
 
+    fn awaiting(&mut self, tried: &Arc<Trial>) -> impl Iterator<Item = &mut Offences> {
+        self.of_all_it_sends().filter(|offences| offences.awaits(tried))
+    }
+
     /// What was tried went well.
     pub(super) fn acquit(&mut self, tried: &Arc<Trial>) {
-        self.of_all_it_sends().filter(|offences| offences.awaits(tried)).for_each(Offences::end);
+        self.awaiting(tried).for_each(Offences::end);
         self.exceptions.acquit(tried);
         self.suspicions.settle(tried);
     }
 
     /// What was tried failed, and so does other content or, where that is not settled, none tells: the next pause begins.
     pub(super) fn convict(&mut self, tried: &Arc<Trial>, is_settled: bool, now: Instant) {
-        let awaiting = self.of_all_it_sends().filter(|offences| offences.awaits(tried));
-        awaiting.for_each(|offences| offences.begin(tried, is_settled, now));
+        self.awaiting(tried).for_each(|offences| offences.begin(tried, is_settled, now));
         if self.exceptions.convict(tried, is_settled, now) {
             self.offend(tried, now);
         }
@@ -84,7 +87,7 @@ impl Conduct {
     /// What was tried failed, and other content does not as far as is known: the Pod is asked for all but that and, where all other
     /// was shorter, but what is longer.
     pub(super) fn withhold(&mut self, tried: &Arc<Trial>, is_beyond: bool, now: Instant) {
-        self.of_all_it_sends().filter(|offences| offences.awaits(tried)).for_each(Offences::end);
+        self.awaiting(tried).for_each(Offences::end);
         self.exceptions.withhold(tried, is_beyond, now);
     }
 
@@ -155,10 +158,7 @@ impl Conduct {
     pub(super) fn behave(&mut self, origin: Origin, content: &Arc<Content>) {
         self.last_break = None;
         self.controls.well = Some(content.clone());
-        let offences = match origin {
-            Origin::Disk => &mut self.disk,
-            Origin::Upstream => &mut self.upstream,
-        };
+        let offences = self.of_mut(origin);
         if !offences.is_refused() {
             *offences = Offences::default();
         }
@@ -166,10 +166,7 @@ impl Conduct {
 
     /// A body from there arrived, where a pause keeps nobody from asking: it is over.
     pub(super) fn make_up(&mut self, origin: Origin) {
-        match origin {
-            Origin::Disk => self.disk.end(),
-            Origin::Upstream => self.upstream.end(),
-        }
+        self.of_mut(origin).end();
     }
 
     /// Whether a body from there is to be asked elsewhere.
@@ -192,6 +189,13 @@ impl Conduct {
         match origin {
             Origin::Disk => &self.disk,
             Origin::Upstream => &self.upstream,
+        }
+    }
+
+    fn of_mut(&mut self, origin: Origin) -> &mut Offences {
+        match origin {
+            Origin::Disk => &mut self.disk,
+            Origin::Upstream => &mut self.upstream,
         }
     }
 }
