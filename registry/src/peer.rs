@@ -21,6 +21,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use self::{
     address::{AddressInvalid, PeerAddress},
+    replica::Resort,
     replicate::News,
     trust::{PeersInvalid, Trust},
     wire::{ACCESS, PEER, PUBLIC},
@@ -114,18 +115,21 @@ impl Peers {
         self.sent_on.put(digest.clone(), ());
     }
 
-    /// Begins to fetch a blob from one of the replicas `among` all that has it, or that is fetching it from upstream.
+    /// Begins to fetch a blob from one of the replicas `among` all that has it, or that is fetching it from upstream. As a last resort
+    /// those are asked as well that have stalled.
     pub async fn blob(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         offset: u64,
         among: impl Fn(usize) -> bool,
+        resort: Resort,
     ) -> Option<(usize, BlobStream)> {
         if self.is_empty() {
             return None;
         }
-        let mut question = self.question_of(digest, Method::GET, format!("/v2/{repository}/blobs/{digest}"));
+        let path = format!("/v2/{repository}/blobs/{digest}");
+        let mut question = Question { resort, ..self.question_of(digest, Method::GET, path) };
         if offset > 0 {
             question.headers.insert(RANGE, HeaderValue::try_from(format!("bytes={offset}-")).ok()?);
         }
@@ -169,8 +173,23 @@ impl Peers {
         stated_length(&self.first(&question, |_| true).await?.1)
     }
 
-    /// Fetches a manifest; anything else than that content is none.
+    /// Fetches a manifest. Who sends anything else than that content is left alone, and the others are asked.
     pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<(usize, FetchedManifest)> {
+        for _ in &self.replicas {
+            match self.manifest_of_first(repository, digest).await? {
+                (index, Some(fetched)) => return Some((index, fetched)),
+                (index, None) => self.lied(index),
+            }
+        }
+        None
+    }
+
+    /// Of the first who has it; no manifest where that is another's.
+    async fn manifest_of_first(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<(usize, Option<FetchedManifest>)> {
         let question = self.question_of(digest, Method::GET, format!("/v2/{repository}/manifests/{digest}"));
         let (index, response) = self.first(&question, |_| true).await?;
         let is_private = is_private(&response);
@@ -179,12 +198,9 @@ impl Peers {
             return None;
         }
         let bytes = tokio::time::timeout(MANIFEST, response.bytes()).await.ok()?.ok()?;
-        if Digest::of(digest.algorithm(), &bytes) != *digest {
-            self.lied(index);
-            return None;
-        }
+        let is_right = Digest::of(digest.algorithm(), &bytes) == *digest;
         let manifest = Manifest { digest: digest.clone(), media_type, bytes };
-        Some((index, FetchedManifest { manifest, is_private, etag: None }))
+        Some((index, is_right.then_some(FetchedManifest { manifest, is_private, etag: None })))
     }
 
     /// What a tag means to the replica that has last heard it from upstream, and when that was.
@@ -217,7 +233,8 @@ impl Peers {
     }
 
     fn question(&self, method: Method, path: String) -> Question {
-        Question { method, path, headers: headers(&self.id), patience: HEADER, others_are_ahead: false }
+        let (headers, resort) = (headers(&self.id), Resort::First);
+        Question { method, path, headers, patience: HEADER, others_are_ahead: false, resort }
     }
 
     fn question_of(&self, digest: &Digest, method: Method, path: String) -> Question {
@@ -244,14 +261,14 @@ impl Peers {
         None
     }
 
-    /// Asks all replicas that are not left alone.
+    /// Asks all replicas that are not left alone now.
     fn ask(
         &self,
         question: &Question,
         among: impl Fn(usize) -> bool,
     ) -> FuturesUnordered<impl Future<Output = (usize, Heard)>> {
         let all = self.replicas.iter().enumerate();
-        let willing = all.filter(|(index, replica)| !replica.is_left_alone() && among(*index));
+        let willing = all.filter(|(index, replica)| replica.is_asked(question.resort) && among(*index));
         willing.map(|(index, replica)| async move { (index, replica.ask(question).await) }).collect()
     }
 }

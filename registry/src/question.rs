@@ -91,7 +91,9 @@ where
             true if failed.is_some() || self.upstream.failed_recently() => BUDGET_AFTER_FAILURE,
             true => BUDGET,
         };
-        let (failures, name) = (Arc::clone(&self.failures), key.clone());
+        let (failures, name, upstream) = (Arc::clone(&self.failures), key.clone(), Arc::clone(&self.upstream));
+        // An open breaker fails as fast as our memory does, but lets others be asked that may be back.
+        let is_worth_asking = self.has_other_sources && !self.memory.is_zero();
         let waiter = self.asking.join(key, || {
             let work = work();
             async move {
@@ -99,6 +101,7 @@ where
                 let result = work.await;
                 match &result {
                     Ok(_) => failures.remove(&name),
+                    Err(_) if is_worth_asking && upstream.is_cut_off() => {}
                     Err(failure) => failures.put(name, Failed { began, at: Instant::now(), failure: *failure }),
                 }
                 result

@@ -22,7 +22,7 @@ use crate::{
     background::Background,
     digest::Digest,
     failure::Failure,
-    peer::Peers,
+    peer::{Peers, Resort},
     reference::{Reference, RepositoryName},
     upstream::{BlobStream, FetchedManifest, Upstream},
 };
@@ -170,7 +170,7 @@ impl Sources {
     ) -> Result<(Source, Option<BlobStream>), Failure> {
         let is_avoided = |replica| avoid.contains(&Source::Replica(replica));
         if let Some((replica, stream)) =
-            self.peers.blob(repository, digest, offset, |replica| !is_avoided(replica)).await
+            self.peers.blob(repository, digest, offset, |replica| !is_avoided(replica), Resort::First).await
         {
             return Ok((Source::Replica(replica), Some(stream)));
         }
@@ -193,7 +193,7 @@ impl Sources {
                 Ok((Source::Registry(registry), value))
             }
             Err(failure) => {
-                let last = self.peers.blob(repository, digest, offset, is_avoided).await;
+                let last = self.peers.blob(repository, digest, offset, |_| true, Resort::Last).await;
                 last.map(|(replica, stream)| (Source::Replica(replica), Some(stream))).ok_or(failure)
             }
         }

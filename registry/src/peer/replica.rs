@@ -54,6 +54,16 @@ pub(super) struct Question {
     pub(super) patience: Duration,
     /// Another has looked for it here before and is on its way to upstream, even if that does not show yet.
     pub(super) others_are_ahead: bool,
+    pub(super) resort: Resort,
+}
+
+/// Whether anybody else is left to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resort {
+    /// There is.
+    First,
+    /// There is nobody: who is slow is better than none.
+    Last,
 }
 
 /// Another replica, or this one under another name.
@@ -128,8 +138,12 @@ impl Replica {
         Arc::new(Self { address, trust, background, greeting, left_alone, found_at })
     }
 
-    pub(super) fn is_left_alone(&self) -> bool {
-        self.left_alone.borrow().is_some()
+    pub(super) fn is_asked(&self, resort: Resort) -> bool {
+        match *self.left_alone.borrow() {
+            None => true,
+            Some(Reason::Stalls) => resort == Resort::Last,
+            Some(_) => false,
+        }
     }
 
     /// Whether it is this one under another name.
@@ -169,7 +183,7 @@ impl Replica {
     pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Heard {
         let began = Instant::now();
         let mut let_first_since = None;
-        let Question { method, path, headers, patience, others_are_ahead } = question;
+        let Question { method, path, headers, patience, others_are_ahead, .. } = question;
         let let_first = if *others_are_ahead { LET_FIRST_BEHIND } else { LET_FIRST };
         loop {
             let asked = Instant::now();

@@ -7,14 +7,15 @@
 //!
 //! A replica that tells what it has got is answered in the same way, once it has been fetched from there (told.rs).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http::{Request, Response, header::CACHE_CONTROL};
+use http::{HeaderValue, Request, Response, header::CACHE_CONTROL};
 
 use super::{Answer, Pull, told::Taken};
 use crate::{
     body::Body,
     digest::Digest,
+    failure::Failure,
     flight::{Progress, Seat},
     holdings::{self, Holding},
     peer::{ACCESS, PEER, PUBLIC},
@@ -29,6 +30,9 @@ use crate::{
 
 /// Much shorter than a replica's patience, so that who does not answer in time is known to be dead.
 const WAIT: Duration = Duration::from_millis(500);
+
+/// Content that is here and waits for what others have begun.
+const BEING_HASHED: HeaderValue = HeaderValue::from_static("breakwater; hit; collapsed");
 
 /// What a request says that upstream must not be asked for.
 pub(super) struct OnlyIfCached {
@@ -159,6 +163,8 @@ impl Pull {
         let (store, name, wanted) = (self.store.clone(), repository.clone(), digest.clone());
         // Before the look too: what lands meanwhile must not be missed by both.
         let seat = self.flights.find(digest);
+        // Its hash may take longer than who asks waits for a sign of life.
+        let wish = Wish { deadline: wish.deadline.min(Instant::now() + WAIT), ..wish };
         match blocking(move || holdings::blob(&store, &name, &wanted)).await {
             Some(Holding::Hit(blob)) => match self.verifier.judge(repository, digest, &blob, wish).await {
                 Ok(Verdict::Right) => {
@@ -166,9 +172,12 @@ impl Pull {
                     Here::Answer(Ok(said(blob.is_public, response)))
                 }
                 Ok(Verdict::Open(known)) => {
-                    let response = serve::unverified_blob(digest, &blob, known, wish, &self.metrics);
+                    let mut response = serve::unverified_blob(digest, &blob, known, wish, &self.metrics);
+                    // Its end comes with the hash: that it is waited for is no stall.
+                    response.headers_mut().insert(respond::CACHE_STATUS, BEING_HASHED);
                     Here::Answer(Ok(said(blob.is_public, response)))
                 }
+                Err(Failure::NotYet) => Here::NotYet,
                 Ok(Verdict::Wrong) | Err(_) => Here::No,
             },
             Some(Holding::Absent { is_linked }) => {

@@ -77,6 +77,8 @@ impl Partials {
     /// large one first would keep its readers waiting.
     pub fn open(&self, digest: &Digest) -> io::Result<Partial> {
         let path = self.dir.join(digest.hex());
+        // Held before it is there: what is idle may be removed at any time.
+        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         let partial = self.continued(digest, &path).or_else(|error| {
             if exhausted(&error) {
                 return Err(error);
@@ -85,7 +87,6 @@ impl Partials {
             self.remove(&path);
             self.continued(digest, &path)
         })?;
-        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         growing.retain(|_, file| file.strong_count() > 0);
         growing.insert(digest.clone(), Arc::downgrade(&partial.file));
         Ok(partial)

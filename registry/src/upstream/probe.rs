@@ -18,6 +18,8 @@ use super::{Upstream, breaker::HostKey, challenge, exchange::is_page, transport:
 const TICK: Duration = Duration::from_secs(2);
 /// How long an outage may go unseen while nobody pulls.
 const IDLE: Duration = Duration::from_secs(15);
+/// Logins that were refused are tried again after this time: rarely enough to lock no account.
+const REFUSED: Duration = Duration::from_secs(600);
 
 /// What the probe saw last, beyond what the breakers know.
 #[derive(Default)]
@@ -44,13 +46,13 @@ impl Upstream {
     pub async fn keep_informed(self: Arc<Self>) {
         // They may have changed since they were read at the start.
         let mut logins = Vec::new();
-        let mut logins_tried = false;
+        let mut tried: Option<Instant> = None;
         let mut pinged: Option<Instant> = None;
         loop {
             let seen = self.credentials.fingerprint();
             if seen != logins {
                 logins = seen;
-                logins_tried = false;
+                tried = None;
                 self.credentials.reload();
                 self.auth.forget();
                 self.refusals.forget();
@@ -59,9 +61,9 @@ impl Upstream {
                 pinged = Some(Instant::now());
                 self.ping().await;
             }
-            if !logins_tried && self.is_away().is_none() && self.auth.accepted().is_none() {
+            if self.is_away().is_none() && is_login_due(self.auth.accepted(), tried) {
                 self.auth.try_login(&self.transport).await;
-                logins_tried = self.auth.accepted().is_some();
+                tried = self.auth.accepted().map(|_| Instant::now());
             }
             // A little apart from others that started with us.
             tokio::time::sleep(TICK + Duration::from_millis(u64::from(std::process::id() % 500))).await;
@@ -131,5 +133,28 @@ impl Upstream {
             0 => state(Some(true), since, String::new()),
             status => state(Some(false), since, format!("/v2/ answers {status}")),
         }
+    }
+}
+
+/// A refusal may have been a mistake, and who asks for nothing private hears of no other answer.
+fn is_login_due(accepted: Option<bool>, tried: Option<Instant>) -> bool {
+    match accepted {
+        None => tried.is_none(),
+        Some(false) => tried.is_none_or(|at| at.elapsed() > REFUSED),
+        Some(true) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_tried_again_after_a_while() {
+        let now = Instant::now();
+        let ago = |seconds| now.checked_sub(Duration::from_secs(seconds));
+        assert!(is_login_due(None, None) && is_login_due(Some(false), None));
+        assert!(!is_login_due(None, Some(now)) && !is_login_due(Some(true), None));
+        assert!(!is_login_due(Some(false), Some(now)) && is_login_due(Some(false), ago(601)));
     }
 }
