@@ -1,4 +1,7 @@
-//! Asks each cache what it knows of its upstream, in the background. Plain HTTP to Pod addresses; the answers are hostile input.
+//! Asks the Pods of each cache what they know of its upstream, in the background. Plain HTTP to Pod addresses; the answers are hostile
+//! input.
+
+mod together;
 
 use crate::exchange::{ExchangeFailed, exchange};
 use crate::fleet::pod_is_ready;
@@ -13,7 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,12 +78,17 @@ enum AskFailed {
     Json(#[source] serde_json::Error),
 }
 
+/// A Pod that is asked.
 struct Target {
-    address: SocketAddr,
+    cache: String,
     due: Instant,
     failures: u32,
     asking: bool,
+    /// What it said last, as long as that is believed.
+    said: Option<UpstreamReport>,
 }
+
+type Targets = HashMap<SocketAddr, Target>;
 
 /// Keeps the reports up to date until it is dropped; calls `changed` with the name of each cache whose report is news.
 pub async fn keep_reports(
@@ -88,7 +96,7 @@ pub async fn keep_reports(
     publish: watch::Sender<Arc<HashMap<String, UpstreamReport>>>,
     changed: impl Fn(&str) + Send + 'static,
 ) {
-    let mut targets: HashMap<String, Target> = HashMap::new();
+    let mut targets = Targets::new();
     let mut asking = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     loop {
@@ -99,7 +107,7 @@ pub async fn keep_reports(
                 ask_due(&mut targets, &mut asking);
             }
             Some(Ok(answer)) = asking.join_next() => {
-                if let Some((cache, report)) = take(&mut targets, answer) && store(&publish, &cache, report) {
+                if let Some(cache) = take(&mut targets, answer) && store(&publish, &cache, heard(&targets, &cache)) {
                     changed(&cache);
                 }
             }
@@ -107,39 +115,39 @@ pub async fn keep_reports(
     }
 }
 
-/// One target per cache that has an address: the first of its Pods that is ready, or else the first. A new address is asked
-/// at once.
-fn follow_pods(targets: &mut HashMap<String, Target>, pods: &[Arc<Pod>]) {
-    let mut addresses = HashMap::new();
+/// The Pods of each cache that are ready, or else the first that has an address. A new one is asked at once.
+fn follow_pods(targets: &mut Targets, pods: &[Arc<Pod>]) {
     let mut pods = pods.to_vec();
+    pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
     pods.sort_by_key(|pod| (!pod_is_ready(pod), pod.name_any()));
-    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+    let (mut asked, mut addresses) = (HashSet::new(), HashMap::new());
+    for pod in &pods {
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()?.parse::<IpAddr>().ok());
-        if let (Some(address), Some(cache)) = (address, pod.labels().get(LABEL_INSTANCE)) {
-            addresses.entry(cache.clone()).or_insert_with(|| SocketAddr::new(address, ADMIN_PORT));
+        if let (Some(address), Some(cache)) = (address, pod.labels().get(LABEL_INSTANCE))
+            && (asked.insert(cache) || pod_is_ready(pod))
+        {
+            addresses.insert(SocketAddr::new(address, ADMIN_PORT), cache);
         }
     }
-    targets.retain(|cache, _| addresses.contains_key(cache));
-    for (cache, address) in addresses {
-        let target = targets.entry(cache).or_insert_with(|| Target::new(address));
-        if target.address != address {
-            *target = Target::new(address);
-        }
+    targets.retain(|address, target| addresses.get(address).is_some_and(|cache| **cache == target.cache));
+    for (address, cache) in addresses {
+        targets.entry(address).or_insert_with(|| Target::new(cache));
     }
 }
 
 impl Target {
-    fn new(address: SocketAddr) -> Self {
-        Self { address, due: Instant::now(), failures: 0, asking: false }
+    fn new(cache: &str) -> Self {
+        Self { cache: cache.to_owned(), due: Instant::now(), failures: 0, asking: false, said: None }
     }
 }
 
 /// A cache without a Pod says nothing.
-fn forget_others(publish: &watch::Sender<Arc<HashMap<String, UpstreamReport>>>, targets: &HashMap<String, Target>) {
+fn forget_others(publish: &watch::Sender<Arc<HashMap<String, UpstreamReport>>>, targets: &Targets) {
+    let caches: HashSet<_> = targets.values().map(|target| target.cache.as_str()).collect();
     publish.send_if_modified(|reports| {
-        let gone = reports.keys().any(|cache| !targets.contains_key(cache));
+        let gone = reports.keys().any(|cache| !caches.contains(cache.as_str()));
         if gone {
-            Arc::make_mut(reports).retain(|cache, _| targets.contains_key(cache));
+            Arc::make_mut(reports).retain(|cache, _| caches.contains(cache.as_str()));
         }
         gone
     });
@@ -152,14 +160,14 @@ struct Answer {
     said: Result<UpstreamReport, AskFailed>,
 }
 
-fn ask_due(targets: &mut HashMap<String, Target>, asking: &mut JoinSet<Answer>) {
+fn ask_due(targets: &mut Targets, asking: &mut JoinSet<Answer>) {
     let now = Instant::now();
-    for (cache, target) in targets.iter_mut().filter(|(_, target)| !target.asking && target.due <= now) {
+    for (address, target) in targets.iter_mut().filter(|(_, target)| !target.asking && target.due <= now) {
         if asking.len() >= MAX_AT_ONCE {
             return;
         }
         target.asking = true;
-        let (cache, address) = (cache.clone(), target.address);
+        let (cache, address) = (target.cache.clone(), *address);
         asking.spawn(async move {
             let said = tokio::time::timeout(DEADLINE, ask(address)).await.unwrap_or(Err(AskFailed::Timeout));
             Answer { cache, address, said }
@@ -167,33 +175,39 @@ fn ask_due(targets: &mut HashMap<String, Target>, asking: &mut JoinSet<Answer>) 
     }
 }
 
-/// Takes note of an answer: the cache, and the report to publish, if that changes. What a Pod says that is not asked any more is no news
-/// of its successor.
-fn take(targets: &mut HashMap<String, Target>, answer: Answer) -> Option<(String, Option<UpstreamReport>)> {
+/// Takes note of an answer: the cache, if something may be news of it. What a Pod says that is not asked any more is no news of its
+/// successor.
+fn take(targets: &mut Targets, answer: Answer) -> Option<String> {
     let Answer { cache, address, said } = answer;
-    let target = targets.get_mut(&cache).filter(|target| target.address == address)?;
-    let report = settle(target, &cache, said)?;
-    Some((cache, report))
+    let target = targets.get_mut(&address).filter(|target| target.cache == cache)?;
+    target.settle(said).then_some(cache)
 }
 
-/// Sets when to ask again. The inner option is the report to publish: none once the cache has been silent for too long.
-fn settle(
-    target: &mut Target,
-    cache: &str,
-    answer: Result<UpstreamReport, AskFailed>,
-) -> Option<Option<UpstreamReport>> {
-    target.asking = false;
-    match answer {
-        Ok(report) => {
-            target.failures = 0;
-            target.due = Instant::now() + if report.reachable.is_none() { ASK_AGAIN } else { ASK_EVERY };
-            Some(Some(report))
-        }
-        Err(error) => {
-            tracing::debug!(%cache, error = %crate::error_chain(&error), "cache did not report");
-            target.failures = target.failures.saturating_add(1);
-            target.due = Instant::now() + ASK_AGAIN;
-            (target.failures >= FAILURES_UNTIL_UNKNOWN).then_some(None)
+/// What all Pods of the cache say together.
+fn heard(targets: &Targets, cache: &str) -> Option<UpstreamReport> {
+    let pods = targets.values().filter(|target| target.cache == cache);
+    together::report(pods.filter_map(|target| target.said.as_ref()))
+}
+
+impl Target {
+    /// Sets when to ask again, and what is believed: nothing once it has been silent for too long. Whether that may be news.
+    fn settle(&mut self, answer: Result<UpstreamReport, AskFailed>) -> bool {
+        self.asking = false;
+        match answer {
+            Ok(report) => {
+                self.failures = 0;
+                self.due = Instant::now() + if report.reachable.is_none() { ASK_AGAIN } else { ASK_EVERY };
+                self.said = Some(report);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(cache = self.cache, error = %crate::error_chain(&error), "cache did not report");
+                self.failures = self.failures.saturating_add(1);
+                self.due = Instant::now() + ASK_AGAIN;
+                let is_silent = self.failures >= FAILURES_UNTIL_UNKNOWN;
+                self.said.take_if(|_| is_silent);
+                is_silent
+            }
         }
     }
 }
@@ -309,25 +323,46 @@ mod tests {
 
     #[test]
     fn a_late_answer_of_a_former_pod_says_nothing_of_the_present_one() {
-        let address = |text: &str| -> SocketAddr { text.parse().unwrap() };
-        let mut targets = HashMap::from([("c".to_owned(), Target::new(address("127.0.0.2:1")))]);
-        targets.get_mut("c").unwrap().asking = true;
-        let mut said = |by: &str| {
-            let report = UpstreamReport { reachable: Some(true), ..UpstreamReport::default() };
-            take(&mut targets, Answer { cache: "c".to_owned(), address: address(by), said: Ok(report) })
+        let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let mut targets = Targets::from([(address, Target::new("present"))]);
+        let mut said = |cache: &str| {
+            take(&mut targets, Answer { cache: cache.to_owned(), address, said: Ok(UpstreamReport::default()) })
         };
-        assert_eq!(said("127.0.0.1:1"), None);
-        assert!(said("127.0.0.2:1").is_some_and(|(cache, report)| cache == "c" && report.is_some()));
+        assert_eq!((said("former"), said("present").as_deref()), (None, Some("present")));
+    }
+
+    #[test]
+    fn all_pods_that_are_ready_are_asked_or_one() {
+        let pod = |name: &str, address: &str, is_ready: bool| -> Arc<Pod> {
+            let status = if is_ready { "True" } else { "False" };
+            let pod = serde_json::json!({
+                "metadata": {"name": name, "labels": {LABEL_INSTANCE: "c"}},
+                "status": {"podIP": address, "conditions": [{"type": "Ready", "status": status}]},
+            });
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let mut targets = Targets::new();
+        let mut asked = |pods: &[Arc<Pod>]| {
+            follow_pods(&mut targets, pods);
+            let mut asked: Vec<_> = targets.keys().map(|address| address.ip().to_string()).collect();
+            asked.sort();
+            asked
+        };
+        let [one, two, three] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+        assert_eq!(asked(&[pod("c-0", one, false), pod("c-1", two, true), pod("c-2", three, true)]), [two, three]);
+        assert_eq!(asked(&[pod("c-0", one, false), pod("c-1", two, false)]), [one]);
+        assert_eq!(asked(&[]), [""; 0]);
     }
 
     #[test]
     fn a_silent_cache_is_believed_for_a_while() {
-        let mut target = Target::new("127.0.0.1:1".parse().unwrap());
-        assert_eq!(settle(&mut target, "c", Err(AskFailed::Timeout)), None);
-        assert_eq!(settle(&mut target, "c", Err(AskFailed::Timeout)), None);
-        assert_eq!(settle(&mut target, "c", Err(AskFailed::Timeout)), Some(None));
-        let report = UpstreamReport { reachable: Some(true), ..UpstreamReport::default() };
-        assert_eq!(settle(&mut target, "c", Ok(report.clone())), Some(Some(report)));
-        assert_eq!(settle(&mut target, "c", Err(AskFailed::Timeout)), None);
+        let mut target = Target::new("c");
+        for _ in 0..2 {
+            assert!(target.settle(Ok(UpstreamReport::default())));
+            for is_believed in [true, true, false] {
+                let is_news = target.settle(Err(AskFailed::Timeout));
+                assert_eq!((target.said.is_some(), is_news), (is_believed, !is_believed));
+            }
+        }
     }
 }
