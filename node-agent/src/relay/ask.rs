@@ -47,6 +47,11 @@ impl Content {
             Kind::Manifest(_) | Kind::Other => None,
         }
     }
+
+    /// Whether how the one goes tells of the other: a cache may be well with manifests and ill with blobs.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.blob().is_some() == other.blob().is_some()
+    }
 }
 
 /// Why a request is not served.

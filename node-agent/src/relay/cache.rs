@@ -72,6 +72,8 @@ pub(super) enum Unserved {
     Busy,
     #[error("the cache's bodies are not asked for, because one was not as it should be a moment ago")]
     Offended,
+    #[error("the cache may send something else or break off, as it or another Pod of it did a moment ago")]
+    Doubted,
     #[error("{0}")]
     Connect(#[source] ConnectFault),
     #[error("no headers within {HEADERS:?}")]

@@ -11,14 +11,13 @@ mod nonsense;
 mod offences;
 mod suspicions;
 
-pub(super) use lateness::BEARABLE_ITSELF;
+pub(super) use lateness::{BEARABLE_ITSELF, Lateness};
 
 use super::ask::Content;
 use super::origin::Origin;
 use super::trial::Trial;
 use controls::Controls;
 use exceptions::Exceptions;
-use lateness::Lateness;
 use nonsense::Nonsense;
 use offences::{FIRST, Offences};
 use std::sync::Arc;
@@ -71,6 +70,7 @@ impl Conduct {
 
     /// What was tried went well.
     pub(super) fn acquit(&mut self, tried: &Arc<Trial>) {
+        self.nonsense.settle(tried);
         self.awaiting(tried).for_each(Offences::end);
         self.exceptions.acquit(tried);
         self.suspicions.settle(tried);
@@ -87,6 +87,7 @@ impl Conduct {
     /// What was tried failed, and other content does not as far as is known: the Pod is asked for all but that and, where all other
     /// was shorter, but what is longer.
     pub(super) fn withhold(&mut self, tried: &Arc<Trial>, is_beyond: bool, now: Instant) {
+        self.nonsense.settle(tried);
         self.awaiting(tried).for_each(Offences::end);
         self.exceptions.withhold(tried, is_beyond, now);
     }
@@ -103,8 +104,8 @@ impl Conduct {
             return false;
         }
         self.controls.want(content);
-        self.of_all_it_sends().for_each(|offences| offences.hasten(now));
-        self.exceptions.hasten(now);
+        self.of_all_it_sends().for_each(|offences| offences.hasten(content, now));
+        self.exceptions.hasten(content, now);
         self.pauses().any(|(until, _)| until <= now)
     }
 
@@ -115,7 +116,7 @@ impl Conduct {
 
     /// Whether this is asked for where the Pod has it alone.
     pub(super) fn is_late_with(&self, content: &Content) -> bool {
-        self.lateness.is_late() || self.exceptions.trial_of(content).is_some_and(|trial| !trial.is_of_bodies())
+        self.lateness.is_late() || self.exceptions.trial_of(content).is_some_and(Trial::is_of_headers)
     }
 
     /// Another Pod sent something else than this: it is tried at once.
@@ -154,10 +155,15 @@ impl Conduct {
         self.last_break = Some(now);
     }
 
+    /// A small body was right, which makes up for nothing and is something to compare with.
+    pub(super) fn do_well(&mut self, content: &Arc<Content>) {
+        self.controls.do_well(content, true);
+    }
+
     /// A body of some size arrived. One that ran beside an offence makes up for nothing.
     pub(super) fn behave(&mut self, origin: Origin, content: &Arc<Content>) {
         self.last_break = None;
-        self.controls.well = Some(content.clone());
+        self.controls.do_well(content, false);
         let offences = self.of_mut(origin);
         if !offences.is_refused() {
             *offences = Offences::default();
@@ -177,7 +183,7 @@ impl Conduct {
     /// Whether another is the better choice, if there is one.
     pub(super) fn is_last_choice(&self, now: Instant) -> bool {
         let broke_lately = self.last_break.is_some_and(|broke| now < broke + FIRST);
-        self.upstream.is_refused() || self.lateness.is_last_choice() || broke_lately
+        self.upstream.is_refused() || self.lateness.is_last_choice() || self.is_useless() || broke_lately
     }
 
     /// Whether a body from there is waited for less long: the last was an offence, or downloads are refused at the moment.
@@ -313,6 +319,48 @@ mod tests {
         conduct.withhold(&tried, true, now);
         conduct.withhold(&tried, false, now);
         assert!(!conduct.is_refused(Disk) && !is_doubtful(&conduct, 1001) && conduct.withholds(&content("a")));
+    }
+
+    #[test]
+    fn a_lie_beside_a_stall_is_not_forgotten() {
+        let (mut conduct, mut now) = (Conduct::default(), Instant::now());
+        conduct.offend(&Arc::new(trial()), now);
+        conduct.offend(&Arc::new(Trial::right(&content("b"))), now);
+        conduct.offend(&Arc::new(trial()), now);
+        let tried = conduct.next_trial().unwrap().1;
+        assert!(tried.is_of_lies() && conduct.is_refused(Disk));
+        end(&mut conduct, true, &mut now);
+        assert!(!conduct.is_refused(Disk));
+    }
+
+    #[test]
+    fn what_made_no_sense_is_fetched_all_the_same() {
+        let (mut conduct, now) = (Conduct::default(), Instant::now());
+        for _ in 0..5 {
+            conduct.talk_nonsense(Trial::sense(&http::Method::GET, &content("a")), now);
+        }
+        let (until, tried) = conduct.next_trial().unwrap();
+        conduct.withhold(&tried, false, until);
+        assert!(!conduct.withholds(&content("a")) && !conduct.is_late_with(&content("a")));
+    }
+
+    #[test]
+    fn who_was_tried_for_nonsense_is_not_useless_over_one_more() {
+        for is_well in [true, false] {
+            let (mut conduct, now) = (Conduct::default(), Instant::now());
+            let add = |conduct: &mut Conduct| {
+                conduct.talk_nonsense(Trial::sense(&http::Method::GET, &content("a")), now);
+            };
+            (0..5).for_each(|_| add(&mut conduct));
+            let tried = conduct.next_trial().unwrap().1;
+            if is_well {
+                conduct.acquit(&tried);
+            } else {
+                conduct.withhold(&tried, false, now);
+            }
+            add(&mut conduct);
+            assert!(!conduct.is_useless());
+        }
     }
 
     #[test]

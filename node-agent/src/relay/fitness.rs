@@ -27,8 +27,8 @@ pub(super) fn check(method: &Method, content: &Content, asked: &HeaderMap, answe
     }
 }
 
-/// Whether what is fit could be of a cache of ours. Another's 404 sends a runtime onwards as well, and is of no use.
-pub(super) fn is_ours(status: StatusCode, headers: &HeaderMap) -> bool {
+/// Whether what is fit could be of a cache of ours. Another's 404 sends a runtime onwards as well, where no Pod is left to ask.
+pub(super) fn could_be_ours(status: StatusCode, headers: &HeaderMap) -> bool {
     let is_absence = matches!(status, StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE);
     !is_absence || origin::is_ours(headers)
 }

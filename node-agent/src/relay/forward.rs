@@ -22,7 +22,9 @@ use std::time::Duration;
 /// So much of the time is kept for the other Pods: they answer at once what they have.
 const RESERVE: Duration = Duration::from_secs(2);
 
-/// A cache gives its upstream 4 s. Pods that together took longer than this hang over what they do not have.
+/// A cache gives its upstream so long, ...
+const FETCHING: Duration = Duration::from_secs(4);
+/// ... and Pods that together took longer than this hang over what they do not have.
 const KEPT_WAITING: Duration = Duration::from_millis(4500);
 
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -56,7 +58,7 @@ pub(super) async fn forward(
     let mut check = HangCheck::new(&candidates, method, content);
     let mut left = candidates.len();
     let mut unserved = Unserved::Out;
-    let (mut late, mut waited, mut offered) = (Vec::new(), Duration::ZERO, Duration::ZERO);
+    let mut late = Late::default();
     for replica in &candidates {
         left -= 1;
         // The first may have been found out while another was waited for.
@@ -64,25 +66,26 @@ pub(super) async fn forward(
             unserved = Unserved::Offended;
             continue;
         }
-        let reserve = if left > 0 { RESERVE } else { Duration::ZERO };
         let before = time.left();
+        let reserve = if left > 0 { RESERVE.min(before / 2) } else { Duration::ZERO };
         let ask = Attempt { cache, replica, method, content, headers, time: &mut time, reserve, check: &mut check };
         match ask.answer().await {
-            Ok(response) => {
-                if fitness::is_ours(response.status(), response.headers()) {
-                    replica.talked_sense(content);
-                } else {
-                    let fault = Unserved::Nonsense(response.status());
-                    replica.talked_nonsense(&fault, Trial::sense(asked(method, content), content));
-                }
+            Ok(response) if fitness::could_be_ours(response.status(), response.headers()) => {
+                replica.talked_sense(content);
                 return Ok(response);
+            }
+            Ok(response) => {
+                unserved = Unserved::Nonsense(response.status());
+                if left == 0 {
+                    replica.talked_nonsense(&unserved, Trial::sense(asked(method, content), content));
+                    return Ok(response);
+                }
             }
             Err(fault) => unserved = fault,
         }
         let took = before.saturating_sub(time.left());
         if let Unserved::Late = unserved {
-            late.push(replica);
-            (waited, offered) = (waited + took, offered + before.saturating_sub(reserve));
+            late.add(replica, took, before.saturating_sub(reserve));
         } else {
             blame(replica, &unserved, took, asked(method, content), content);
         }
@@ -90,10 +93,31 @@ pub(super) async fn forward(
             break;
         }
     }
-    if waited >= KEPT_WAITING.min(offered) {
-        late.into_iter().for_each(|replica| replica.kept_waiting(Trial::headers(asked(method, content), content)));
+    if late.are_at_fault() {
+        late.pods.into_iter().for_each(|replica| replica.kept_waiting(Trial::headers(asked(method, content), content)));
     }
     Err(unserved)
+}
+
+/// Pods whose headers did not come in time.
+#[derive(Default)]
+struct Late<'a> {
+    pods: Vec<&'a Replica>,
+    waited: Duration,
+    /// So long they were to be waited for.
+    offered: Duration,
+}
+
+impl<'a> Late<'a> {
+    fn add(&mut self, pod: &'a Replica, waited: Duration, offered: Duration) {
+        self.pods.push(pod);
+        (self.waited, self.offered) = (self.waited + waited, self.offered + offered);
+    }
+
+    /// Whether they took longer than a cache may. Where others took most of the time, that does not show.
+    fn are_at_fault(&self) -> bool {
+        self.waited >= KEPT_WAITING.min(self.offered.max(FETCHING))
+    }
 }
 
 /// Holds against a Pod what it failed over, after so long.
@@ -101,8 +125,8 @@ fn blame(replica: &Replica, fault: &Unserved, after: Duration, asked: &Method, c
     match fault {
         // Nobody is there, which is the prober's affair: who comes back is asked for everything.
         Unserved::Out => {}
-        // It was others who took their time.
-        Unserved::Busy => {}
+        // It was others who took their time, or this one is being tried.
+        Unserved::Busy | Unserved::Doubted => {}
         Unserved::Connect(fault) if fault.is_absence() => {}
         Unserved::Nonsense(_) | Unserved::Unfit(_) | Unserved::Connect(_) => {
             replica.failed(after, Trial::headers(asked, content));
@@ -159,7 +183,7 @@ impl Attempt<'_, '_> {
             }
             Kind::Blob(_) if is_sending && !replica.is_trusted_with(content, origin, length, time, reserve).await => {
                 replica.wanted(content);
-                return Err(Unserved::Offended);
+                return Err(Unserved::Doubted);
             }
             Kind::Manifest(_) | Kind::Blob(_) | Kind::Other => {}
         }

@@ -5,6 +5,7 @@ use super::replica::Replica;
 use super::suspended::Suspended;
 use super::trial::{Part, Told, Trial};
 use crate::spread::random_part;
+use http::StatusCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -16,14 +17,19 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Tries a Pod whenever one of its pauses is over, for as long as the task lives.
 pub(super) async fn try_forever(replica: Arc<Replica>, suspended: Arc<Mutex<Suspended>>) {
+    // Drawn once for each: of many draws the least would count.
+    let mut drawn = (None, Duration::ZERO);
     loop {
         let Some((due, trial)) = replica.next_trial() else {
             replica.accused.notified().await;
             continue;
         };
-        let spread = if due > Instant::now() { random_part(SPREAD) } else { Duration::ZERO };
+        if drawn.0 != Some(due) {
+            let is_to_come = due > Instant::now();
+            drawn = (Some(due), if is_to_come { random_part(SPREAD) } else { Duration::ZERO });
+        }
         tokio::select! {
-            () = sleep_until(due + spread) => {}
+            () = sleep_until(due + drawn.1) => {}
             () = replica.accused.notified() => continue,
         }
         replica.until_in().await;
@@ -50,7 +56,7 @@ pub(super) async fn try_forever(replica: Arc<Replica>, suspended: Arc<Mutex<Susp
 enum Verdict {
     /// It does that well, or nothing tells otherwise.
     Well,
-    /// It was suspected, and nothing is known that speaks against it.
+    /// Nothing is known that speaks against it.
     Unproven,
     /// Nobody is there.
     Away,
@@ -74,13 +80,21 @@ async fn judge(replica: &Arc<Replica>, trial: &Trial) -> Verdict {
         (Err(Unserved::OtherContent), Part::Honest) => Verdict::Liar,
         // Whatever else it fails at is found out where it is wanted.
         (_, Part::Honest) => Verdict::Unproven,
-        // Who sent wrong bytes is trusted with nothing until he sends the right ones, and who is only asked last loses nothing by it.
+        // Who sent wrong bytes, and has them no more, shows with others that the right ones come.
+        (Err(gone @ Unserved::Status(StatusCode::NOT_FOUND)), Part::Right) => match compare(replica, trial).await {
+            Comparison::Well => Verdict::Well,
+            Comparison::Ill(fault) => Verdict::Ill(fault),
+            Comparison::Nothing | Comparison::WellSoFar => Verdict::Unsettled(gone),
+        },
+        // Otherwise it is trusted with nothing until it sends the right ones, and who is only asked last loses nothing by it.
         (Err(fault), Part::Right | Part::Soon(_) | Part::Promptly) => Verdict::Ill(fault),
         (tried, _) => match (compare(replica, trial).await, tried) {
             (Comparison::Ill(fault), _) => Verdict::Ill(fault),
             (_, Ok(_)) => Verdict::Well,
             (Comparison::Well, Err(fault)) => Verdict::Alone(fault),
             (Comparison::WellSoFar, Err(fault)) => Verdict::Beyond(fault),
+            // There is no such thing any more, and nothing tells that other content fails.
+            (Comparison::Nothing, Err(Unserved::Status(StatusCode::NOT_FOUND))) => Verdict::Unproven,
             // Whatever is wanted next is compared, and no pull waits for it meanwhile.
             (Comparison::Nothing, Err(fault)) => Verdict::Unsettled(fault),
         },
@@ -102,12 +116,16 @@ async fn compare(replica: &Arc<Replica>, trial: &Trial) -> Comparison {
     let mut comparison = Comparison::Nothing;
     for control in replica.controls(trial) {
         match control.run(replica).await {
+            // One that was read so often is enough.
+            Ok(Told::All) if matches!(trial.part, Part::Right) => return Comparison::Well,
             Ok(Told::All) => comparison = Comparison::Well,
             // What was wanted and has come to its disk did come, if nobody knows how fast.
             Ok(Told::OfTheDisk) if trial.is_of_bodies() => comparison = Comparison::Well,
             Ok(Told::Short) if matches!(comparison, Comparison::Nothing) => comparison = Comparison::WellSoFar,
-            // The last is how the cache says why it has it no more.
+            // This is how the cache says why it has it no more, ...
             Ok(Told::OfTheDisk | Told::Short) | Err(Unserved::Status(_)) => {}
+            // ... and so much says who is not there.
+            Err(Unserved::Connect(fault)) if fault.is_absence() => {}
             Err(fault) => return Comparison::Ill(fault),
         }
     }

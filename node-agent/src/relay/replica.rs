@@ -6,7 +6,7 @@ mod judged;
 pub(super) use exchange::{NoAnswer, is_failure};
 
 use super::ask::Content;
-use super::conduct::Conduct;
+use super::conduct::{Conduct, Lateness};
 use super::connect::{ConnectFault, Connection, Pool};
 use super::health::{Health, Standing};
 use super::origin::Origin;
@@ -137,6 +137,11 @@ impl Replica {
         self.record().conduct.break_off(Instant::now());
     }
 
+    /// A small body was right.
+    pub(super) fn did_well(&self, content: &Arc<Content>) {
+        self.record().conduct.do_well(content);
+    }
+
     /// A body was as it should be.
     pub(super) fn behaved(&self, origin: Origin, content: &Arc<Content>) {
         let mut record = self.record();
@@ -156,12 +161,11 @@ impl Replica {
             Origin::Upstream => "pulls of what the cache has to fetch pass it by for a while",
         };
         tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "{consequence}");
-        let mut record = self.record();
-        record.conduct.offend(&Arc::new(trial), Instant::now());
-        record.offence = Some(offence);
-        drop(record);
+        self.update(|record| {
+            record.conduct.offend(&Arc::new(trial), Instant::now());
+            record.offence = Some(offence);
+        });
         self.accused.notify_one();
-        self.news.tell();
     }
 
     /// Waits until it answers.
@@ -181,6 +185,12 @@ impl Replica {
         if is_news {
             self.news.tell();
         }
+    }
+
+    /// Changes what is known of it, which is news.
+    fn update(&self, change: impl FnOnce(&mut Record)) {
+        change(&mut self.record());
+        self.news.tell();
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -256,13 +266,17 @@ impl Replica {
 
     /// It gave no answer, and took its time.
     pub(super) fn kept_waiting(&self, trial: Trial) {
-        self.record().conduct.lateness.keep_waiting(trial, Instant::now());
-        self.accused.notify_one();
+        self.charge(|lateness, now| lateness.keep_waiting(trial, now));
     }
 
     /// What it gave, after so long, was of no use.
     pub(super) fn failed(&self, after: Duration, trial: Trial) {
-        self.record().conduct.lateness.fail(after, trial, Instant::now());
+        self.charge(|lateness, now| lateness.fail(after, trial, now));
+    }
+
+    /// Holds against it that it was late; it may have to be tried for that.
+    fn charge(&self, with: impl FnOnce(&mut Lateness, Instant)) {
+        with(&mut self.record().conduct.lateness, Instant::now());
         self.accused.notify_one();
     }
 
@@ -270,31 +284,30 @@ impl Replica {
     pub(super) fn talked_nonsense(&self, what: &dyn Display, trial: Trial) {
         let nonsense = format!("{}: {what}", self.address);
         let mut record = self.record();
-        let before = record.conduct.is_useless();
-        record.conduct.talk_nonsense(trial, Instant::now());
-        let is_news = !before && record.conduct.is_useless();
-        if is_news {
+        record.nonsense = Some(nonsense.clone());
+        if self.turns(record, |conduct| conduct.talk_nonsense(trial, Instant::now())) {
             tracing::warn!(registry = self.registry, pod = self.pod, error = nonsense, "cache answers nothing of use");
-        }
-        record.nonsense = Some(nonsense);
-        drop(record);
-        if is_news {
             self.accused.notify_one();
-            self.news.tell();
         }
     }
 
     /// What it gave of this was of use.
     pub(super) fn talked_sense(&self, content: &Content) {
-        let mut record = self.record();
+        if self.turns(self.record(), |conduct| conduct.talk_sense(content)) {
+            tracing::info!(registry = self.registry, pod = self.pod, "cache answers are of use again");
+        }
+    }
+
+    /// Whether it is of no use from this on, or of use again.
+    fn turns(&self, mut record: MutexGuard<'_, Record>, change: impl FnOnce(&mut Conduct)) -> bool {
         let before = record.conduct.is_useless();
-        record.conduct.talk_sense(content);
-        let is_news = before && !record.conduct.is_useless();
+        change(&mut record.conduct);
+        let is_news = record.conduct.is_useless() != before;
         drop(record);
         if is_news {
-            tracing::info!(registry = self.registry, pod = self.pod, "cache answers are of use again");
             self.news.tell();
         }
+        is_news
     }
 
     /// Why it is of no use though it is asked: the last such answer, or where there is no other way, the last offence.

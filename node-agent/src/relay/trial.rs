@@ -109,9 +109,11 @@ impl Trial {
         Self::of(content, Part::Body { sent: 0, until: LITTLE }, origin)
     }
 
-    /// The same for other content, of which a part is enough.
+    /// The same for other content, of which a part is enough. The headers of a large blob tell nothing of a small one's, for which a
+    /// cache of ours waits until it has all of it.
     pub(super) fn with(&self, content: &Arc<Content>) -> Self {
         let part = match &self.part {
+            Part::Headers(_) if content.blob().is_some() => Part::Body { sent: 0, until: LITTLE },
             Part::Body { sent, until } => Part::Body { sent: *sent, until: CONTROL.min(*until) },
             other => other.clone(),
         };
@@ -121,6 +123,16 @@ impl Trial {
     /// Whether less of the body came from there than a body of this length has.
     pub(super) fn is_short_of(&self, from: Origin, length: u64) -> bool {
         self.origin == from && matches!(self.part, Part::Body { sent, .. } if length > sent)
+    }
+
+    /// Whether it is about how soon headers come that the upstream may have to send first.
+    pub(super) fn is_of_headers(&self) -> bool {
+        matches!(self.part, Part::Headers(_))
+    }
+
+    /// Whether it shows that what was a lie is one no more.
+    pub(super) fn is_of_lies(&self) -> bool {
+        matches!(self.part, Part::Right)
     }
 
     /// Whether it is about what is sent, and not only about how soon.

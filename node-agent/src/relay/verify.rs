@@ -90,6 +90,7 @@ impl Verifying {
         let reserve = reserve.max(before.saturating_sub(patience(&source)));
         let read = time.wait(reserve, read_whole(source, digest)).await.unwrap_or(Err(Unserved::Stalled));
         match &read {
+            Ok(_) => replica.did_well(content),
             Err(stalled @ Unserved::Stalled) => replica.offended(stalled, Trial::whole(content, origin)),
             // No upstream can make a cache say that.
             Err(wrong @ Unserved::OtherContent) => {

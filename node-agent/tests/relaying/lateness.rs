@@ -3,6 +3,7 @@
 use super::misbehaviour::HIT;
 use super::one_pod::{blob, blob_of, cache, digest_of, manifest};
 use super::support::{Cache, Reply, Running, Step};
+use super::trials::{PAUSE, skip, until_tried};
 use breakwater_node_agent::relay::Standing;
 use futures::future::join_all;
 use std::sync::Arc;
@@ -90,6 +91,32 @@ async fn who_fails_late_is_asked_for_what_he_has() {
             assert!(bounds.contains(&asked.elapsed().as_millis()), "{name}: {:?}", asked.elapsed());
         }
     }
+}
+
+#[tokio::test]
+async fn an_upstream_that_stalls_in_bodies_keeps_small_blobs_late_and_not_one_alone() {
+    static LARGE: [u8; 100_000] = [7; 100_000];
+    let cache = cache(|head| match (head.contains("only-if-cached"), head.contains(&digest_of(&LARGE))) {
+        (true, _) => Reply::new(504, "", b""),
+        // A cache has all of a small blob before it sends headers.
+        (false, false) => Reply { head: String::new(), steps: vec![Step::Stall] },
+        (false, true) => Reply::steps(LARGE.len(), vec![Step::Send(LARGE[..50_000].to_vec()), Step::Stall]),
+    })
+    .await;
+    let relay = Running::before(&cache).await;
+    for path in [blob("small"), blob_of(&LARGE)] {
+        assert_eq!(relay.get(&path).await.status, 503);
+    }
+    let asked = cache.requests().len();
+    skip(PAUSE).await;
+    cache.until_requested(asked + 1).await;
+    until_tried().await;
+    relay.until(|view| view.standing == Standing::In).await;
+    let began = Instant::now();
+    for path in [blob("other"), blob_of(&LARGE)] {
+        assert_eq!(relay.get(&path).await.status, 503);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}, asked for {:?}", began.elapsed(), cache.requests());
 }
 
 #[tokio::test]
@@ -253,6 +280,39 @@ async fn connections_that_lead_nowhere_any_more_cost_a_second_once() {
     let later = pull().await;
     assert!(first < Duration::from_millis(1500) && later < Duration::from_millis(500), "{first:?}, {later:?}");
     assert_eq!(relay.view().standing, Standing::In);
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_a_second_loses_no_connection() {
+    let cold = blob("cold");
+    for _ in 0..5 {
+        let answers = Arc::new(Notify::new());
+        let wait = answers.clone();
+        let cache = cache(move |head| match head.contains(&digest_of(b"cold")) {
+            true => {
+                let Reply { head, mut steps } = Reply::new(200, "", b"cold");
+                steps.splice(0..0, [Step::Wait(wait.clone()), Step::Send(head.into_bytes())]);
+                Reply { head: String::new(), steps }
+            }
+            false => Reply::new(200, HIT, b"well"),
+        })
+        .await;
+        let relay = Running::before(&cache).await;
+        assert_eq!(relay.get(&blob("well")).await.status, 200);
+        let asked = cache.requests().len();
+        let (answer, ()) = tokio::join!(relay.get(&cold), async {
+            cache.until_requested(asked + 2).await;
+            // Both are on record before they wait.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            answers.notify_waiters();
+        });
+        assert_eq!(answer.body, b"cold");
+        let connections = cache.connections();
+        for _ in 0..5 {
+            relay.get(&blob("well")).await;
+        }
+        assert!(cache.connections() - connections <= 2, "{} more", cache.connections() - connections);
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ mod misbehaviour;
 mod one_pod;
 mod prober;
 mod several_pods;
+mod shared_time;
 mod stand_in;
 mod support;
 mod trials;
+mod verdicts;

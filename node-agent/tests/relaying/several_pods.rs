@@ -215,13 +215,36 @@ async fn what_breaks_off_does_not_go_on_from_a_pod_whose_upstream_stalls() {
 
 #[tokio::test]
 async fn an_answer_that_is_no_answer_is_asked_of_another_pod() {
-    for status in [500, 503, 429, 401, 302, 206] {
+    for status in [500, 503, 429, 401, 302, 206, 404] {
         let (_one, _other, relay) = pair(move |_| Reply::new(status, "", b"")).await;
         check(&relay, &get(&blob()), BODY, Duration::from_secs(2)).await;
     }
-    let (one, other, relay) = pair(|_| Reply::new(404, "", b"")).await;
+    let (one, other, relay) = pair(|_| Reply::new(404, "Cache-Status: breakwater; fwd=miss\r\n", b"")).await;
     assert_eq!(relay.get(&blob()).await.status, 404, "the cache has asked the upstream");
     assert_eq!(one.requests().len() + other.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn who_answers_nothing_of_use_is_asked_after_who_does() {
+    for is_of_use in [true, false] {
+        let useless = cache(|_| Reply::new(404, "", b"")).await;
+        let other = useless.beside(move |head| if is_of_use { content(head) } else { Reply::new(404, "", b"") }).await;
+        let relay = Running::bare().await;
+        relay.route(&[useless.address, other.address], &useless.ca);
+        relay.until_all_in().await;
+        let pull = async || {
+            for repository in "bcdefghijklmnopq".chars() {
+                let path = blob().replace("library/a", &format!("library/{repository}"));
+                assert_eq!(relay.get(&path).await.status, if is_of_use { 200 } else { 404 });
+            }
+        };
+        pull().await;
+        let asked = useless.requests().len();
+        assert!(asked == 5 || !is_of_use, "asked {asked} times");
+        pull().await;
+        assert!(useless.requests().len() == asked || !is_of_use);
+        assert_eq!(relay.view().uselessness.is_none(), is_of_use, "{:?}", relay.view());
+    }
 }
 
 #[tokio::test]

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longer than the first pause and what nodes are spread over.
-const PAUSE: Duration = Duration::from_secs(66);
+pub(super) const PAUSE: Duration = Duration::from_secs(66);
 const MOMENT: Duration = Duration::from_millis(20);
 /// What trials and probes need between two leaps.
-const BREATH: Duration = Duration::from_millis(300);
-const LONG: Duration = Duration::from_secs(30);
+pub(super) const BREATH: Duration = Duration::from_millis(300);
+pub(super) const LONG: Duration = Duration::from_secs(30);
 
 /// Lets so much time go by for the relay in a moment.
-async fn skip(time: Duration) {
+pub(super) async fn skip(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
@@ -123,7 +123,7 @@ fn holds_back(head: &str, _: &[u8]) -> Reply {
 }
 
 /// Longer for the relay than any trial here, and shorter than the next pause.
-async fn until_tried() {
+pub(super) async fn until_tried() {
     for _ in 0..26 {
         skip(Duration::from_millis(500)).await;
         tokio::time::sleep(MOMENT).await;
@@ -265,7 +265,7 @@ async fn of_a_pod_that_fails_far_into_a_body_only_shorter_ones_are_asked_for_unt
 #[tokio::test]
 async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
     let patient = Patient::new(b"small", holds_back).await;
-    let Patient { cache, relay, path, .. } = &patient;
+    let Patient { cache, relay, path, other, .. } = &patient;
     relay.get(path).await;
     let asked = cache.requests().len();
     skip(PAUSE).await;
@@ -273,7 +273,7 @@ async fn a_late_pod_is_asked_to_fetch_again_once_it_answers_in_time() {
     assert!(!cache.requests()[asked].contains("only-if-cached"), "it is tried as a runtime asks");
     until_tried().await;
     let began = Instant::now();
-    assert_eq!(relay.get(&blob("x")).await.status, 503);
+    assert_eq!(relay.get(other).await.status, 503);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     patient.mend();
     let began = Instant::now();

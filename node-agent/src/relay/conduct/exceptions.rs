@@ -28,6 +28,11 @@ impl Exceptions {
         if self.0.len() >= MOST && !self.0.contains_key(&tried.content.target) {
             self.0.pop_first();
         }
+        // Who fails at the body is not asked, who is late with the headers is asked for what it has, and all others for everything.
+        let gravity = |trial: &Trial| (trial.is_of_bodies(), trial.is_of_headers());
+        if self.trial_of(&tried.content).is_some_and(|trial| gravity(trial) > gravity(tried)) {
+            return;
+        }
         let exception = self.0.entry(tried.content.target.clone()).or_default();
         exception.offences.begin(tried, !is_beyond, now);
         exception.is_beyond = is_beyond;
@@ -48,9 +53,9 @@ impl Exceptions {
         self.0.retain(|_, exception| !exception.offences.awaits(tried));
     }
 
-    /// There is something to compare with.
-    pub(super) fn hasten(&mut self, now: Instant) {
-        self.0.values_mut().for_each(|exception| exception.offences.hasten(now));
+    /// There is this to compare with.
+    pub(super) fn hasten(&mut self, wanted: &Content, now: Instant) {
+        self.0.values_mut().for_each(|exception| exception.offences.hasten(wanted, now));
     }
 
     /// What it is tried with before it is asked for this again.
@@ -89,6 +94,21 @@ mod tests {
         exceptions.acquit(&other);
         assert!(!exceptions.are_beyond(Disk, 2001));
         assert!(exceptions.trial_of(&one.content).is_some() && exceptions.trial_of(&other.content).is_none());
+    }
+
+    #[test]
+    fn who_is_late_with_what_he_fails_at_is_not_asked_for_it_either() {
+        let (mut exceptions, now) = (Exceptions::default(), Instant::now());
+        let (get, a) = (http::Method::GET, content("a"));
+        let trials = [Trial::sense(&get, &a), Trial::headers(&get, &a), Trial::sense(&get, &a)];
+        for (trial, is_late) in trials.into_iter().zip([false, true, true]) {
+            exceptions.withhold(&Arc::new(trial), false, now);
+            assert_eq!(exceptions.trial_of(&a).is_some_and(Trial::is_of_headers), is_late);
+        }
+        for trial in [Trial::whole(&a, Disk), Trial::headers(&get, &a)] {
+            exceptions.withhold(&Arc::new(trial), false, now);
+            assert!(exceptions.trial_of(&a).is_some_and(Trial::is_of_bodies));
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Answers that no cache of ours would give, one after the other. Nothing is refused over them: they cost nothing, and in an outage any
+//! Answers that no cache of ours would give, one after the other. Nothing is refused over them: they cost little, and in an outage any
 //! other answer is a gain. Pure; time is passed in.
 
 use super::offences::Offences;
@@ -36,6 +36,12 @@ impl Nonsense {
     /// What came of this was of use.
     pub(super) fn end(&mut self, content: &Content) {
         *self.row(content) = InARow::default();
+    }
+
+    /// This was tried for it, and went well or was all that it talked nonsense of.
+    pub(super) fn settle(&mut self, tried: &Arc<Trial>) {
+        let settled = [&mut self.of_blobs, &mut self.of_others].into_iter().filter(|row| row.offences.awaits(tried));
+        settled.for_each(|row| *row = InARow::default());
     }
 
     /// Whether they are told of.
@@ -78,5 +84,15 @@ mod tests {
         assert!(nonsense.is_lasting());
         nonsense.end(&trial.content);
         assert!(!nonsense.is_lasting());
+    }
+
+    #[test]
+    fn who_was_tried_for_it_begins_anew() {
+        let (mut nonsense, now) = (Nonsense::default(), Instant::now());
+        let trial = Arc::new(Trial::sense(&Method::GET, &content("a")));
+        (0..IN_A_ROW).for_each(|_| nonsense.add(&trial, now));
+        nonsense.settle(&trial);
+        nonsense.add(&trial, now);
+        assert!(!nonsense.is_lasting(), "one in a row");
     }
 }

@@ -1,5 +1,6 @@
 //! Offences of one sort, and the pauses after them: each ends with a trial, and the next one is longer. Pure; time is passed in.
 
+use crate::relay::ask::Content;
 use crate::relay::trial::Trial;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,8 +42,9 @@ enum Haste {
 impl Offences {
     /// Another one: the next pause begins.
     pub(super) fn add(&mut self, trial: &Arc<Trial>, now: Instant) {
-        // Those that run beside one another are one.
-        if !self.is_refused() {
+        // Those that run beside one another are one, but for a lie: only what is right makes up for it.
+        let is_graver = |pause: &Pause| trial.is_of_lies() && !pause.trial.is_of_lies();
+        if self.pause.as_ref().is_none_or(is_graver) {
             self.begin(trial, true, now);
         }
     }
@@ -73,9 +75,10 @@ impl Offences {
         self.pause.as_ref().map(|pause| (pause.until, &pause.trial))
     }
 
-    /// There is something to compare with, which may end the pause.
-    pub(super) fn hasten(&mut self, now: Instant) {
-        if let Some(pause) = self.pause.as_mut().filter(|pause| pause.haste == Haste::Once) {
+    /// There is this to compare with, which may end the pause.
+    pub(super) fn hasten(&mut self, wanted: &Content, now: Instant) {
+        let waits = |pause: &&mut Pause| pause.haste == Haste::Once && pause.trial.content.is_like(wanted);
+        if let Some(pause) = self.pause.as_mut().filter(waits) {
             (pause.until, pause.haste) = (now.min(pause.until), Haste::Done);
         }
     }
@@ -94,12 +97,20 @@ impl Offences {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::relay::ask::{Ask, Content};
+    use crate::relay::ask::Ask;
     use crate::relay::origin::Origin;
     use http::{Method, Uri};
 
     pub(in crate::relay) fn content(repository: &str) -> Arc<Content> {
-        let path: Uri = format!("/v2/{repository}/manifests/latest?ns=docker.io").parse().unwrap();
+        parsed(&format!("/v2/{repository}/manifests/latest?ns=docker.io"))
+    }
+
+    pub(in crate::relay) fn blob(repository: &str) -> Arc<Content> {
+        parsed(&format!("/v2/{repository}/blobs/sha256:{}?ns=docker.io", "0".repeat(64)))
+    }
+
+    fn parsed(path: &str) -> Arc<Content> {
+        let path: Uri = path.parse().unwrap();
         let Ok(Ask::Content(content)) = Ask::parse(&Method::GET, &path) else { unreachable!() };
         Arc::new(content)
     }
@@ -136,17 +147,20 @@ pub(super) mod tests {
             assert_eq!((offences.pause().unwrap().0 - now).as_secs(), pause);
         }
     }
+
     #[test]
     fn what_was_not_settled_is_tried_with_the_first_thing_wanted_and_not_with_each() {
         let (mut offences, now) = (Offences::default(), Instant::now());
         let is_hastened = |offences: &mut Offences| {
-            offences.hasten(now);
+            offences.hasten(&content("b"), now);
             offences.pause().unwrap().0 == now
         };
         offences.add(&Arc::new(trial()), now);
         assert!(!is_hastened(&mut offences), "it was not tried yet");
         for may_be in [true, false, true] {
             offences.begin(&Arc::new(trial()), false, now);
+            offences.hasten(&blob("b"), now);
+            assert!(offences.pause().unwrap().0 > now, "a blob tells nothing of manifests");
             assert_eq!(is_hastened(&mut offences), may_be);
         }
         offences.begin(&Arc::new(trial()), true, now);

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// What is at hand takes no longer.
 const AT_HAND: Duration = Duration::from_millis(100);
@@ -33,6 +34,8 @@ const SLOW: Duration = Duration::from_secs(3);
 const LOST: Duration = Duration::from_millis(800);
 /// What is answered this soon over a fresh connection should have been over the other.
 const FRESH: Duration = Duration::from_millis(300);
+/// What is answered over both connections is answered at once.
+const BOTH: Duration = Duration::from_millis(50);
 
 /// Why a replica gave no answer.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ pub(in crate::relay) enum NoAnswer {
     Connect(ConnectFault),
     /// The headers did not come in time.
     Late,
-    /// It was given up while it was waited for.
+    /// It was given up while it was waited for, or there was no time to.
     Out,
 }
 
@@ -91,6 +94,10 @@ impl Replica {
         reserve: Duration,
         check: &mut HangCheck<'_>,
     ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
+        // Who is given no time is to blame for nothing.
+        if time.left() <= reserve {
+            return Err(NoAnswer::Out);
+        }
         let mut standing = self.standing.subscribe();
         let gone_out = async {
             // Whatever waits for a hung cache is let go with the rest.
@@ -133,7 +140,7 @@ impl Replica {
                 Err(NoAnswer::Connect(fault))
             }
             None => {
-                self.gave_no_answer(manner, method, content);
+                self.gave_no_answer(manner, before.saturating_sub(time.left()), method, content);
                 Err(NoAnswer::Late)
             }
         }
@@ -161,38 +168,34 @@ impl Replica {
         content: &Arc<Content>,
     ) {
         self.witness(Ok(()));
-        let (mut record, now) = (self.record(), Instant::now());
-        let lateness = &mut record.conduct.lateness;
         match Origin::of(response.headers()) {
-            Origin::Upstream if after > SLOW => lateness.answer_slowly(Trial::headers(method, content), now),
-            Origin::Disk if after > SLOW_HIT => lateness.dawdle(Trial::soon(method, content), now),
-            Origin::Disk if after > AT_HAND => {
-                drop(record);
-                return self.took_its_time(Origin::Disk, after - AT_HAND, content);
+            Origin::Upstream if after > SLOW => {
+                self.charge(|lateness, now| lateness.answer_slowly(Trial::headers(method, content), now));
             }
+            Origin::Disk if after > SLOW_HIT => {
+                self.charge(|lateness, now| lateness.dawdle(Trial::soon(method, content), now));
+            }
+            Origin::Disk if after > AT_HAND => self.took_its_time(Origin::Disk, after - AT_HAND, content),
             // What it has says nothing of how it fetches.
             _ if manner == Manner::IfCached => {
-                drop(record);
                 if response.status() == StatusCode::GATEWAY_TIMEOUT {
                     self.wanted(content);
                 }
-                return;
             }
-            origin => return lateness.answer(origin),
+            origin => self.record().conduct.lateness.answer(origin),
         }
-        drop(record);
-        self.accused.notify_one();
     }
 
-    fn gave_no_answer(&self, manner: Manner, method: &Method, content: &Arc<Content>) {
+    /// No headers came in so long.
+    fn gave_no_answer(&self, manner: Manner, after: Duration, method: &Method, content: &Arc<Content>) {
         match manner {
-            Manner::Freely => {
+            Manner::IfCached if after >= OWN_ANSWER => self.says_nothing(method, content),
+            Manner::Freely | Manner::IfCached if after >= SLOW_HIT => {
                 self.look_now.notify_one();
-                self.record().conduct.lateness.dawdle(Trial::soon(method, content), Instant::now());
-                self.accused.notify_one();
+                self.charge(|lateness, now| lateness.dawdle(Trial::soon(method, content), now));
             }
-            Manner::IfCached => self.says_nothing(method, content),
-            Manner::KnownTag | Manner::AtHand => {}
+            Manner::Freely => self.look_now.notify_one(),
+            Manner::IfCached | Manner::KnownTag | Manner::AtHand => {}
         }
     }
 
@@ -226,7 +229,9 @@ impl Replica {
             }
             Some(Err(fault)) => Err(NoAnswer::Connect(fault)),
             None => {
-                self.says_nothing(&Method::HEAD, content);
+                if before.saturating_sub(time.left()) >= OWN_ANSWER {
+                    self.says_nothing(&Method::HEAD, content);
+                }
                 Err(NoAnswer::Late)
             }
         }
@@ -240,18 +245,22 @@ impl Replica {
                 let began = Instant::now();
                 self.exchange_afresh(route, &asking).await.map(|answered| (answered, began.elapsed()))
             };
-            tokio::select! {
-                // The Pod may have closed it meanwhile, which says nothing about its health.
-                answered = connection.send(asking()) => if let Ok(response) = answered {
-                    return Ok((response, connection));
-                },
-                Ok((answered, after)) = fresh => {
-                    // Otherwise it was rather the upstream that both waited for.
-                    if after < FRESH {
-                        self.pool.shut();
+            let answered = {
+                let mut pooled = pin!(connection.send(asking()));
+                tokio::select! {
+                    answered = &mut pooled => answered,
+                    Ok((answered, after)) = fresh => {
+                        // Otherwise it was the upstream that both waited for, and both have heard of it now.
+                        if after < FRESH && timeout(BOTH, pooled).await.is_err() {
+                            self.pool.shut();
+                        }
+                        return Ok(answered);
                     }
-                    return Ok(answered);
                 }
+            };
+            // The Pod may have closed it meanwhile, which says nothing about its health.
+            if let Ok(response) = answered {
+                return Ok((response, connection));
             }
         }
         self.exchange_afresh(route, &asking).await

@@ -20,22 +20,20 @@ impl Replica {
     /// It does well what it failed at.
     pub(in crate::relay) fn acquitted(&self, trial: &Arc<Trial>) {
         tracing::info!(registry = self.registry, pod = self.pod, "the cache does well what it was tried for");
-        let mut record = self.record();
-        record.conduct.acquit(trial);
-        record.forgive();
-        drop(record);
-        self.news.tell();
+        self.update(|record| {
+            record.conduct.acquit(trial);
+            record.forgive();
+        });
     }
 
     /// It fails at it still, and at nothing else as far as is known.
     pub(in crate::relay) fn withheld(&self, trial: &Arc<Trial>, is_beyond: bool, how: &dyn Display) {
         let (registry, pod, content) = (&self.registry, &self.pod, &trial.content.target);
         tracing::warn!(registry, pod, content, error = %how, "the cache fails at this alone, pulls of it pass it by");
-        let mut record = self.record();
-        record.conduct.withhold(trial, is_beyond, Instant::now());
-        record.forgive();
-        drop(record);
-        self.news.tell();
+        self.update(|record| {
+            record.conduct.withhold(trial, is_beyond, Instant::now());
+            record.forgive();
+        });
     }
 
     /// Whether it fails at this, and does other things well.
@@ -59,13 +57,12 @@ impl Replica {
     pub(in crate::relay) fn convicted(&self, trial: &Arc<Trial>, is_settled: bool, how: &dyn Display) {
         let offence = format!("{}: {how}", self.address);
         tracing::warn!(registry = self.registry, pod = self.pod, error = offence, "the cache still fails at the same");
-        let mut record = self.record();
-        record.conduct.convict(trial, is_settled, Instant::now());
-        if record.conduct.is_refused(Origin::Disk) {
-            record.offence = Some(offence);
-        }
-        drop(record);
-        self.news.tell();
+        self.update(|record| {
+            record.conduct.convict(trial, is_settled, Instant::now());
+            if record.conduct.is_refused(Origin::Disk) {
+                record.offence = Some(offence);
+            }
+        });
     }
 
     /// Another Pod sent something else than this: whether this one does is found out at once.

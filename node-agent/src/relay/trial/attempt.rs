@@ -99,7 +99,7 @@ impl Trial {
     /// Whether an answer could be a cache's of ours.
     fn makes_sense(&self, method: &Method, answer: &Parts) -> Result<(), Unserved> {
         match fitness::check(method, &self.content, &HeaderMap::new(), answer) {
-            Ok(()) if !fitness::is_ours(answer.status, &answer.headers) => Err(Unserved::Nonsense(answer.status)),
+            Ok(()) if !fitness::could_be_ours(answer.status, &answer.headers) => Err(Unserved::Nonsense(answer.status)),
             // The last is how it says why it has it not.
             Ok(()) | Err(Unserved::Status(_)) => Ok(()),
             Err(fault) => Err(fault),
