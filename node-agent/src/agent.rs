@@ -76,7 +76,7 @@ pub enum AgentFault {
 /// Runs until told to stop.
 ///
 /// # Errors
-/// The state folder or the admin listener's port cannot be used, the runtime's folder was taken away, or a task died.
+/// The state folder or the admin listener's port cannot be used, a folder was taken away, or a task died.
 pub async fn run(client: Client, args: Args, stop: CancellationToken) -> Result<(), AgentFault> {
     let mut running = Running::start(&client, args).await?;
     running.turn_until(&stop).await?;

@@ -185,6 +185,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_owed_to_certs_d_stays_on_record() {
+        let (_dir, mut drop_ins) = node();
+        durable::make_folder(&drop_ins.state_dir).unwrap();
+        let journal = drop_ins.state_dir.join(durable::JOURNAL);
+        std::fs::write(&journal, "{}").unwrap();
+        drop_ins.give_everything_back();
+        assert!(journal.exists());
+    }
+
+    #[test]
     fn ours_is_given_back_whatever_others_wrote_meanwhile() {
         let (_dir, mut drop_ins) = node();
         assert_eq!(drop_ins.converge(&[wanted("docker.io")]).written, 1);

@@ -72,9 +72,7 @@ pub fn forget(state_dir: &Path) -> io::Result<()> {
         return Ok(());
     }
     sweep(state_dir)?;
-    for name in [KNOWN, JOURNAL] {
-        remove(&state_dir.join(name))?;
-    }
+    remove(&state_dir.join(KNOWN))?;
     // A mount stays, and so does a folder with more in it.
     drop(std::fs::remove_dir(state_dir));
     Ok(())
@@ -133,9 +131,10 @@ mod tests {
         sweep(&folder).unwrap();
         assert_eq!(names(&folder), ["diary.txt", JOURNAL, KNOWN, RUNTIME]);
         forget(&folder).unwrap();
-        assert_eq!(names(&folder), ["diary.txt", RUNTIME]);
-        remove(&folder.join(RUNTIME)).unwrap();
-        remove(&folder.join("diary.txt")).unwrap();
+        assert_eq!(names(&folder), ["diary.txt", JOURNAL, RUNTIME]);
+        for name in ["diary.txt", JOURNAL, RUNTIME] {
+            remove(&folder.join(name)).unwrap();
+        }
         forget(&folder).unwrap();
         assert!(!folder.exists());
         forget(&folder).unwrap();

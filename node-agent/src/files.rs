@@ -185,10 +185,10 @@ impl Files {
     }
 
     fn carry_out(&mut self, root: &CertsDir, step: Step) -> Result<(), Fault> {
-        let (name, is_new) = (step.folder.clone(), step.current.is_none());
+        let (name, is_untouched) = (step.folder.clone(), step.is_untouched());
         let written = Self::write(root, step);
-        // A folder that stays empty would hide `_default`. What cannot be undone now stays owed.
-        if written.is_err() && is_new && self.undo(root, &name).is_ok() {
+        // Nothing is owed to who got nothing, and a folder that stays empty would hide `_default`. What cannot be undone now stays owed.
+        if written.is_err() && is_untouched && self.undo(root, &name).is_ok() {
             drop(self.journal.strike([&name]));
         }
         written
@@ -270,7 +270,10 @@ impl Files {
         }
         match self.journal.strike(done.iter().map(|(name, _)| name)) {
             Ok(()) => outcome.given_back.extend(done.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name)),
-            Err(error) => outcome.stuck.extend(done.into_iter().map(|(name, _)| (name, Fault::unrecorded(&error)))),
+            Err(error) => {
+                let unrecorded = || Fault::again("record in --state-dir that it was given back", &error);
+                outcome.stuck.extend(done.into_iter().map(|(name, _)| (name, unrecorded())));
+            }
         }
     }
 
@@ -306,6 +309,12 @@ impl Files {
 impl Step {
     fn is_done(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.text == self.text)
+    }
+
+    /// Whether nothing of ours is in the file, or there is none.
+    fn is_untouched(&self) -> bool {
+        let text_of_original = self.debt.original.as_ref().map(|original| &original.text);
+        self.current.as_ref().map(|current| &current.text) == text_of_original
     }
 }
 

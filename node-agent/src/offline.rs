@@ -162,6 +162,9 @@ pub fn restore(args: &NodeArgs) -> Result<Told, OfflineFault> {
     };
     // Last: what names certs.d goes after what is in it.
     let unconfigured = Configure::new(state_dir, false).give_back();
+    if outcome.stuck.is_empty() && unconfigured.is_ok() {
+        durable::forget(state_dir).map_err(OfflineFault::State)?;
+    }
     let mut text = String::new();
     for name in &outcome.given_back {
         // Writing to a String does not fail.

@@ -37,6 +37,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// The one request that is no watch.
 const REQUEST: Duration = Duration::from_secs(10);
+/// Without the runtime's socket an upgrade of the runtime is learned of after this time, or twice that.
+const UPGRADED: Duration = Duration::from_secs(1800);
 
 /// Whose changes to follow.
 #[derive(Clone, Debug)]
@@ -245,6 +247,7 @@ fn take_node(known: &mut Known, change: Change<PartialObjectMeta<NodeObject>>) {
     }
 }
 
+/// The runtime may be upgraded while the agent runs.
 async fn learn_runtime(nodes: Api<NodeObject>, name: String, known: Sender<Known>) {
     let mut pause = Duration::from_secs(1);
     loop {
@@ -257,7 +260,10 @@ async fn learn_runtime(nodes: Api<NodeObject>, name: String, known: Sender<Known
             Err(_) => None,
         };
         if let Some(version) = version.filter(|version| !version.is_empty()) {
-            return note(&known, |known| known.runtime_version = Some(version));
+            note(&known, |known| known.runtime_version = Some(version));
+            sleep(UPGRADED + random_part(UPGRADED)).await;
+            pause = Duration::from_secs(1);
+            continue;
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));

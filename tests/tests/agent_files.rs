@@ -76,8 +76,18 @@ async fn an_empty_folder_in_the_place_of_certs_d_is_filled_by_the_next_process()
     let ended = agent.ended(AT_ONCE).await?;
     ensure!(ended.code() == Some(1), "{ended}");
     agent.logged("was removed or replaced").await?;
-    let agent = stage.agent_in(&mounts, &[])?;
+    let mut agent = stage.agent_in(&mounts, &[])?;
     stage.written("docker.io", LIMIT).await?;
+
+    // Without its state it can write nothing more.
+    std::fs::remove_dir_all(stage.state()).context("remove the state folder")?;
+    stage.mirrors(&["ghcr.io"]).await?;
+    let ended = agent.ended(AT_ONCE).await?;
+    ensure!(ended.code() == Some(1), "{ended}");
+    agent.logged("state: the node's folder was removed or replaced").await?;
+    std::fs::create_dir(stage.state()).context("make the state folder anew")?;
+    let agent = stage.agent_in(&mounts, &[])?;
+    stage.written("ghcr.io", LIMIT).await?;
     agent.stop().await?;
     stage.cluster.remove().await
 }

@@ -4,13 +4,15 @@
 use super::AgentFault;
 use crate::drop_ins::DropIns;
 use crate::durable;
-use crate::files::{Files, Outcome, Wanted};
+use crate::files::{Fault, Files, Outcome, Wanted};
 use crate::known::Known;
 use crate::reload::reload;
 use crate::touched::Watches;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 /// The folder of the container runtime, by the runtime's kind.
@@ -27,7 +29,16 @@ pub(super) enum Folder {
 struct Disk {
     folder: Folder,
     state_dir: PathBuf,
+    /// The state folder itself; keeps other agents out while this lives.
+    occupied: Arc<File>,
     watches: Watches,
+}
+
+impl Disk {
+    /// Whether the state folder was removed: nothing can be recorded any more, whatever the node makes in its place.
+    fn is_state_gone(&self) -> bool {
+        self.occupied.metadata().is_ok_and(|state| state.nlink() == 0)
+    }
 }
 
 /// What works on that folder.
@@ -52,8 +63,6 @@ pub(super) struct Upkeep {
     unplaced: Told,
     /// Folders that could not be given back, and why.
     stuck: Told,
-    /// Keeps other agents out while this lives.
-    _occupied: File,
 }
 
 impl Upkeep {
@@ -68,38 +77,42 @@ impl Upkeep {
         stored: Known,
         watches: Watches,
     ) -> Result<Self, AgentFault> {
-        let disk = Disk { folder, state_dir, watches };
-        let opened = disk.clone();
         let started = spawn_blocking(move || {
-            let occupied = durable::occupy(&opened.state_dir)?;
-            let writer = match &opened.folder {
-                Folder::Certs(folder) => Writer::Hosts(Files::open(folder, &opened.state_dir, &relay_url)?),
-                Folder::RegistriesConf(folder) => Writer::DropIns(DropIns::new(folder, &opened.state_dir)),
+            let occupied = Arc::new(durable::occupy(&state_dir)?);
+            let writer = match &folder {
+                Folder::Certs(folder) => Writer::Hosts(Files::open(folder, &state_dir, &relay_url)?),
+                Folder::RegistriesConf(folder) => Writer::DropIns(DropIns::new(folder, &state_dir)),
             };
-            Ok((writer, occupied))
+            Ok((writer, Disk { folder, state_dir, occupied, watches }))
         });
-        let (writer, occupied) = started.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
+        let (writer, disk) = started.await.map_err(AgentFault::Task)?.map_err(AgentFault::OpenState)?;
         let (unplaced, stuck) = (Told::new(), Told::new());
-        Ok(Self { disk, writer: Some(writer), stored: Some(stored), unplaced, stuck, _occupied: occupied })
+        Ok(Self { disk, writer: Some(writer), stored: Some(stored), unplaced, stuck })
     }
 
     /// Keeps what is known and brings the files to what is wanted; None: they stay as they are.
     ///
     /// # Errors
-    /// The folder was taken away.
+    /// The folder was taken away, or the state folder.
     pub(super) async fn converge(&mut self, wanted: Option<Vec<Wanted>>, known: &Known) -> Result<Outcome, AgentFault> {
         let news = (self.stored.as_ref() != Some(known)).then(|| known.clone());
         let disk = self.disk.clone();
-        let (outcome, is_stored) = self
+        let (outcome, is_stored, is_state_gone) = self
             .on_disk(move |writer| {
+                if disk.is_state_gone() {
+                    return (Outcome::default(), false, true);
+                }
                 let stored = news.map_or(Ok(()), |known| known.store(&disk.state_dir)).inspect_err(|error| {
                     tracing::warn!(%error, "last known set is not kept, a restart without the API server would start from less");
                 });
                 // First the watches: what others change from here on is told.
                 disk.watches.renew(disk.folder.path());
-                (wanted.map(|wanted| writer.converge(&wanted)).unwrap_or_default(), stored.is_ok())
+                (wanted.map(|wanted| writer.converge(&wanted)).unwrap_or_default(), stored.is_ok(), false)
             })
             .await?;
+        if is_state_gone {
+            return Err(AgentFault::Replaced { folder: self.disk.state_dir.clone(), source: Fault::Replaced });
+        }
         if is_stored {
             self.stored = Some(known.clone());
         }

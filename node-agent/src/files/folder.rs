@@ -108,7 +108,9 @@ impl HostFolder {
             return Err(Fault::Unsafe("hosts.toml is no regular file"));
         }
         let (file, mut bytes) = (File::from(fd), Vec::new());
+        // Earlier ones no journal can record.
         let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
+        let modified = modified.filter(|time| *time >= SystemTime::UNIX_EPOCH);
         file.take(SIZE_MAX + 1).read_to_end(&mut bytes).map_err(Fault::plain_io(ACTION))?;
         if bytes.len() as u64 > SIZE_MAX {
             return Err(Fault::Unsafe("hosts.toml is larger than 1 MiB"));
@@ -136,12 +138,15 @@ impl HostFolder {
         let stat = rustix::fs::fstat(&fd).map_err(Fault::io(ACTION))?;
         if (stat.st_uid, stat.st_gid) != (file.uid, file.gid) {
             let (uid, gid) = (Uid::from_raw(file.uid), Gid::from_raw(file.gid));
-            rustix::fs::fchown(&fd, Some(uid), Some(gid)).map_err(Fault::io("keep the owner of hosts.toml"))?;
+            rustix::fs::fchown(&fd, Some(uid), Some(gid))
+                .map_err(Fault::io("keep the owner of hosts.toml, for which it must be root's"))?;
         }
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(file.mode)).map_err(Fault::io("keep the mode of hosts.toml"))?;
         self.keep_attributes(&fd);
         let mut temporary = File::from(fd);
         temporary.write_all(file.text.as_bytes()).map_err(Fault::plain_io(ACTION))?;
+        // After it was written, which takes some modes away.
+        let mode = Mode::from_raw_mode(file.mode);
+        rustix::fs::fchmod(&temporary, mode).map_err(Fault::io("keep the mode of hosts.toml"))?;
         if let Some(modified) = file.modified {
             // A file system without such times has nothing to give back.
             drop(temporary.set_modified(modified));

@@ -86,6 +86,7 @@ impl Journal {
     /// Leaves nothing of the agent's state but what is still owed.
     pub(super) fn remove(&mut self) -> io::Result<()> {
         self.entries.clear();
+        durable::remove(&self.path)?;
         self.path.parent().map_or(Ok(()), durable::forget)
     }
 

@@ -129,3 +129,15 @@ fn what_cannot_be_read_is_named() {
     let told = plan(args).unwrap_err().to_string();
     assert!(told.starts_with("--registries-conf-dir ") && told.contains("Not a directory"), "{told}");
 }
+
+#[test]
+fn a_drop_in_that_is_taken_back_leaves_no_state_folder() {
+    let dir = TempDir::new().unwrap();
+    let args = plan_args(&dir, &[]).node;
+    durable::make_folder(&args.state_dir).unwrap();
+    let record = serde_json::json!({"path": dir.path().join("99-breakwater.toml"), "life": null, "takenBack": null});
+    std::fs::write(args.state_dir.join(durable::RUNTIME), record.to_string()).unwrap();
+    let told = restore(&args).unwrap();
+    assert!(told.troubles.is_empty(), "{:?}", told.troubles);
+    assert!(!args.state_dir.exists());
+}

@@ -3,6 +3,7 @@
 use super::*;
 use k8s_openapi::ByteString;
 use serde_json::json;
+use std::sync::Mutex;
 
 fn slice(labels: &serde_json::Value, ports: &serde_json::Value) -> EndpointSlice {
     serde_json::from_value(json!({
@@ -113,4 +114,35 @@ async fn a_list_counts_once_it_is_complete_and_a_kind_once_it_is_long_gone() {
     assert_eq!(texts[..3], ["all [2]", "set 3", "all []"]);
     assert!(seen[2].1 >= KIND_GONE, "{seen:?}");
     assert!(started.elapsed() > PAUSE_MAX * 25, "thirty failures came within {:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_of_the_runtime_is_learned() {
+    let versions = Arc::new(Mutex::new(vec!["containerd://2.2.0", "containerd://2.0.5"]));
+    let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+        let version = versions.lock().unwrap().pop().unwrap();
+        let info = [
+            "architecture",
+            "bootID",
+            "kernelVersion",
+            "kubeProxyVersion",
+            "kubeletVersion",
+            "machineID",
+            "operatingSystem",
+            "osImage",
+            "systemUUID",
+        ];
+        let mut info: serde_json::Map<_, _> = info.into_iter().map(|key| (key.to_owned(), json!(""))).collect();
+        info.insert("containerRuntimeVersion".into(), json!(version));
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "status": {"nodeInfo": info}});
+        let body = kube::client::Body::from(node.to_string().into_bytes());
+        async move { Ok::<_, std::convert::Infallible>(http::Response::new(body)) }
+    });
+    let (known, mut news) = tokio::sync::watch::channel(Known::default());
+    let learning = tokio::spawn(learn_runtime(Api::all(Client::new(service, "default")), "n".into(), known));
+    for version in ["containerd://2.0.5", "containerd://2.2.0"] {
+        news.changed().await.unwrap();
+        assert_eq!(news.borrow_and_update().runtime_version.as_deref(), Some(version));
+    }
+    learning.abort();
 }

@@ -22,3 +22,15 @@ fn mode_and_attributes_are_kept_and_the_time_is_given_back() {
         assert_eq!(found.modified().unwrap() == written, is_given_back);
     }
 }
+
+#[test]
+fn a_time_that_cannot_be_recorded_stops_nobody() {
+    let node = Node::new(&[("docker.io/hosts.toml", "# a\n")]);
+    let path = node.certs().join("docker.io/hosts.toml");
+    let before_time = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+    File::options().write(true).open(&path).unwrap().set_modified(before_time).unwrap();
+    let outcome = node.converge(&[wanted("docker.io"), wanted("ghcr.io")]);
+    assert!(outcome.placed.values().all(Result::is_ok), "{outcome:?}");
+    node.converge(&[]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"# a\n");
+}

@@ -42,6 +42,19 @@ fn what_strayed_is_told_once() {
 }
 
 #[test]
+fn what_could_not_be_written_has_not_strayed() {
+    let node = Node::new(&[("ghcr.io/hosts.toml", "# a\n")]);
+    let mut files = node.files();
+    for is_failing in [true, true, false] {
+        // The first step is the record.
+        FAIL.set(is_failing.then_some(2));
+        let outcome = files.converge(&[wanted("ghcr.io")]);
+        let is_placed = outcome.placed.values().all(Result::is_ok);
+        assert_eq!((is_placed, outcome.mended.is_empty()), (!is_failing, true), "{outcome:?}");
+    }
+}
+
+#[test]
 fn what_others_write_between_our_look_and_our_write_is_not_lost() {
     let node = Node::new(&[("docker.io/hosts.toml", "# a\n")]);
     let mut files = node.files();
