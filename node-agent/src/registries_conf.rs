@@ -68,8 +68,8 @@ pub fn render(registry: &RegistryHost, entry: &Entry, foreign: &[Foreign]) -> Re
     }
     let mut mirrors = ArrayOfTables::new();
     mirrors.push(relay_mirror(registry, entry));
-    for theirs in table.remove("mirror").iter().filter_map(Item::as_array_of_tables).flatten() {
-        let mut theirs = theirs.clone();
+    let theirs = table.remove("mirror").and_then(|theirs| theirs.into_array_of_tables().ok());
+    for mut theirs in theirs.into_iter().flatten() {
         theirs.decor_mut().set_prefix("\n");
         mirrors.push(theirs);
     }
@@ -103,11 +103,12 @@ pub fn render(registry: &RegistryHost, entry: &Entry, foreign: &[Foreign]) -> Re
 
 /// What a file says of exactly this prefix; longer and shorter ones are no affair of ours.
 fn table_of(text: &str, registry: &RegistryHost) -> Result<Option<Table>, TomlError> {
-    let document = Document::parse(text)?.into_mut();
-    let tables = document.get("registry").and_then(Item::as_array_of_tables);
+    let mut document = Document::parse(text)?.into_mut();
+    let tables = document.remove("registry").and_then(|tables| tables.into_array_of_tables().ok());
     let is_it = |table: &&Table| {
         let prefix = table.get("prefix").and_then(Item::as_str).filter(|prefix| !prefix.is_empty());
-        prefix.or_else(|| table.get("location").and_then(Item::as_str)) == Some(registry.as_str())
+        let prefix = prefix.or_else(|| table.get("location").and_then(Item::as_str));
+        prefix.map(|prefix| prefix.trim_end_matches('/')) == Some(registry.as_str())
     };
     Ok(tables.and_then(|tables| tables.iter().find(is_it).cloned()))
 }
@@ -244,5 +245,18 @@ mod tests {
         assert!(matches!(refused("10.conf", "["), Unfit::Parse(..)));
         let other = rendered(&host("ghcr.io"), Server::Default, &[("60-corp.conf", theirs)]);
         assert!(other.is_ok());
+    }
+
+    #[test]
+    fn arrays_of_inline_tables_are_read_and_a_slash_at_the_end_means_nothing() {
+        let rendered = |theirs| rendered(&host("docker.io"), Server::Default, &[("10-corp.conf", theirs)]);
+        let mirror = "[[registry]]\nprefix = 'docker.io'\nmirror = [{location = 'm.corp/hub'}]\n";
+        assert!(rendered(mirror).unwrap().contains("m.corp/hub"));
+        for blocked in [
+            "registry = [{prefix = 'docker.io', location = 'docker.io', blocked = true}]\n",
+            "[[registry]]\nprefix = 'docker.io/'\nlocation = 'docker.io'\nblocked = true\n",
+        ] {
+            assert!(matches!(rendered(blocked), Err(Unfit::Blocked(_))), "{blocked}");
+        }
     }
 }

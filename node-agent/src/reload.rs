@@ -22,13 +22,19 @@ pub enum NotTold {
 /// # Errors
 /// There is none, or it takes no signal.
 pub fn reload() -> Result<(), NotTold> {
+    tell(&processes(Path::new("/proc"), CRI_O), |pid| kill_process(pid, Signal::HUP))
+}
+
+fn tell(pids: &[Pid], hang_up: impl Fn(Pid) -> Result<(), Errno>) -> Result<(), NotTold> {
     let mut told = Err(NotTold::Unseen);
-    for pid in processes(Path::new("/proc"), CRI_O) {
-        told = match kill_process(pid, Signal::HUP) {
+    for pid in pids {
+        match hang_up(*pid) {
             // It ended meanwhile; the next one reads the files as it starts.
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => return Err(NotTold::Refused(error)),
-        };
+            Ok(()) | Err(Errno::SRCH) => told = Ok(()),
+            // Anybody may give a process that name.
+            Err(error) if told.is_err() => told = Err(NotTold::Refused(error)),
+            Err(_) => {}
+        }
     }
     told
 }
@@ -43,6 +49,16 @@ fn processes(proc: &Path, name: &str) -> Vec<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_else_has_the_name_keeps_nobody_from_being_told() {
+        let [other, crio] = [7, 9].map(|pid| Pid::from_raw(pid).unwrap());
+        let hang_up = |pid| if pid == other { Err(Errno::PERM) } else { Ok(()) };
+        assert_eq!(tell(&[other, crio], hang_up), Ok(()));
+        assert_eq!(tell(&[crio, other], hang_up), Ok(()));
+        assert_eq!(tell(&[other], hang_up), Err(NotTold::Refused(Errno::PERM)));
+        assert_eq!(tell(&[], hang_up), Err(NotTold::Unseen));
+    }
 
     #[test]
     fn processes_are_known_by_their_name() {

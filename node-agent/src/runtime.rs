@@ -71,7 +71,7 @@ pub fn look(places: &Places, runtime_version: Option<&str>) -> Look {
 /// Names one life of a socket.
 fn identity(socket: &Path) -> Option<String> {
     let found = std::fs::metadata(socket).ok()?;
-    Some(format!("{} {} {}.{}", found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
+    Some(format!("{} {} {}.{}", found.dev(), found.ino(), found.mtime(), found.mtime_nsec()))
 }
 
 #[cfg(test)]

@@ -88,6 +88,10 @@ impl Configure {
         let Some(Ok(version)) = runtime_version.map(Version::parse) else { return Ok(()) };
         match self.done() {
             Some(Done { taken_back: Some(why), .. }) => Err(Unconfigured::TakenBack(why, self.record.clone())),
+            // Only from now on it is seen whether containerd starts anew.
+            Some(done @ Done { life: None, .. }) if look.life.is_some() => {
+                self.keep(&Done { life: look.life.clone(), ..done })
+            }
             Some(done) if seen == Seen::Missed && look.life.is_some() && look.life != done.life => {
                 let why = "containerd started anew and did not come to the relay".to_owned();
                 remove(&done.path)?;
@@ -101,7 +105,7 @@ impl Configure {
                 else {
                     return Ok(());
                 };
-                if read(&path).is_ok_and(|current| current == text) {
+                if done.is_some() && read(&path).is_ok_and(|current| current == text) {
                     return Ok(());
                 }
                 if path.symlink_metadata().is_ok() && !is_ours(&path) {
@@ -175,6 +179,7 @@ fn is_ours(path: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::runtime::look;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::net::UnixListener;
     use tempfile::TempDir;
 
@@ -216,6 +221,37 @@ mod tests {
         fn drop_in(&self) -> Option<String> {
             std::fs::read_to_string(self.dir.path().join("conf.d/99-breakwater.toml")).ok()
         }
+    }
+
+    #[test]
+    fn a_socket_that_is_seen_later_or_changed_hands_is_no_restart() {
+        let mut node = Node::new();
+        node.restart();
+        let unseen = Places { socket: None, ..node.places.clone() };
+        node.configure.turn(&unseen, VERSION, &look(&unseen, VERSION), CERTS, Seen::Nothing).unwrap();
+        node.turn(Seen::Missed).unwrap();
+        let socket = node.places.socket.clone().unwrap();
+        let before = socket.metadata().unwrap();
+        let has_changed = || {
+            (before.ctime(), before.ctime_nsec())
+                != socket.metadata().map(|now| (now.ctime(), now.ctime_nsec())).unwrap()
+        };
+        // A clock may tick every few milliseconds only.
+        while !has_changed() {
+            std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o660)).unwrap();
+        }
+        node.turn(Seen::Missed).unwrap();
+        assert!(node.drop_in().is_some());
+    }
+
+    #[test]
+    fn where_the_record_was_lost_the_drop_in_is_taken_back_as_well() {
+        let node = Node::new();
+        node.turn(Seen::Nothing).unwrap();
+        durable::remove(&node.dir.path().join("state").join(durable::RUNTIME)).unwrap();
+        node.turn(Seen::Nothing).unwrap();
+        node.configure.give_back().unwrap();
+        assert!(node.drop_in().is_none());
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) enum NoDropIn {
     #[error("{0} imports no folder of drop-ins; add imports = [\"/etc/containerd/conf.d/*.toml\"] to it")]
     NotImported(PathBuf),
     /// It would have to name the version of the root file.
-    #[error("{0} names no version; add version = 2")]
+    #[error("{0} names no version; replace it by what containerd config migrate prints")]
     NoVersion(PathBuf),
     /// Somebody chose another way.
     #[error("somebody else has set where containerd looks")]

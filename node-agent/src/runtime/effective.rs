@@ -96,11 +96,10 @@ fn images_2(files: &[ConfigFile], version: Version) -> Map<String, Value> {
             merge(&mut legacy, cri);
         }
         merge(&mut merged, &images);
-        // Version 0 is an empty value, which does not override.
-        last = if version > 0 { version } else { last };
+        // Before 2.3, files of version 1 and those without one are taken for the newest before they are merged.
+        last = if version > 1 { version } else { last };
     }
-    let unversioned = files.iter().all(|file| version_of(file) < 2);
-    if !per_file && (last < current || unversioned) {
+    if !per_file && last < current {
         merged.extend(moved(&legacy));
     }
     merged
@@ -157,8 +156,13 @@ fn deciding(files: &[ConfigFile], version: Version) -> (PathBuf, &'static str) {
     let says =
         |file: &&ConfigFile| [CRI, IMAGES, "cri"].iter().any(|name| plugin(file, name).is_some_and(has_registry));
     let file = files.iter().rfind(says).or(files.first());
-    let is_new = file.is_some_and(|file| plugin(file, IMAGES).is_some() || version_of(file) > 2);
-    let name = if version >= Version(2, 0, 0) && is_new { IMAGES } else { CRI };
+    let number = file.map_or(0, version_of);
+    let is_new = number != 2 || file.is_some_and(|file| plugin(file, IMAGES).is_some());
+    let name = match version >= Version(2, 0, 0) {
+        true if is_new => IMAGES,
+        false if number < 2 => "cri",
+        _ => CRI,
+    };
     (file.map_or_else(|| Path::new("config.toml").to_owned(), |file| file.path.clone()), name)
 }
 
@@ -245,8 +249,19 @@ mod tests {
         check(Version(2, 3, 0), &v3(4, "", &path), &one());
         check(V1, &format!("[plugins.cri.registry]\n{path}"), &one());
         check(Version(2, 4, 2), &format!("[plugins.cri.registry]\n{path}"), &one());
+        for short in [format!("[plugins.cri.registry]\n{path}"), format!("version = 1\n[plugins.cri.registry]\n{path}")]
+        {
+            check(Version(2, 1, 4), &short, &Lookup::Nowhere);
+            check(Version(2, 2, 9), &short, &unsplit());
+        }
         // The well-known slip: without `version = 2` the long name means nothing to 1.x.
         check(V1, &format!("[plugins.\"{CRI}\".registry]\n{path}"), &Lookup::Nowhere);
+        // The mend is the table that this file needs.
+        let unversioned = "[plugins.cri]\nsandbox_image = 'pause'\n";
+        for (version, table) in [(V1, "cri"), (Version(2, 2, 9), IMAGES), (Version(2, 4, 2), IMAGES)] {
+            assert_eq!(found(version, &[(ROOT, unversioned)]).plugin, table);
+            check(version, &format!("{unversioned}[plugins.'{table}'.registry]\n{path}"), &one());
+        }
         // Inline and dotted tables mean the same.
         check(Version(2, 4, 2), &format!("version = 3\nplugins.'{IMAGES}'.registry = {{ {path} }}"), &one());
     }

@@ -203,17 +203,25 @@ fn clean(path: &Path) -> PathBuf {
 
 /// `*` and `?` of a file name pattern.
 fn matches(pattern: &str, name: &str) -> bool {
-    match (pattern.chars().next(), name.chars().next()) {
-        (None, None) => true,
-        (Some('*'), _) => {
-            let rest = &pattern[1..];
-            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
+    let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
+    let (mut at, mut of_name) = (0, 0);
+    // After the last star, and what it does not stand for yet: an earlier one need not be tried again.
+    let mut star = None;
+    while let Some(found) = name.get(of_name) {
+        match (pattern.get(at), star) {
+            (Some('*'), _) => {
+                star = Some((at + 1, of_name));
+                at += 1;
+            }
+            (Some(wanted), _) if *wanted == '?' || wanted == found => (at, of_name) = (at + 1, of_name + 1),
+            (_, Some((after, from))) => {
+                star = Some((after, from + 1));
+                (at, of_name) = (after, from + 1);
+            }
+            (_, None) => return false,
         }
-        (Some(wanted), Some(found)) if wanted == '?' || wanted == found => {
-            matches(&pattern[wanted.len_utf8()..], &name[found.len_utf8()..])
-        }
-        _ => false,
     }
+    pattern.iter().skip(at).all(|left| *left == '*')
 }
 
 #[cfg(test)]
@@ -297,5 +305,6 @@ pub(super) mod tests {
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
+        assert!(!matches("*a*a*a*a*a*a*a*a*.toml", &"a".repeat(60)), "nor does it take for ever to tell");
     }
 }

@@ -25,7 +25,9 @@ impl RuntimeSeen<'_> {
         let failed = |Doubt { reason, message, .. }| Some((MirrorState::Failed, reason, message));
         let certain = doubt.clone().filter(|doubt| doubt.certain);
         let why = match self.proofs.of(registry) {
-            Some(Evidence::Proven) => return None,
+            Some(Evidence::Proven) if certain.is_none() || self.proofs.is_proven(registry, &self.look.fingerprint) => {
+                return None;
+            }
             Some(Evidence::Missed(said)) => {
                 let doubt = doubt.unwrap_or_else(|| Doubt {
                     reason: reason::NOT_PROVEN,
@@ -42,7 +44,7 @@ impl RuntimeSeen<'_> {
                 Some(doubt) => return failed(doubt),
                 None => format!("{why}; the first pull from {registry} will prove it"),
             },
-            None => match certain.filter(|_| self.look.socket.is_none()) {
+            Some(Evidence::Proven) | None => match certain.filter(|_| self.look.socket.is_none()) {
                 Some(doubt) => return failed(doubt),
                 None if self.look.socket.is_some() => "it is being asked".to_owned(),
                 None => format!("without the runtime's socket the first pull from {registry} will prove it"),
@@ -75,8 +77,11 @@ impl RuntimeSeen<'_> {
                 verdict(status, doubt.reason, doubt.message)
             }
             (None, None) => {
-                let message = "no mirror selects this node, so there is nothing to prove".to_owned();
-                verdict(Status::Unknown, reason::NOT_PROVEN, message)
+                let message = match plan.mirrors.is_empty() {
+                    true => "no mirror selects this node, so there is nothing to prove",
+                    false => "no mirror's file is in place, so nothing can be proven",
+                };
+                verdict(Status::Unknown, reason::NOT_PROVEN, message.to_owned())
             }
         }
     }

@@ -231,3 +231,12 @@ fn times_move_only_with_what_they_date() {
     assert_eq!(third.inactive[0].since, time(20), "another reason");
     assert_eq!(third.conditions[0].last_transition_time, time(0));
 }
+
+#[test]
+fn a_runtime_that_was_configured_otherwise_since_is_not_proven_for_ever() {
+    let mut case = Case::well(&["docker.io"]);
+    // Without a socket nobody asks it anew.
+    case.look = Look { fingerprint: "2".into(), socket: None, life: None, ..looked(Lookup::Nowhere) };
+    let status = case.status();
+    assert_eq!(status.conditions[1].status, "False", "{:?}", status.conditions[1]);
+}
