@@ -19,8 +19,19 @@ const MIB: usize = 1 << 20;
 async fn warm(size: usize) -> (Upstream, Cache, Blob, PathBuf) {
     let (upstream, cache, blob) = cold::blob(REPOSITORY, size).await;
     assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.status, 200);
-    let path = cache.await_kept(REPOSITORY, &blob).await;
+    let path = landed(&cache, &blob).await;
     (upstream, cache, blob, path)
+}
+
+/// Waits until content is committed and its download has ended, which goes on serving what it has written until then.
+async fn landed(cache: &Cache, blob: &Blob) -> PathBuf {
+    let path = cache.await_kept(REPOSITORY, blob).await;
+    let is_over = async || {
+        let metrics = String::from_utf8(cache.admin("/metrics").await.body).expect("text");
+        metrics.lines().any(|line| line.starts_with("breakwater_cache_flights{") && line.ends_with(" 0"))
+    };
+    cache.until("the download has ended", is_over).await;
+    path
 }
 
 async fn assert_whole(cache: &Cache, blob: &Blob) {
@@ -61,12 +72,38 @@ async fn a_flipped_byte_is_replaced_by_the_right_one_in_the_same_request() {
             let mark = upstream.mark();
             assert_whole(&cache, &blob).await;
             assert_eq!(upstream.content_requests_since(mark).len(), 1, "{size}, restarted: {is_restarted}");
-            cache.await_kept(REPOSITORY, &blob).await;
+            landed(&cache, &blob).await;
         }
         assert!(quarantined(&cache) > 0);
         let mark = upstream.mark();
         assert_whole(&cache, &blob).await;
         assert_eq!(upstream.content_requests_since(mark).len(), 0, "the new one stays");
+    }
+}
+
+/// A disk need not wait with its faults until nobody writes any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_that_flips_while_a_blob_is_put_in_place_is_replaced_too() {
+    let upstream = Upstream::start().await;
+    let cache = Cache::start(&upstream).await;
+    for seed in 0..150 {
+        let blob = Content::blob(seed, 300_000);
+        upstream.put_blob(REPOSITORY, &blob);
+        let asked = blob.blob_path(REPOSITORY);
+        let spoil = async {
+            let path = loop {
+                match cache.committed(&blob) {
+                    Some(path) => break path,
+                    None => tokio::task::yield_now().await,
+                }
+            };
+            flip(&path, 1000);
+        };
+        // This one may be read from the file as it was spoilt: its client finds that out.
+        let (_, spoilt) = tokio::join!(cache.get(&asked), tokio::time::timeout(PATIENCE, spoil));
+        spoilt.expect("it is put in place");
+        landed(&cache, &blob).await;
+        assert_whole(&cache, &blob).await;
     }
 }
 

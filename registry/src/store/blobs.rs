@@ -195,10 +195,13 @@ impl Blobs {
     }
 
     fn place(&self, from: &Path, digest: &Digest, file: &File) -> io::Result<u64> {
+        let written = file.metadata()?.modified()?;
         self.shelves.put(from, digest, &self.quarantine)?;
-        // Renaming has changed the change time.
+        // Renaming has changed the change time, and not when it was written to. If somebody has, it is hashed by the next.
         let found = file.metadata()?;
-        self.marks.add(Mark::of(&found));
+        if found.modified()? == written {
+            self.marks.add(Mark::of(&found));
+        }
         Ok(found.ino())
     }
 
