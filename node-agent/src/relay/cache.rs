@@ -94,6 +94,17 @@ pub(super) enum Unserved {
     Cut(#[source] Cut),
 }
 
+impl Unserved {
+    /// Whether nobody is there to serve it.
+    pub(super) fn is_absence(&self) -> bool {
+        match self {
+            Self::Out => true,
+            Self::Connect(fault) => fault.is_absence(),
+            _ => false,
+        }
+    }
+}
+
 impl From<NoAnswer> for Unserved {
     fn from(none: NoAnswer) -> Self {
         match none {
@@ -206,6 +217,11 @@ impl Cache {
         self.note_in_vain(content);
         let candidates = self.standing_in(&content.repository);
         if candidates.is_empty() { Err(Unserved::Out) } else { Ok(candidates) }
+    }
+
+    /// Lets those in that answer again, though not for long yet: nobody else is left. Whether there is one.
+    pub(super) fn readmit(&self) -> bool {
+        self.pods.load().replicas().filter(|replica| replica.readmit()).count() > 0
     }
 
     /// Somebody sent something else than this. A pull is owed no second lie, whoever else tells it.

@@ -54,6 +54,22 @@ pub(super) async fn forward(
     headers: &HeaderMap,
 ) -> Result<Response<RelayBody>, Unserved> {
     let mut time = Time::new(HEADERS);
+    match try_all(cache, method, content, headers, &mut time).await {
+        // Those who answered until a moment ago are gone, and one that went before them may be back.
+        Err(fault) if fault.is_absence() && cache.readmit() => {
+            try_all(cache, method, content, headers, &mut time).await
+        }
+        served => served,
+    }
+}
+
+async fn try_all(
+    cache: &Arc<Cache>,
+    method: &Method,
+    content: &Arc<Content>,
+    headers: &HeaderMap,
+    time: &mut Time,
+) -> Result<Response<RelayBody>, Unserved> {
     let candidates = time.wait(Duration::ZERO, cache.candidates(content)).await.unwrap_or(Err(Unserved::Out))?;
     let mut check = HangCheck::new(&candidates, method, content);
     let mut left = candidates.len();
@@ -68,7 +84,7 @@ pub(super) async fn forward(
         }
         let before = time.left();
         let reserve = if left > 0 { RESERVE.min(before / 2) } else { Duration::ZERO };
-        let ask = Attempt { cache, replica, method, content, headers, time: &mut time, reserve, check: &mut check };
+        let ask = Attempt { cache, replica, method, content, headers, time, reserve, check: &mut check };
         match ask.answer().await {
             Ok(response) if fitness::could_be_ours(response.status(), response.headers()) => {
                 replica.talked_sense(content);
@@ -124,10 +140,9 @@ impl<'a> Late<'a> {
 fn blame(replica: &Replica, fault: &Unserved, after: Duration, asked: &Method, content: &Arc<Content>) {
     match fault {
         // Nobody is there, which is the prober's affair: who comes back is asked for everything.
-        Unserved::Out => {}
+        fault if fault.is_absence() => {}
         // It was others who took their time, or this one is being tried.
         Unserved::Busy | Unserved::Doubted => {}
-        Unserved::Connect(fault) if fault.is_absence() => {}
         Unserved::Nonsense(_) | Unserved::Unfit(_) | Unserved::Connect(_) => {
             replica.failed(after, Trial::headers(asked, content));
             replica.talked_nonsense(fault, Trial::sense(asked, content));

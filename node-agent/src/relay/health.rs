@@ -72,6 +72,16 @@ impl Health {
         }
     }
 
+    /// Lets a cache in whose last sign was good: no other is left to be asked. Whether it was out.
+    pub(super) fn readmit(&mut self) -> bool {
+        let is_back = self.standing == Standing::Out && self.successes > 0;
+        if is_back {
+            self.standing = Standing::In;
+            self.out_since = None;
+        }
+        is_back
+    }
+
     /// Nobody answered.
     pub(super) fn fail(&mut self, now: Instant) {
         self.successes = 0;
@@ -95,7 +105,7 @@ impl Health {
 mod tests {
     use super::*;
 
-    /// Signs as `+` and `-` at seconds; what the cache's standing is after each.
+    /// Signs as `+` and `-` at seconds, and `!` where no other is left; what the cache's standing is after each.
     fn check(signs: &[(f64, char)], expected: &[Standing]) {
         let start = Instant::now();
         let mut health = Health::default();
@@ -105,6 +115,7 @@ mod tests {
                 let now = start + Duration::from_secs_f64(*at);
                 match sign {
                     '+' => health.succeed(now),
+                    '!' => _ = health.readmit(),
                     _ => health.fail(now),
                 }
                 health.standing()
@@ -145,6 +156,13 @@ mod tests {
             &[(11.0, '+'), (12.0, '+'), (12.5, '-'), (13.0, '+'), (14.0, '+'), (15.0, '+')],
             &[Out, Out, Out, Out, Out, In],
         );
+    }
+
+    #[test]
+    fn where_no_other_is_left_one_answer_brings_it_back() {
+        let out = [(0.0, '+'), (0.1, '-'), (0.2, '-'), (0.3, '-'), (0.4, '!')];
+        let then = [(1.0, '+'), (1.1, '-'), (1.2, '!'), (1.3, '+'), (1.4, '!')];
+        check(&[&out[..], &then].concat(), &[In, In, In, Out, Out, Out, Out, Out, Out, In]);
     }
 
     #[test]

@@ -231,12 +231,28 @@ impl Replica {
             Ok(()) => record.health.succeed(Instant::now()),
             Err(_) => record.health.fail(Instant::now()),
         }
+        let told = std::mem::replace(&mut record.trouble, trouble);
+        self.stands(record, before, told);
+    }
+
+    /// No other Pod is left to be asked: if it answers again, it is in at once. Whether it is by this.
+    pub(super) fn readmit(&self) -> bool {
+        let mut record = self.record();
+        let before = record.health.standing();
+        let is_back = record.health.readmit();
+        let told = record.trouble.clone();
+        self.stands(record, before, told);
+        is_back
+    }
+
+    /// Tells of its standing and its trouble, where they are other than before.
+    fn stands(&self, record: MutexGuard<'_, Record>, before: Standing, told: Option<String>) {
         let after = record.health.standing();
         // While it is locked: of two signs at once, the later one's verdict must be the one that stays.
         if before != after {
             self.standing.send_replace(after);
         }
-        let told = std::mem::replace(&mut record.trouble, trouble.clone());
+        let trouble = record.trouble.clone();
         drop(record);
         if before == after {
             if after != Standing::In && told != trouble {

@@ -304,3 +304,21 @@ async fn a_frozen_pod_is_passed_over_and_later_not_even_asked() {
     }
     drop(other);
 }
+
+#[tokio::test]
+async fn a_pod_that_is_just_back_is_asked_where_the_other_dies() {
+    for is_known in [false, true] {
+        let (mut first, mut other, relay) = two(content).await;
+        first.die();
+        relay.until(|view| view.answering == 1).await;
+        first.revive().await;
+        // Once the second is asked, the first was answered.
+        first.until_probed(first.probes() + 2).await;
+        other.die();
+        if is_known {
+            relay.until(|view| view.answering == 0).await;
+        }
+        check(&relay, &get(&blob()), BODY, Duration::from_secs(2)).await;
+        relay.until(|view| view.answering == 1).await;
+    }
+}
