@@ -9,6 +9,7 @@ use crate::plan;
 use crate::runtime::Configure;
 use breakwater_crds::RegistryMirror;
 use kube::ResourceExt;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -238,9 +239,12 @@ fn imitate_file(from: &Path, to: &Path) -> io::Result<()> {
         std::fs::create_dir(to)
     } else if kind.is_file() && from.ends_with(HOSTS_TOML) {
         std::fs::copy(from, to).map(drop)
-    } else {
+    } else if kind.is_file() {
         // Keys need not leave their place to be seen as there.
         std::fs::write(to, "")
+    } else {
+        // Whatever it is, it is no file, and nobody opens it.
+        Ok(mkfifoat(CWD, to, Mode::empty())?)
     }
 }
 

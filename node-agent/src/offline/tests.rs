@@ -56,6 +56,17 @@ fn a_plan_is_told_and_nothing_is_written() {
 }
 
 #[test]
+fn what_is_refused_on_the_node_is_refused_in_the_plan() {
+    let dir = TempDir::new().unwrap();
+    let folder = dir.path().join("certs.d/docker.io");
+    std::fs::create_dir_all(&folder).unwrap();
+    mkfifoat(CWD, folder.join(HOSTS_TOML), Mode::RUSR).unwrap();
+    let told = plan(plan_args(&dir, &[])).unwrap();
+    assert_eq!(told.text, "# 0 unchanged\n");
+    assert!(told.troubles.iter().any(|trouble| trouble.starts_with("docker.io: ")), "{:?}", told.troubles);
+}
+
+#[test]
 fn what_is_there_is_merged_and_restored_byte_for_byte() {
     let dir = TempDir::new().unwrap();
     let folder = dir.path().join("certs.d/docker.io");
