@@ -232,7 +232,7 @@ impl Replica {
             Err(_) => record.health.fail(Instant::now()),
         }
         let told = std::mem::replace(&mut record.trouble, trouble);
-        self.stands(record, before, told);
+        self.stands(record, before, told.as_deref());
     }
 
     /// No other Pod is left to be asked: if it answers again, it is in at once. Whether it is by this.
@@ -241,12 +241,12 @@ impl Replica {
         let before = record.health.standing();
         let is_back = record.health.readmit();
         let told = record.trouble.clone();
-        self.stands(record, before, told);
+        self.stands(record, before, told.as_deref());
         is_back
     }
 
     /// Tells of its standing and its trouble, where they are other than before.
-    fn stands(&self, record: MutexGuard<'_, Record>, before: Standing, told: Option<String>) {
+    fn stands(&self, record: MutexGuard<'_, Record>, before: Standing, told: Option<&str>) {
         let after = record.health.standing();
         // While it is locked: of two signs at once, the later one's verdict must be the one that stays.
         if before != after {
@@ -255,7 +255,7 @@ impl Replica {
         let trouble = record.trouble.clone();
         drop(record);
         if before == after {
-            if after != Standing::In && told != trouble {
+            if after != Standing::In && told != trouble.as_deref() {
                 self.news.tell();
             }
             return;

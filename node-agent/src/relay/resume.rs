@@ -117,6 +117,13 @@ impl Rest {
             return None;
         }
         let mut time = Time::new(HEADERS);
+        match self.ask_all(cache, again, &mut time).await {
+            None if cache.readmit() => self.ask_all(cache, again, &mut time).await,
+            source => source,
+        }
+    }
+
+    async fn ask_all(&mut self, cache: &Cache, again: bool, time: &mut Time) -> Option<Source> {
         let mut candidates = cache.standing_in(&self.content.repository);
         candidates.retain(|replica| !replica.withholds(&self.content));
         candidates.retain(|replica| again || !self.broke.contains(&replica.address));
@@ -124,7 +131,7 @@ impl Rest {
         let mut check = HangCheck::new(&candidates, &Method::GET, &self.content);
         for replica in &candidates {
             let headers = self.headers();
-            let asked = replica.ask(&Method::GET, &self.content, &headers, &mut time, Duration::ZERO, &mut check).await;
+            let asked = replica.ask(&Method::GET, &self.content, &headers, time, Duration::ZERO, &mut check).await;
             let Ok((response, connection)) = asked else { continue };
             if !self.continues(response.status(), response.headers()) {
                 if response.status().is_success() {
@@ -134,7 +141,7 @@ impl Rest {
                 continue;
             }
             let (origin, length) = (Origin::of(response.headers()), self.end - self.next);
-            if replica.is_trusted_with(&self.content, origin, length, &mut time, Duration::ZERO).await {
+            if replica.is_trusted_with(&self.content, origin, length, time, Duration::ZERO).await {
                 let (body, connection) = (response.into_body(), Some(connection));
                 return Some(Source { body, replica: replica.clone(), origin, connection });
             }

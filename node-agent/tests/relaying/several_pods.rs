@@ -305,15 +305,21 @@ async fn a_frozen_pod_is_passed_over_and_later_not_even_asked() {
     drop(other);
 }
 
+/// The first of two Pods was out, and answers again since a moment ago.
+async fn with_one_just_back(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Cache, Cache, Running) {
+    let (mut first, other, relay) = two(script).await;
+    first.die();
+    relay.until(|view| view.answering == 1).await;
+    first.revive().await;
+    // Once the second is asked, the first was answered.
+    first.until_probed(first.probes() + 2).await;
+    (first, other, relay)
+}
+
 #[tokio::test]
 async fn a_pod_that_is_just_back_is_asked_where_the_other_dies() {
     for is_known in [false, true] {
-        let (mut first, mut other, relay) = two(content).await;
-        first.die();
-        relay.until(|view| view.answering == 1).await;
-        first.revive().await;
-        // Once the second is asked, the first was answered.
-        first.until_probed(first.probes() + 2).await;
+        let (_first, mut other, relay) = with_one_just_back(content).await;
         other.die();
         if is_known {
             relay.until(|view| view.answering == 0).await;
@@ -321,4 +327,19 @@ async fn a_pod_that_is_just_back_is_asked_where_the_other_dies() {
         check(&relay, &get(&blob()), BODY, Duration::from_secs(2)).await;
         relay.until(|view| view.answering == 1).await;
     }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_just_back_goes_on_where_the_other_dies() {
+    let (first, mut other, relay) = with_one_just_back(|head| match head.contains("range:") {
+        true => content(head),
+        false => breaks_off(head, Step::Stall),
+    })
+    .await;
+    let (request, dies) = (get(&blob()), async {
+        other.until_requested(1).await;
+        other.die();
+    });
+    join(check(&relay, &request, BODY, Duration::from_secs(3)), dies).await;
+    assert_eq!(first.requests().len(), 1);
 }
