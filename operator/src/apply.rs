@@ -218,23 +218,28 @@ impl Applier<'_> {
     }
 }
 
-/// What the API server says where an admission webhook does not answer and its `failurePolicy` is Fail. It gives it no reason of its own.
-const DEAD_WEBHOOK: &str = "failed calling webhook";
+/// What the API server says where an admission webhook does not answer and its `failurePolicy` is Fail, and where no address is left for a
+/// Service. It gives neither a reason of its own.
+const LASTING: [&str; 2] = ["failed calling webhook", "range is full"];
+/// And where a webhook says no, with whatever code that gives.
+const DENIED: &str = "denied the request";
 
 /// Whether a person must act, or time will do.
 fn classified(kind: String, name: String, error: kube::Error) -> ApplyFailed {
     match error {
-        kube::Error::Api(status) if status.is_conflict() => ApplyFailed::Conflict { kind, name },
         kube::Error::Api(status) if is_refusal(&status) => {
             ApplyFailed::Refused { kind, name, message: status.message.clone() }
         }
+        kube::Error::Api(status) if status.is_conflict() => ApplyFailed::Conflict { kind, name },
         source => ApplyFailed::Call { kind, name, source },
     }
 }
 
 /// Whether time alone will not mend it.
 fn is_refusal(status: &Status) -> bool {
-    matches!(status.code, 400 | 403 | 422) || status.code == 500 && status.message.contains(DEAD_WEBHOOK)
+    matches!(status.code, 400 | 403 | 422)
+        || status.code == 500 && LASTING.iter().any(|said| status.message.contains(said))
+        || status.message.contains(DENIED)
 }
 
 /// Of the object as it is sent. Serialisation is deterministic: all maps are sorted.
@@ -266,6 +271,13 @@ mod tests {
             matches!(said(500, "InternalError", webhook), ApplyFailed::Refused { .. }),
             "nobody tells of it otherwise"
         );
+        let full = "Internal error occurred: failed to allocate a serviceIP for Service \"p\": range is full";
+        assert!(matches!(said(500, "InternalError", full), ApplyFailed::Refused { .. }), "nor of this");
+        // The code is the webhook's own: frameworks give 500 for its inner errors.
+        for (code, reason) in [(500, "InternalError"), (409, "Conflict"), (404, "NotFound"), (429, "TooManyRequests")] {
+            let denied = said(code, reason, "admission webhook \"a.example.com\" denied the request: not today");
+            assert!(matches!(denied, ApplyFailed::Refused { .. }), "{code}: {denied}");
+        }
     }
 
     #[test]
