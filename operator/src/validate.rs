@@ -137,7 +137,8 @@ fn is_host(text: &str) -> bool {
         && port.parse::<NonZeroU16>().is_ok()
 }
 
-/// Which of the two possible names the cache has: the one it already has, else the plain one unless that is another registry's.
+/// Which of the two possible names the cache has: the one it already has, else the one that its content is kept under, else the plain
+/// one unless that is another registry's.
 fn choose(observed: &Observed) -> Result<&Candidate, Refusal> {
     let mirror = &observed.mirror;
     let owned = |candidate: &&Candidate| candidate.statefulset.as_deref().is_some_and(|it| is_owner(mirror, it));
@@ -145,7 +146,15 @@ fn choose(observed: &Observed) -> Result<&Candidate, Refusal> {
     if let Some(own) = candidates.into_iter().find(owned) {
         return Ok(own);
     }
-    let candidate = if plain_is_taken(observed) { &observed.hashed } else { &observed.plain };
+    let keeps_ours = |candidate: &&Candidate| {
+        let mut kept = registries(candidate).peekable();
+        kept.peek().is_some() && kept.all(|registry| *registry == mirror.spec.registry)
+    };
+    let candidate = match candidates.into_iter().find(keeps_ours) {
+        Some(candidate) => candidate,
+        None if plain_is_taken(observed) => &observed.hashed,
+        None => &observed.plain,
+    };
     if let Some(found) = candidate.statefulset.as_deref() {
         let name = candidate.name.clone();
         if found.labels().get(LABEL_MANAGED_BY).map(String::as_str) != Some(MANAGER) {
@@ -162,16 +171,20 @@ fn choose(observed: &Observed) -> Result<&Candidate, Refusal> {
 /// is about to take it. Two registries such as `a.b` and `a-b` share one.
 fn plain_is_taken(observed: &Observed) -> bool {
     let (mirror, plain) = (&observed.mirror, &observed.plain);
-    let of_other = |registry: Option<&String>| registry.is_some_and(|registry| *registry != mirror.spec.registry);
+    let is_other = |registry: &String| *registry != mirror.spec.registry;
     let takes_it = |other: &RegistryMirror| {
         let registry = &other.spec.registry;
-        of_other(Some(registry)) && cache_name(registry) == plain.name && is_older(other, mirror)
+        is_other(registry) && cache_name(registry) == plain.name && is_older(other, mirror)
     };
-    let claimed = plain.claim.as_deref().is_some_and(|claim| of_other(claim.annotations().get(ANNOTATION_REGISTRY)));
-    match plain.statefulset.as_deref() {
-        Some(found) => claimed || of_other(found.annotations().get(ANNOTATION_REGISTRY)),
-        None => claimed || readable(&observed.mirrors).any(takes_it),
-    }
+    registries(plain).any(is_other) || (plain.statefulset.is_none() && readable(&observed.mirrors).any(takes_it))
+}
+
+/// The registries that a StatefulSet and claims of this name were made for.
+fn registries(candidate: &Candidate) -> impl Iterator<Item = &String> {
+    let Candidate { statefulset, claim, other_claims, .. } = candidate;
+    let claims = claim.iter().chain(other_claims).map(|claim| claim.annotations());
+    let all = statefulset.iter().map(|found| found.annotations()).chain(claims);
+    all.filter_map(|annotations| annotations.get(ANNOTATION_REGISTRY))
 }
 
 fn is_owner(mirror: &RegistryMirror, child: &StatefulSet) -> bool {
@@ -254,6 +267,29 @@ mod tests {
         assert_eq!(outcome(&seen), seen.hashed.name);
         seen.plain.claim = Some(Arc::new(parse("{metadata: {annotations: {breakwater.dev/registry: a.b}}}")));
         assert_eq!(outcome(&seen), "cache-a-b");
+    }
+
+    #[test]
+    fn a_retained_claim_of_any_replica_decides_the_name() {
+        let claim = |registry: &str| -> Arc<PersistentVolumeClaim> {
+            Arc::new(parse(&format!("{{metadata: {{annotations: {{breakwater.dev/registry: {registry}}}}}}}")))
+        };
+        let (elder, younger) = (mirror("old", 1, "{registry: a-b}"), mirror("new", 2, "{registry: a.b}"));
+        let mut seen = observed(younger.clone(), std::slice::from_ref(&elder));
+        seen.plain.claim = Some(claim("a.b"));
+        assert_eq!(outcome(&seen), "cache-a-b", "the elder cannot use what is kept there");
+        let mut seen = observed(younger, &[]);
+        seen.plain.other_claims = vec![claim("a-b")];
+        assert_eq!(outcome(&seen), seen.hashed.name, "a second replica would not start on another's claim");
+        seen.plain.other_claims = Vec::new();
+        seen.hashed.claim = Some(claim("a.b"));
+        assert_eq!(outcome(&seen), seen.hashed.name, "its content is there");
+        seen.hashed.claim = None;
+        seen.hashed.other_claims = vec![claim("a.b")];
+        assert_eq!(outcome(&seen), seen.hashed.name);
+        let mut seen = observed(elder, &[]);
+        seen.plain.claim = Some(claim("a.b"));
+        assert_eq!(outcome(&seen), seen.hashed.name);
     }
 
     #[test]
