@@ -366,3 +366,25 @@ async fn claims_grow_where_their_class_lets_them() -> Result<()> {
     operator.kill().await?;
     scene.cluster.remove().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_its_mirror_left_behind_goes_on_under_the_next() -> Result<()> {
+    let scene = Scene::start().await?;
+    scene.mirror("former", "{registry: docker.io}").await?;
+    let operator = scene.operator("one")?;
+    scene.condition("former", "Ready", "False", "CacheStarting").await?;
+    let sets = scene.system::<StatefulSet>();
+    let left = sets.get(CACHE).await.context("get")?;
+    // As `kubectl delete --cascade=orphan` leaves it, once the garbage collector has been there.
+    scene.mirrors().delete("former", &DeleteParams::orphan()).await.context("delete")?;
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    scene.mirrors().patch("former", &PatchParams::default(), &free).await.context("let it go")?;
+    let orphan = Patch::Merge(json!({"metadata": {"ownerReferences": null}}));
+    sets.patch(CACHE, &PatchParams::default(), &orphan).await.context("orphan")?;
+    scene.mirror("next", "{registry: docker.io, cache: {replicas: 2}}").await?;
+    scene.condition("next", "Ready", "False", "CacheStarting").await?;
+    let adopted = sets.get(CACHE).await.context("get")?;
+    ensure!(adopted.metadata.uid == left.metadata.uid && adopted.spec.replicas == Some(2), "{adopted:?}");
+    operator.kill().await?;
+    scene.cluster.remove().await
+}

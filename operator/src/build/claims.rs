@@ -1,6 +1,6 @@
 //! The claims of a cache: the template that they are made from, how they grow, and how much of them the cache may fill. Pure.
 //!
-//! A StatefulSet never changes its claims, nor lets its template be changed. So the template keeps the size that it was made with, and
+//! A StatefulSet never changes its claims, nor lets its template be changed. So the template keeps what it was made with, and
 //! claims are grown one by one, those that a later replica gets from the old template too.
 
 use super::{annotations, labels};
@@ -27,11 +27,13 @@ pub struct Growth {
 /// The claim carries the registry, so that a retained one is never given to a registry whose cache happens to have the same name.
 pub(super) fn template(valid: &Valid) -> PersistentVolumeClaim {
     let storage = &valid.mirror.spec.cache.storage;
-    let size = size_of_template(valid).unwrap_or_else(|| storage.size.clone());
+    let present = present_template(valid);
+    let size = present.and_then(requested).unwrap_or(&storage.size).clone();
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(DATA_VOLUME.to_owned()),
-            labels: Some(labels(valid)),
+            // An orphan's name the mirror that it was made for.
+            labels: present.map_or_else(|| Some(labels(valid)), |present| present.metadata.labels.clone()),
             annotations: Some(annotations(valid)),
             ..ObjectMeta::default()
         },
@@ -49,9 +51,9 @@ pub(super) fn template(valid: &Valid) -> PersistentVolumeClaim {
 }
 
 /// What the StatefulSet was made with.
-fn size_of_template(valid: &Valid) -> Option<Quantity> {
+fn present_template(valid: &Valid) -> Option<&PersistentVolumeClaim> {
     let templates = valid.statefulset.as_ref()?.spec.volume_claim_templates.as_ref()?;
-    requested(templates.iter().find(|template| template.name_any() == DATA_VOLUME)?).cloned()
+    templates.iter().find(|template| template.name_any() == DATA_VOLUME)
 }
 
 /// The claims that have to grow. One that is not bound yet cannot.
@@ -120,6 +122,17 @@ mod tests {
         check("{size: 10Gi}", &[claim(0, "Bound", "10Gi", "5Gi"), claim(1, "Bound", "20Gi", "20Gi")], &[], "5Gi");
         check("{size: 10Gi}", &[claim(0, "Pending", "5Gi", "0"), claim(2, "Bound", "5Gi", "5Gi")], &[], "10Gi");
         check("{size: 10Gi, ephemeral: true}", &[claim(0, "Bound", "5Gi", "5Gi")], &[], "10Gi");
+    }
+
+    #[test]
+    fn the_template_of_an_orphan_keeps_the_labels_of_its_former_mirror() {
+        let mut valid = valid("{registry: docker.io}");
+        let labels = "{breakwater.dev/mirror: former, a: b}";
+        valid.statefulset = Some(Arc::new(parse(&format!(
+            "{{spec: {{serviceName: x, selector: {{}}, template: {{}}, volumeClaimTemplates: \
+              [{{metadata: {{name: data, labels: {labels}}}, spec: {{resources: {{requests: {{storage: 50Gi}}}}}}}}]}}}}"
+        ))));
+        assert_eq!(template(&valid).metadata.labels, Some(parse(labels)), "the API server refuses any other");
     }
 
     #[test]
