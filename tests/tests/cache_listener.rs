@@ -1,7 +1,7 @@
 //! The process around the pulls: listeners under attack, memory, metrics, state, start and stop.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use breakwater_tests::cache::client::exchange_raw;
 use breakwater_tests::cache::{Cache, End, cold};
@@ -161,6 +161,22 @@ async fn asked_to_stop_in_mid_download_it_finishes_for_who_reads_it() {
         reading.rest_equals(&blob.bytes).await
     };
     assert_eq!(tokio::join!(cache.terminate(), stopped_listening), (Some(0), End::Complete));
+}
+
+#[tokio::test]
+async fn whoever_reads_on_it_has_stopped_before_its_pod_is_killed() {
+    let pod = include_str!("../../operator/tests/snapshots/smallest-statefulset.yaml");
+    let grace = pod.lines().find_map(|line| line.trim().strip_prefix("terminationGracePeriodSeconds: "));
+    let grace = Duration::from_secs(grace.and_then(|seconds| seconds.parse().ok()).expect("a grace period"));
+    let (upstream, mut cache) = started().await;
+    let blob = Content::blob(9, 64 << 20);
+    upstream.put_blob(REPOSITORY, &blob);
+    let mut reading = cache.request("GET", &blob.blob_path(REPOSITORY)).send().await;
+    reading.read(1).await;
+    let told = Instant::now();
+    assert_eq!(cache.terminate().await, Some(0));
+    assert!(told.elapsed() < grace, "{:?} of {grace:?}", told.elapsed());
+    drop(reading);
 }
 
 #[tokio::test]

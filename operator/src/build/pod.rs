@@ -28,6 +28,8 @@ const TOKEN_DIR: &str = "/etc/breakwater/tokens";
 const CREDENTIALS_DIR: &str = "/etc/breakwater/credentials";
 const PROXY_LOGIN: &str = "proxy-login";
 const PROXY_LOGIN_DIR: &str = "/etc/breakwater/proxy";
+/// The cache gives bodies on their way 10 s, and then writes down what it verified and when it was used.
+const GRACE_SECONDS: i64 = 15;
 /// Says which certificates the cache trusts upstream by: it reads them when it starts, so others are another template.
 const ANNOTATION_CA_BUNDLE: &str = "breakwater.dev/ca-bundle-sha256";
 
@@ -43,7 +45,7 @@ pub(super) fn template(valid: &Valid, settings: &Settings) -> PodTemplateSpec {
         enable_service_links: Some(false),
         // Upstreams are found by the node's resolver: a cache outlives cluster DNS.
         dns_policy: Some("Default".to_owned()),
-        termination_grace_period_seconds: Some(10),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(USER),
