@@ -84,6 +84,18 @@ async fn credentials_buy_a_token_and_are_shown_to_the_token_service_alone() {
 }
 
 #[tokio::test]
+async fn a_token_is_asked_for_the_repository_and_not_for_one_whose_name_ends_in_its_own() {
+    let [team, others] = [Account::new("team/", "team", PASSWORD), Account::new("", "others", PASSWORD)];
+    let (upstream, image) = upstream_with_image(Scheme::Bearer, &[team.clone(), others.clone()]).await;
+    upstream.push("app", "v1", &image);
+    let logins = [(format!("{}/team", upstream.host()), team), (upstream.host(), others)];
+    let (cache, _folder) = cache_with_credentials(&upstream, &logins).await;
+    for repository in [REPOSITORY, "app"] {
+        assert_pulls(&cache, repository, &image).await;
+    }
+}
+
+#[tokio::test]
 async fn basic_credentials_open_a_registry_without_token_service() {
     let account = everyone(PASSWORD);
     let (upstream, image) = upstream_with_image(Scheme::Basic, std::slice::from_ref(&account)).await;

@@ -63,10 +63,16 @@ struct TokenAnswer {
     expires_in: Option<serde_json::Value>,
 }
 
+/// The last challenge, and what was asked for when it came.
+struct Learned {
+    challenge: Challenge,
+    repository: Option<RepositoryName>,
+}
+
 /// Tokens and the last challenge.
 pub(super) struct Auth {
     credentials: Arc<CredentialStore>,
-    challenge: ArcSwapOption<Challenge>,
+    learned: ArcSwapOption<Learned>,
     tokens: Arc<Mutex<HashMap<RepositoryName, Token>>>,
     fetches: Coalesce<RepositoryName, Result<Token, Failure>>,
     accepted: Arc<Accepted>,
@@ -80,7 +86,7 @@ impl Auth {
     pub(super) fn new(credentials: Arc<CredentialStore>, background: Background) -> Self {
         Self {
             credentials,
-            challenge: ArcSwapOption::empty(),
+            learned: ArcSwapOption::empty(),
             tokens: Arc::default(),
             fetches: Coalesce::new(background),
             accepted: Arc::default(),
@@ -102,7 +108,7 @@ impl Auth {
 
     /// The token service last named.
     pub(super) fn realm(&self) -> Option<Url> {
-        match self.challenge.load().as_deref()? {
+        match &self.learned.load().as_deref()?.challenge {
             Challenge::Bearer { realm, .. } => Some(realm.clone()),
             Challenge::Basic => None,
         }
@@ -114,20 +120,20 @@ impl Auth {
         self.accepted.0.store(0, Ordering::Relaxed);
     }
 
-    /// What upstream asked for; used from the first request on next time.
-    pub(super) fn learn(&self, challenge: Challenge) {
-        self.challenge.store(Some(Arc::new(challenge)));
+    /// What upstream asked for when it was asked for `repository`; used from the first request on next time.
+    pub(super) fn learn(&self, challenge: Challenge, repository: Option<&RepositoryName>) {
+        self.learned.store(Some(Arc::new(Learned { challenge, repository: repository.cloned() })));
     }
 
     /// Whether it names the service that was asked already.
     pub(super) fn is_known(&self, challenge: &Challenge) -> bool {
-        self.challenge.load().as_deref().is_some_and(|known| known.is_of_same_service(challenge))
+        self.learned.load().as_deref().is_some_and(|known| known.challenge.is_of_same_service(challenge))
     }
 
     /// Upstream answers without a token: a realm that cannot be asked is no reason to ask upstream nothing.
     pub(super) fn forget_realm(&self) {
         if self.realm().is_some() {
-            self.challenge.store(None);
+            self.learned.store(None);
         }
     }
 
@@ -147,17 +153,17 @@ impl Auth {
         transport: &Arc<Transport>,
         repository: &RepositoryName,
     ) -> Result<Permit, Failure> {
-        let challenge = self.challenge.load_full();
+        let Some(learned) = self.learned.load_full() else { return Ok(Permit::none()) };
         let keyring = self.credentials.keyring();
         let login = keyring.login(repository);
-        match challenge.as_deref() {
-            None => Ok(Permit::none()),
-            Some(Challenge::Basic) => match login {
+        match &learned.challenge {
+            Challenge::Basic => match login {
                 None => Err(Failure::Refused),
                 Some(login) => Ok(Permit { header: basic(login), is_private: true }),
             },
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                let scope = scope.clone().filter(|scope| scope.contains(&format!("{repository}:")));
+            Challenge::Bearer { realm, service, scope } => {
+                // Upstream may know the repository by another name, but no name tells which.
+                let scope = scope.clone().filter(|_| learned.repository.as_ref() == Some(repository));
                 let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
                 let ask = TokenAsk {
                     realm: realm.clone(),
@@ -201,8 +207,8 @@ impl Auth {
     /// Shows a login to upstream without asking for content, to learn whether it is accepted.
     pub(super) async fn try_login(&self, transport: &Arc<Transport>) {
         let keyring = self.credentials.keyring();
-        let (Some(login), Some(challenge)) = (keyring.any(), self.challenge.load_full()) else { return };
-        match challenge.as_ref() {
+        let (Some(login), Some(learned)) = (keyring.any(), self.learned.load_full()) else { return };
+        match &learned.challenge {
             Challenge::Bearer { realm, service, .. } => {
                 let ask = TokenAsk {
                     realm: realm.clone(),

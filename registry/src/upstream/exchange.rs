@@ -132,7 +132,7 @@ impl Upstream {
             }
             match (challenge, lacking) {
                 (Some(challenge), Some(failure)) if self.auth.is_known(&challenge) => return Err(failure),
-                (Some(challenge), _) if !is_last => self.auth.learn(challenge),
+                (Some(challenge), _) if !is_last => self.auth.learn(challenge, Some(ask.repository)),
                 (_, lacking) => return Err(lacking.unwrap_or(Failure::Refused)),
             }
         }

@@ -101,7 +101,7 @@ impl Upstream {
                 if status == StatusCode::UNAUTHORIZED
                     && let Some(challenge) = challenge::parse(answer.headers())
                 {
-                    self.auth.learn(challenge);
+                    self.auth.learn(challenge, None);
                 }
             }
         }
