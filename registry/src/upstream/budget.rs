@@ -58,6 +58,8 @@ struct State {
     remaining: Option<u64>,
     window: Option<Duration>,
     reset: Option<Instant>,
+    /// From then on what is left is not known: the window that it is of is over.
+    over: Option<Instant>,
     /// Nothing that is at hand is asked for until then.
     wait_until: Option<Instant>,
     /// When the last question was let through in spite of a small budget.
@@ -95,10 +97,7 @@ impl Budget {
 
     /// How the budget stands.
     pub(super) fn state(&self) -> RateLimit {
-        let state = self.lock();
-        let ends = state.wait_until.max(state.reset);
-        let reset = ends.map(|end| end.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
-        RateLimit { limit: state.limit, remaining: state.remaining, reset }
+        self.lock().rate_limit(Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -123,13 +122,22 @@ impl State {
         is_due
     }
 
+    fn rate_limit(&self, now: Instant) -> RateLimit {
+        let ends = self.wait_until.max(self.reset);
+        let reset = ends.map(|end| end.saturating_duration_since(now)).filter(|left| !left.is_zero());
+        RateLimit { limit: self.limit, remaining: self.remaining(now), reset }
+    }
+
+    fn remaining(&self, now: Instant) -> Option<u64> {
+        self.remaining.filter(|_| self.over.is_none_or(|over| now < over))
+    }
+
     fn is_low(&self, now: Instant) -> bool {
-        let is_reset = self.reset.is_some_and(|reset| reset <= now);
         let low = |remaining: u64| match self.limit {
             Some(limit) => remaining < limit.div_ceil(10),
             None => remaining < SPARE,
         };
-        !is_reset && self.remaining.is_some_and(low)
+        self.remaining(now).is_some_and(low)
     }
 
     /// In which time one pull comes back, on average.
@@ -149,6 +157,7 @@ impl State {
         self.window = remaining.window.or(self.window);
         let reset = field("ratelimit-reset").map(|field| Duration::from_secs(field.value).min(LONGEST_RESET));
         self.reset = reset.map(|reset| now + reset);
+        self.over = Some(now + reset.or(self.window).unwrap_or(LONGEST_RESET).min(LONGEST_RESET));
         if self.is_low(now) {
             // The first reading of a small budget is fresh: nobody needs to ask at once whether it holds.
             self.scouted = self.scouted.or(Some(now));
@@ -244,6 +253,21 @@ mod tests {
         state.read(&headers(&[("ratelimit-remaining", "0"), ("ratelimit-reset", "30")]), now);
         assert!(!state.allows_revalidation(now + Duration::from_secs(29)));
         assert!(state.allows_revalidation(now + Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn what_was_left_of_a_window_that_is_over_is_not_known() {
+        let now = Instant::now();
+        let check = |fields: &[(&'static str, &str)], window: u64| {
+            let mut state = State::default();
+            state.read(&headers(fields), now);
+            let remaining = |after: u64| state.rate_limit(now + Duration::from_secs(after)).remaining;
+            assert_eq!((remaining(window - 1), remaining(window)), (Some(3), None), "{fields:?}");
+        };
+        check(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "3;w=21600")], 21_600);
+        check(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "3"), ("ratelimit-reset", "30")], 30);
+        check(&[("ratelimit-remaining", "3;w=99999999999999")], 86_400);
+        check(&[("ratelimit-remaining", "3")], 86_400);
     }
 
     #[test]
