@@ -79,7 +79,10 @@ fn split_key(key: &str) -> (&str, &str) {
     let plain = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let (host, path) = plain.split_once('/').unwrap_or((plain, ""));
     let path = path.trim_end_matches('/');
-    let path = path.strip_prefix("v1").or_else(|| path.strip_prefix("v2")).unwrap_or(path);
+    let path = match path.split_once('/').unwrap_or((path, "")) {
+        ("v1" | "v2", below) => below,
+        _ => path,
+    };
     (host, path.trim_start_matches('/'))
 }
 
@@ -218,11 +221,14 @@ mod tests {
             "registry.example.com": {"auth": STANDARD.encode("host:x")},
             "registry.example.com/team": {"username": "team", "password": "x"},
             "https://registry.example.com/team/app": {"auth": STANDARD.encode("app:x:y")},
+            "registry.example.com/v2fly": {"username": "fly", "password": "x"},
             "other.example.com": {"auth": STANDARD.encode("other:x")},
         });
         let keyring = keyring("registry.example.com", &auths);
         assert_eq!(user(&keyring, "a/b").as_deref(), Some("host"));
         assert_eq!(user(&keyring, "team/x").as_deref(), Some("team"));
+        assert_eq!(user(&keyring, "v2fly/x").as_deref(), Some("fly"), "no version of the API");
+        assert_eq!(user(&keyring, "fly/x").as_deref(), Some("host"));
         assert_eq!(user(&keyring, "team/app").as_deref(), Some("app"));
         assert_eq!(keyring.login(&"team/app".parse().unwrap()).unwrap().password.expose(), "x:y");
         assert_eq!(keyring.any().unwrap().user, "host");
