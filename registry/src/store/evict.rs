@@ -15,6 +15,7 @@ use tracing::{debug, info};
 
 use super::{
     Store,
+    marks::Mark,
     space::{BESIDE, BLOCK},
 };
 use crate::digest::Digest;
@@ -167,9 +168,11 @@ impl Store {
         }
         let freed = self.blobs.shelves.take(digest, |path| {
             // Used since, it is no longer the oldest.
-            let modified = fs::symlink_metadata(path).and_then(|found| found.modified());
-            if modified.is_ok_and(|at| self.blobs.recency.last_use(digest, at) <= *used) {
-                let _ = fs::remove_file(path);
+            if let Ok(found) = fs::symlink_metadata(path)
+                && found.modified().is_ok_and(|at| self.blobs.recency.last_use(digest, at) <= *used)
+                && fs::remove_file(path).is_ok()
+            {
+                self.blobs.marks.forget(Mark::of(&found));
             }
         });
         if freed > 0 {
@@ -241,7 +244,23 @@ impl Oldest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn nothing_is_remembered_of_what_was_evicted() {
+        let (folder, registry) = (tempfile::tempdir().unwrap(), "docker.io".parse().unwrap());
+        let store = Store::open(folder.path().to_owned(), &registry, "10000".parse().unwrap()).unwrap();
+        store.pinned.replace(HashSet::new());
+        for n in 0..100 {
+            let bytes = [n; 1000];
+            store.keep_small(&Digest::of(Algorithm::Sha256, &bytes), &bytes, true).unwrap();
+        }
+        store.keep_limit(Effort::Thorough);
+        assert_eq!((store.blobs.files(), store.blobs.marks.count()), (10, 10));
+    }
 
     #[test]
     fn a_long_survey_is_repeated_where_it_promises_something() {

@@ -90,6 +90,11 @@ impl Marks {
         self.known.read().unwrap_or_else(PoisonError::into_inner).contains(&mark)
     }
 
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The file was hashed and is right.
     pub(super) fn add(&self, mark: Mark) {
         if self.known.write().unwrap_or_else(PoisonError::into_inner).insert(mark) {
