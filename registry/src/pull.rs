@@ -33,7 +33,7 @@ use crate::{
     reference::{Reference, RepositoryName, Tag},
     registry_host::RegistryHost,
     respond::{self, Described, Origin, Provenance, Sought},
-    route::{self, Refused, Route},
+    route::{self, List, Refused, Route},
     serve::{self, BLOB_TYPE, Wish},
     source::Sources,
     store::{Store, blocking},
@@ -43,6 +43,10 @@ use crate::{
 };
 
 type Answer = Result<Response<Body>, Failure>;
+
+/// No header takes longer, whatever it waits for: longer than any one question to upstream, and shorter than the relay's
+/// patience.
+const LONGEST: Duration = Duration::from_millis(4750);
 
 /// Serves pulls of one registry.
 pub struct Pull {
@@ -104,19 +108,23 @@ impl Pull {
         if let (Ok(route), Some(asked)) = (route, OnlyIfCached::of(request)) {
             return self.without_upstream(route, wish, &asked).await;
         }
+        let latest = began + LONGEST;
         let (sought, answer) = match route {
             Err(refused) => return respond::refused(*refused),
             Ok(Route::Base) => return respond::base(),
             Ok(Route::Manifest { repository, reference }) => {
-                (Sought::Manifest, self.manifest(repository, reference, wish).await)
+                (Sought::Manifest, in_time(latest, self.manifest(repository, reference, wish)).await)
             }
-            Ok(Route::Blob { repository, digest }) => (Sought::Blob, self.blob(repository, digest, wish).await),
-            Ok(Route::List { repository, list }) => {
-                let listed = self.lists.get(repository, list).await;
-                (Sought::List, listed.map(|(page, provenance)| respond::list(page, provenance)))
+            Ok(Route::Blob { repository, digest }) => {
+                (Sought::Blob, in_time(latest, self.blob(repository, digest, wish)).await)
             }
+            Ok(Route::List { repository, list }) => (Sought::List, in_time(latest, self.list(repository, list)).await),
         };
-        answer.unwrap_or_else(|failure| respond::failure(failure, sought))
+        answer.flatten().unwrap_or_else(|failure| respond::failure(failure, sought))
+    }
+
+    async fn list(&self, repository: &RepositoryName, list: &List) -> Answer {
+        self.lists.get(repository, list).await.map(|(page, provenance)| respond::list(page, provenance))
     }
 
     /// A tag is first turned into a digest; then both are the same.
@@ -350,4 +358,61 @@ impl Pull {
 /// What a request waits for no longer than its client does: a disk may hang.
 async fn in_time<T>(deadline: Instant, work: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Failure::NotYet)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::mpsc};
+
+    use http::StatusCode;
+    use rustls::RootCertStore;
+
+    use super::*;
+    use crate::{
+        metrics,
+        on_error::OnError,
+        peer::{Peers, Trust},
+        upstream::{Outlet, credentials::CredentialStore},
+    };
+
+    fn pull(data: &Path, background: &Background) -> Pull {
+        let registry: RegistryHost = "docker.io".parse().unwrap();
+        let metrics = Arc::new(Metrics::new(&registry));
+        let store = Arc::new(Store::open(data.to_owned(), &registry, "1Gi".parse().unwrap()).unwrap());
+        let peers = Peers::new(Vec::new(), Trust::plain(background.clone()).unwrap(), (&store, &metrics), background);
+        let outlet = Outlet { url: "http://127.0.0.1:1".parse().unwrap(), roots: RootCertStore::empty(), proxy: None };
+        let credentials = CredentialStore::open(None, registry.clone());
+        let parts = (Arc::clone(&store.contact), Arc::clone(&metrics));
+        let counted = metrics::Source::upstream;
+        let upstream =
+            Upstream::new(counted, registry.clone(), outlet, credentials, parts.0, parts.1, background).unwrap();
+        let sources = Sources::new(Arc::clone(&upstream), Vec::new(), peers, background.clone());
+        let limits = Limits { tag_ttl: Duration::ZERO, max_stale: Duration::MAX, on_error: OnError::of(&[]) };
+        Pull::new(registry, store, upstream, sources, limits, metrics, background)
+    }
+
+    #[test]
+    fn where_the_disk_hangs_every_request_is_answered_in_time() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        let (data, background) = (tempfile::tempdir().unwrap(), Background::default());
+        let pull = pull(data.path(), &background);
+        let (release, hung) = mpsc::channel::<()>();
+        runtime.spawn_blocking(move || hung.recv());
+        let digest = Digest::of(crate::digest::Algorithm::Sha256, b"");
+        let began = Instant::now() - LONGEST + Duration::from_millis(50);
+        for path in [
+            "manifests/v1".to_owned(),
+            format!("manifests/{digest}"),
+            format!("blobs/{digest}"),
+            "tags/list".to_owned(),
+        ] {
+            let request = Request::get(format!("/v2/library/app/{path}")).body(()).unwrap();
+            let route = route::parse(request.method(), request.uri(), &pull.registry);
+            let answer = pull.route(&request, route.as_ref(), began);
+            let answer = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), answer).await });
+            assert_eq!(answer.map(|answer| answer.status()).ok(), Some(StatusCode::SERVICE_UNAVAILABLE), "{path}");
+        }
+        drop(release);
+    }
 }
