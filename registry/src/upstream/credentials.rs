@@ -1,6 +1,7 @@
 //! Docker credentials from mounted Secrets, matched as the kubelet's keyring matches them. Reads files; sends nothing.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
@@ -37,9 +38,17 @@ struct DockerAuth {
     password: Option<String>,
 }
 
-/// The logins for one registry, longest path first.
+/// The logins for one registry, longest path first, and of one path those of the host itself before a pattern's.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Keyring(Vec<(String, Login)>);
+pub struct Keyring(Vec<Entry>);
+
+/// A login, and for what it is to be used.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    path: String,
+    is_pattern: bool,
+    login: Login,
+}
 
 impl Keyring {
     /// The logins of one `.dockerconfigjson` that concern `registry`; `None` if the text is none.
@@ -55,22 +64,24 @@ impl Keyring {
         for (key, auth) in config.auths {
             let (host, path) = split_key(&key);
             if let Some(login) = login_of(auth).filter(|_| host_matches(host, registry)) {
-                self.0.push((path.to_owned(), login));
+                self.0.push(Entry { path: path.to_owned(), is_pattern: host.contains('*'), login });
             }
         }
-        // The path decides, and then the text, so that the same files always give the same choice.
-        self.0.sort_by(|(a, x), (b, y)| b.len().cmp(&a.len()).then_with(|| (a, &x.user).cmp(&(b, &y.user))));
+        // In the end the text decides, so that the same files always give the same choice.
+        self.0.sort_by_cached_key(|Entry { path, is_pattern, login }| {
+            (Reverse(path.len()), *is_pattern, path.clone(), login.user.clone())
+        });
         Some(())
     }
 
     /// The login for a repository: the longest path that begins its name.
     pub fn login(&self, repository: &RepositoryName) -> Option<&Login> {
-        self.0.iter().find(|(path, _)| repository.as_str().starts_with(path.as_str())).map(|(_, login)| login)
+        self.0.iter().find(|entry| repository.as_str().starts_with(&entry.path)).map(|entry| &entry.login)
     }
 
     /// The login that stands for the whole host, or any: to learn whether it is still accepted.
     pub fn any(&self) -> Option<&Login> {
-        self.0.last().map(|(_, login)| login)
+        self.0.iter().min_by_key(|entry| entry.path.len()).map(|entry| &entry.login)
     }
 }
 
@@ -238,6 +249,17 @@ mod tests {
     fn docker_hub_and_wildcards() {
         let auths = serde_json::json!({ "https://index.docker.io/v1/": {"auth": STANDARD.encode("hub:x")} });
         assert_eq!(user(&keyring("docker.io", &auths), "library/nginx").as_deref(), Some("hub"));
+        let wild = serde_json::json!({ "*.example.com": {"auth": STANDARD.encode("any:x")} });
+        let keyring_of_both = |first: &serde_json::Value, then: &serde_json::Value| {
+            let mut keyring = keyring("a.example.com", first);
+            let text = serde_json::json!({ "auths": then }).to_string();
+            keyring.add(text.as_bytes(), &"a.example.com".parse().unwrap()).unwrap();
+            assert_eq!(keyring.any(), keyring.login(&"x".parse().unwrap()), "it is tried as it is used");
+            user(&keyring, "x")
+        };
+        let exact = serde_json::json!({ "a.example.com": {"auth": STANDARD.encode("the-one:x")} });
+        assert_eq!(keyring_of_both(&wild, &exact).as_deref(), Some("the-one"));
+        assert_eq!(keyring_of_both(&exact, &wild).as_deref(), Some("the-one"));
         let auths = serde_json::json!({ "*.example.com": {"auth": STANDARD.encode("wild:x")} });
         assert_eq!(user(&keyring("a.example.com", &auths), "x").as_deref(), Some("wild"));
         for (pattern, label, expected) in [
