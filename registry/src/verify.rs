@@ -1,7 +1,7 @@
 //! Blobs that nobody has hashed since the machine booted: one hash of each, whoever waits for it. Asks nobody.
 //!
-//! It is published like a download: a reader of a large one may begin before the hash is known, and never gets its last
-//! byte unless that is right.
+//! It is published like a download: a reader of a large one may begin before the hash is known, goes as far as that has
+//! come, so that it is never kept waiting for long, and never gets its last byte unless all is right.
 
 use std::{
     collections::HashMap,
@@ -79,7 +79,7 @@ impl Verifier {
             return seat.clone();
         }
         let (publisher, seat) = progress::begin(repository.clone());
-        publisher.grow(&blob.file, Some(blob.size), blob.size);
+        publisher.grow(&blob.file, Some(blob.size), 0);
         running.insert(digest.clone(), seat.clone());
         let entry = Entry { digest: digest.clone(), running: Arc::clone(&self.running) };
         self.background.spawn(verify(Arc::clone(&self.store), entry, blob.clone(), publisher, self.background.clone()));
@@ -88,14 +88,25 @@ impl Verifier {
 }
 
 async fn verify(store: Arc<Store>, entry: Entry, blob: StoredBlob, publisher: Publisher, background: Background) {
-    let (digest, hashed, over) = (entry.digest.clone(), blob.clone(), background.stopping());
-    let is_right = blocking(move || store.blobs.verify(&digest, &hashed, || over.is_cancelled())).await.flatten();
+    let (digest, over) = (entry.digest.clone(), background.stopping());
+    let hashing = blocking(move || {
+        let mut hashed = 0;
+        let is_right = store.blobs.verify(&digest, &blob, |read| {
+            hashed += read;
+            publisher.grow(&blob.file, Some(blob.size), hashed);
+            over.is_cancelled()
+        });
+        (is_right, blob, publisher)
+    });
+    let hashed = hashing.await;
     // Whoever comes from now on looks for himself.
     drop(entry);
-    match is_right {
-        Some(true) => publisher.done(blob.file, blob.size),
-        Some(false) => publisher.fail(Failure::WrongDigest),
-        None => publisher.fail(Failure::Stopping),
+    match hashed {
+        Some((Some(true), blob, publisher)) => publisher.done(blob.file, blob.size),
+        Some((Some(false), _, publisher)) => publisher.fail(Failure::WrongDigest),
+        Some((None, _, publisher)) => publisher.fail(Failure::Stopping),
+        // Who waits learns by the publisher's end that no more will come.
+        None => {}
     }
 }
 
@@ -108,5 +119,39 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, sync::mpsc, time::SystemTime};
+
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn a_reader_goes_as_far_as_the_hash_has_come() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().to_owned(), &"docker.io".parse().unwrap(), "1Gi".parse().unwrap()).unwrap();
+        let bytes = vec![7; 1 << 20];
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        store.keep_small(&digest, &bytes, true).unwrap();
+        let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
+        File::options().write(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let (store, background) = (Arc::new(store), Background::default());
+        let blob = store.blobs.open(&digest).unwrap();
+        let verifier = Verifier::new(store, background);
+        runtime.block_on(async {
+            let (release, held) = mpsc::channel::<()>();
+            let waits = tokio::task::spawn_blocking(move || held.recv());
+            let mut progress = verifier.join(&"library/app".parse().unwrap(), &digest, &blob).progress;
+            assert!(matches!(*progress.borrow(), Progress::Growing { servable: 0, .. }), "{:?}", progress.borrow());
+            drop(release);
+            waits.await.unwrap().unwrap_err();
+            let done = progress.wait_for(|progress| matches!(progress, Progress::Done { size: 1_048_576, .. }));
+            tokio::time::timeout(Duration::from_secs(10), done).await.unwrap().unwrap();
+        });
     }
 }

@@ -80,7 +80,7 @@ pub(super) fn look_again(store: &Store, images: &mut [Vec<Need>], over: &Cancell
                     let blob = store.blobs.open(&need.digest);
                     blob.is_some_and(|blob| {
                         blob.is_verified
-                            || store.blobs.verify(&need.digest, &blob, || over.is_cancelled()).unwrap_or(true)
+                            || store.blobs.verify(&need.digest, &blob, |_| over.is_cancelled()).unwrap_or(true)
                     })
                 }
                 Presence::Unverified | Presence::Verified => true,

@@ -102,7 +102,7 @@ impl Blobs {
         if blob.is_verified {
             return Some(blob);
         }
-        self.verify(digest, &blob, || false)?.then(|| StoredBlob { is_verified: true, ..blob })
+        self.verify(digest, &blob, |_| false)?.then(|| StoredBlob { is_verified: true, ..blob })
     }
 
     fn described(&self, digest: &Digest, file: Arc<File>, found: &Metadata) -> Option<StoredBlob> {
@@ -118,15 +118,16 @@ impl Blobs {
             marks: Arc::clone(&self.marks),
         };
         if !blob.is_verified && blob.size <= HASH_AT_ONCE {
-            blob.is_verified = self.verify(digest, &blob, || false)?;
+            blob.is_verified = self.verify(digest, &blob, |_| false)?;
             return blob.is_verified.then_some(blob);
         }
         Some(blob)
     }
 
-    /// Hashes a blob. What is wrong or cannot be read is set aside. `None` if `is_over` became true meanwhile.
-    pub fn verify(&self, digest: &Digest, blob: &StoredBlob, is_over: impl Fn() -> bool) -> Option<bool> {
-        self.verify_file(digest, &blob.file, |_| is_over())
+    /// Hashes a blob. What is wrong or cannot be read is set aside. `read` is told of the bytes of each part; `None` if it said true,
+    /// which ends it.
+    pub fn verify(&self, digest: &Digest, blob: &StoredBlob, read: impl FnMut(u64) -> bool) -> Option<bool> {
+        self.verify_file(digest, &blob.file, read)
     }
 
     /// Hashes a blob without using it, if it changed after `since`; `read` is told of each part and ends it by true.
