@@ -124,25 +124,32 @@ impl Drop for Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, sync::mpsc, time::SystemTime};
+    use std::{fs::File, path::Path, sync::mpsc, time::SystemTime};
 
     use super::*;
     use crate::digest::Algorithm;
 
+    const BYTES: &[u8] = b"a blob";
+
+    /// A blob of which nobody knows whether it is right, and a verifier.
+    fn unverified(dir: &Path, digest: &Digest, change: impl FnOnce(&File)) -> (Verifier, StoredBlob) {
+        let store = Store::open(dir.to_owned(), &"docker.io".parse().unwrap(), "1Gi".parse().unwrap()).unwrap();
+        store.keep_small(digest, BYTES, true).unwrap();
+        let path = dir.join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
+        let file = File::options().write(true).open(path).unwrap();
+        change(&file);
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let blob = store.blobs.open(digest).unwrap();
+        (Verifier::new(Arc::new(store), Background::default()), blob)
+    }
+
     #[test]
-    fn a_reader_goes_as_far_as_the_hash_has_come() {
+    fn a_reader_waits_where_the_hash_has_not_begun() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().to_owned(), &"docker.io".parse().unwrap(), "1Gi".parse().unwrap()).unwrap();
-        let bytes = vec![7; 1 << 20];
-        let digest = Digest::of(Algorithm::Sha256, &bytes);
-        store.keep_small(&digest, &bytes, true).unwrap();
-        let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
-        File::options().write(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        let (store, background) = (Arc::new(store), Background::default());
-        let blob = store.blobs.open(&digest).unwrap();
-        let verifier = Verifier::new(store, background);
+        let digest = Digest::of(Algorithm::Sha256, BYTES);
+        let (verifier, blob) = unverified(dir.path(), &digest, |_| {});
         runtime.block_on(async {
             let (release, held) = mpsc::channel::<()>();
             let waits = tokio::task::spawn_blocking(move || held.recv());
@@ -150,8 +157,30 @@ mod tests {
             assert!(matches!(*progress.borrow(), Progress::Growing { servable: 0, .. }), "{:?}", progress.borrow());
             drop(release);
             waits.await.unwrap().unwrap_err();
-            let done = progress.wait_for(|progress| matches!(progress, Progress::Done { size: 1_048_576, .. }));
+            let done = progress.wait_for(|progress| matches!(progress, Progress::Done { size: 6, .. }));
             tokio::time::timeout(Duration::from_secs(10), done).await.unwrap().unwrap();
         });
+    }
+
+    #[tokio::test]
+    async fn a_reader_goes_on_while_the_hash_does() {
+        const LONG: u64 = 1 << 29;
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::of(Algorithm::Sha256, BYTES);
+        let (verifier, blob) = unverified(dir.path(), &digest, |file| file.set_len(LONG).unwrap());
+        let mut progress = verifier.join(&"library/app".parse().unwrap(), &digest, &blob).progress;
+        let mut reached = Vec::new();
+        loop {
+            tokio::time::timeout(Duration::from_secs(10), progress.changed()).await.unwrap().unwrap();
+            match &*progress.borrow_and_update() {
+                Progress::Growing { servable, .. } => reached.push(*servable),
+                Progress::Failed(Failure::WrongDigest) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(reached.is_sorted());
+        for part in [1..LONG / 2, LONG / 2..LONG] {
+            assert!(reached.iter().any(|servable| part.contains(servable)), "{part:?} of {reached:?}");
+        }
     }
 }
