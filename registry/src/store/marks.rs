@@ -141,6 +141,12 @@ impl Log {
             return Ok(());
         }
         if let Some(file) = &mut self.file {
+            // What a full disk or a killed process cut short would shift all that follows.
+            let length = file.metadata()?.len();
+            let torn = length % size_of::<Mark>() as u64;
+            if torn > 0 {
+                file.set_len(length - torn)?;
+            }
             file.write_all(&self.unwritten)?;
         }
         self.written += self.unwritten.len() / size_of::<Mark>();
@@ -194,6 +200,17 @@ mod tests {
         let mut log = OpenOptions::new().append(true).open(&marks.path).unwrap();
         log.write_all(&[1, 2, 3]).unwrap();
         assert!(Marks::open(dir.path(), "one").has(mark));
+    }
+
+    #[test]
+    fn what_follows_a_torn_record_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let marks = Marks::open(dir.path(), "one");
+        // As a full disk leaves it, or a process that was killed while it wrote.
+        fs::write(&marks.path, [1, 2, 3]).unwrap();
+        marks.add(Mark(7));
+        marks.flush();
+        assert!(Marks::open(dir.path(), "one").has(Mark(7)));
     }
 
     #[test]
