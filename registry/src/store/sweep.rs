@@ -61,8 +61,9 @@ impl Store {
                     digest.is_none_or(|digest| !self.blobs.has(&digest, None))
                 }
                 Some("_tags") => read::small::<TagRecord>(&entry.path()).is_none_or(
-                    |TagRecord { current, last_complete, .. }| {
-                        [Some(current), last_complete].into_iter().flatten().all(|at| !self.blobs.has(&at.digest, None))
+                    |TagRecord { current, previous, last_complete, .. }| {
+                        let mut meant = [Some(current), previous, last_complete].into_iter().flatten();
+                        meant.all(|at| !self.blobs.has(&at.digest, None))
                     },
                 ),
                 _ => false,
@@ -72,4 +73,41 @@ impl Store {
 
 fn is_older(at: SystemTime, age: Duration) -> bool {
     at.elapsed().is_ok_and(|since| since > age)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::{
+        digest::{Algorithm, Digest},
+        store::tags::Target,
+    };
+
+    #[test]
+    fn a_tag_whose_elder_is_here_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(folder.path().to_owned(), &"docker.io".parse().unwrap(), "1Gi".parse().unwrap()).unwrap();
+        let (name, tag) = ("library/app".parse().unwrap(), "v1".parse().unwrap());
+        let target = |bytes: &[u8]| {
+            let digest = Digest::of(Algorithm::Sha256, bytes);
+            Target { digest, media_type: "a/b".to_owned(), size: bytes.len() as u64 }
+        };
+        let (newcomer, elder) = (target(b"newcomer"), target(b"elder"));
+        let (previous, last_complete) = (Some(elder.clone()), None);
+        let record =
+            TagRecord { current: newcomer, previous, last_complete, validated_at: 1, etag: None, is_gone: false };
+        let age = |record| {
+            store.tags.put(&name, &tag, record).unwrap();
+            let path = folder.path().join("repositories/library/app/_tags/v1");
+            File::options().write(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            store.sweep(|| false);
+            store.tags.get(&name, &tag).is_some()
+        };
+        assert!(!age(&record), "nothing that it ever meant is here");
+        store.keep_small(&elder.digest, b"elder", true).unwrap();
+        assert!(age(&record));
+    }
 }
