@@ -151,7 +151,8 @@ impl Reader {
         let bytes = match read_at_once(&file, offset, length) {
             Some(bytes) => bytes,
             None => {
-                let read = blocking(move || read_at(&file, offset, length)).await;
+                let read = tokio::time::timeout(STALLED, blocking(move || read_at(&file, offset, length))).await;
+                let read = read.map_err(|_| BodyBroken::Read(io::ErrorKind::TimedOut.into()))?;
                 let read = read.ok_or(BodyBroken::Download(Failure::Stopping))?;
                 read.map_err(|error| self.unreadable(error))?
             }
@@ -213,4 +214,46 @@ fn read_at(file: &File, offset: u64, length: u64) -> io::Result<Vec<u8>> {
     }
     buffer.truncate(length);
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        digest::{Algorithm, Digest},
+        store::Store,
+    };
+
+    #[test]
+    fn a_body_is_cut_where_the_disk_hangs() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let (folder, registry) = (tempfile::tempdir().unwrap(), "docker.io".parse().unwrap());
+        let store = Store::open(folder.path().to_owned(), &registry, "1Gi".parse().unwrap()).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, &[7; 1000]);
+        store.keep_small(&digest, &[7; 1000], true).unwrap();
+        let mut blob = store.blobs.open(&digest).unwrap();
+        // A file that cannot say what of it is in memory.
+        blob.file = Arc::new(File::open("/proc/self/status").unwrap());
+        let (release, hung) = mpsc::channel::<()>();
+        runtime.spawn_blocking(move || hung.recv());
+        runtime.block_on(async {
+            let body = part(Source::Stored(blob), 0, Some(1000), Arc::new(Metrics::new(&registry)));
+            let read = tokio::spawn(body.collect());
+            tokio::task::yield_now().await;
+            // It does not go on by itself while something blocks.
+            tokio::time::advance(STALLED).await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(read.is_finished() && read.await.unwrap().is_err());
+        });
+        drop(release);
+    }
 }
