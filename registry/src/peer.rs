@@ -173,34 +173,19 @@ impl Peers {
         stated_length(&self.first(&question, |_| true).await?.1)
     }
 
-    /// Fetches a manifest. Who sends anything else than that content is left alone, and the others are asked.
+    /// Fetches a manifest. Who sends anything else than that content, or nothing more, is left alone, and the others are
+    /// asked.
     pub async fn manifest(&self, repository: &RepositoryName, digest: &Digest) -> Option<(usize, FetchedManifest)> {
-        for _ in &self.replicas {
-            match self.manifest_of_first(repository, digest).await? {
-                (index, Some(fetched)) => return Some((index, fetched)),
-                (index, None) => self.lied(index),
-            }
-        }
-        None
-    }
-
-    /// Of the first who has it; no manifest where that is another's.
-    async fn manifest_of_first(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Option<(usize, Option<FetchedManifest>)> {
         let question = self.question_of(digest, Method::GET, format!("/v2/{repository}/manifests/{digest}"));
-        let (index, response) = self.first(&question, |_| true).await?;
-        let is_private = is_private(&response);
-        let media_type = text(&response, &CONTENT_TYPE)?;
-        if stated_length(&response).is_none_or(|length| length > manifest::MOST_BYTES as u64) {
-            return None;
+        let mut tried = Vec::new();
+        loop {
+            let (index, response) = self.first(&question, |index| !tried.contains(&index)).await?;
+            match manifest_in(response, digest).await {
+                Ok(fetched) => return Some((index, fetched)),
+                Err(reason) => self.replicas[index].leave_alone(reason),
+            }
+            tried.push(index);
         }
-        let bytes = tokio::time::timeout(MANIFEST, response.bytes()).await.ok()?.ok()?;
-        let is_right = Digest::of(digest.algorithm(), &bytes) == *digest;
-        let manifest = Manifest { digest: digest.clone(), media_type, bytes };
-        Some((index, is_right.then_some(FetchedManifest { manifest, is_private, etag: None })))
     }
 
     /// What a tag means to the replica that has last heard it from upstream, and when that was.
@@ -271,6 +256,22 @@ impl Peers {
         let willing = all.filter(|(index, replica)| replica.is_asked(question.resort) && among(*index));
         willing.map(|(index, replica)| async move { (index, replica.ask(question).await) }).collect()
     }
+}
+
+/// The manifest in an answer, or why its sender is of no use.
+async fn manifest_in(response: Response, digest: &Digest) -> Result<FetchedManifest, Reason> {
+    let is_private = is_private(&response);
+    let media_type = text(&response, &CONTENT_TYPE).ok_or(Reason::Lies)?;
+    if stated_length(&response).is_none_or(|length| length > manifest::MOST_BYTES as u64) {
+        return Err(Reason::Lies);
+    }
+    let body = tokio::time::timeout(MANIFEST, response.bytes()).await.map_err(|_| Reason::Stalls)?;
+    let bytes = body.map_err(|_| Reason::Silent)?;
+    if Digest::of(digest.algorithm(), &bytes) != *digest {
+        return Err(Reason::Lies);
+    }
+    let manifest = Manifest { digest: digest.clone(), media_type, bytes };
+    Ok(FetchedManifest { manifest, is_private, etag: None })
 }
 
 /// Differs between replicas and between runs: process ids do not, in containers. The kernel gives it at once, where the

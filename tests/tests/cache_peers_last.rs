@@ -105,3 +105,22 @@ async fn a_manifest_comes_as_soon_as_a_replica_is_back() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test]
+async fn a_manifest_that_stalls_at_one_replica_comes_from_the_next() {
+    let (upstream, stalled, slow) = (Upstream::start().await, Upstream::start().await, Upstream::start().await);
+    let cache = Cache::of(&upstream).flag("--peer", &stalled.host()).flag("--peer", &slow.host()).start().await;
+    let images = [1, 2].map(|seed| Content::image(seed, &[1000]));
+    for (replica, tag) in [(&stalled, "v1"), (&slow, "v1")] {
+        images.iter().for_each(|image| replica.push(REPOSITORY, tag, image));
+    }
+    stalled.fault(On::Manifests, Fault::StallAt(10)).await;
+    // So that the other one is always the first to answer.
+    slow.fault(On::Manifests, Fault::SlowHeader(Duration::from_millis(1))).await;
+    upstream.fault(On::Everything, Fault::Refuse).await;
+    for (image, most) in images.iter().zip([Duration::from_secs(4), Duration::from_millis(1500)]) {
+        let answer = cache.get(&image.manifest.manifest_path(REPOSITORY)).await;
+        assert_eq!((answer.status, answer.body == image.manifest.bytes), (200, true), "{}", answer.cache_status());
+        assert!(answer.took < most, "it is left alone: {:?}", answer.took);
+    }
+}
