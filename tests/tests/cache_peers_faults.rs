@@ -41,6 +41,25 @@ async fn a_replica_that_does_not_answer_costs_one_short_wait_and_then_nothing() 
 }
 
 #[tokio::test]
+async fn a_replica_that_answers_nothing_but_probes_is_asked_ever_more_rarely() {
+    let (upstream, stranger, cache) = beside_a_stranger().await;
+    // As one does whose volume hangs.
+    stranger.fault(On::Blobs, Fault::Silence).await;
+    let began = Instant::now();
+    let (mut asked, mut waited) = (0, 0);
+    while began.elapsed() < Duration::from_secs(15) {
+        let blob = Content::blob(asked, 1000);
+        upstream.put_blob(REPOSITORY, &blob);
+        let answer = cache.get(&blob.blob_path(REPOSITORY)).await;
+        assert_eq!(answer.status, 200);
+        asked += 1;
+        waited += u32::from(answer.took > Duration::from_millis(800));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(waited <= 6, "{waited} of {asked} pulls waited for it");
+}
+
+#[tokio::test]
 async fn a_replica_that_sends_hardly_anything_is_left_for_upstream_and_left_alone() {
     let (upstream, stranger, cache) = beside_a_stranger().await;
     stranger.fault(On::Blobs, Fault::Drip(2048)).await;

@@ -6,7 +6,7 @@ use std::{
     iter,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -40,6 +40,9 @@ const LET_FIRST_BEHIND: Duration = Duration::from_millis(60);
 /// Between probes, longer each time: one that was scaled away never comes back.
 const PROBE_EVERY: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 const PROBE_AT_LAST: Duration = Duration::from_secs(5);
+/// Who is silent again so soon after it was found answers nothing but probes, as one does whose volume hangs: the pauses go
+/// on growing.
+const RELAPSE: Duration = Duration::from_secs(10);
 /// A replica that answers and is of no use all the same is tried again after this long.
 const USELESS_FOR: Duration = Duration::from_secs(60);
 /// Its disk or its software is broken.
@@ -77,6 +80,8 @@ pub(super) struct Replica {
     left_alone: watch::Sender<Option<Reason>>,
     /// When it was last found to be there, in milliseconds since 1970.
     found_at: AtomicU64,
+    /// How often in a row it was left alone soon after that.
+    relapses: AtomicUsize,
 }
 
 /// What a replica says to a question.
@@ -135,7 +140,8 @@ impl Replica {
         background: Background,
     ) -> Arc<Self> {
         let (left_alone, found_at) = (watch::Sender::new(None), AtomicU64::new(TagRecord::now()));
-        Arc::new(Self { address, trust, background, greeting, left_alone, found_at })
+        let relapses = AtomicUsize::default();
+        Arc::new(Self { address, trust, background, greeting, left_alone, found_at, relapses })
     }
 
     pub(super) fn is_asked(&self, resort: Resort) -> bool {
@@ -274,12 +280,19 @@ impl Replica {
             Reason::Silent => info!(peer = %self.address, "replica does not answer and is left alone until it does"),
             reason => warn!(peer = %self.address, ?reason, "replica is left alone"),
         }
-        let this = Arc::clone(self);
-        self.background.spawn(async move { this.probe_until_useful(reason).await });
+        let (this, relapses) = (Arc::clone(self), self.count_relapse());
+        self.background.spawn(async move { this.probe_until_useful(reason, relapses).await });
     }
 
-    async fn probe_until_useful(&self, mut reason: Reason) {
-        let mut pauses = PROBE_EVERY.into_iter().chain(iter::repeat(PROBE_AT_LAST));
+    fn count_relapse(&self) -> usize {
+        let found_for = Duration::from_millis(TagRecord::now().saturating_sub(self.found_at()));
+        let before = self.relapses.load(Ordering::Relaxed);
+        self.relapses.store(if found_for < RELAPSE { before + 1 } else { 0 }, Ordering::Relaxed);
+        before
+    }
+
+    async fn probe_until_useful(&self, mut reason: Reason, relapses: usize) {
+        let mut pauses = PROBE_EVERY.into_iter().chain(iter::repeat(PROBE_AT_LAST)).skip(relapses);
         loop {
             let pause = reason.rest().or_else(|| pauses.next()).unwrap_or(PROBE_AT_LAST);
             tokio::time::sleep(pause).await;
