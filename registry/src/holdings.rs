@@ -40,7 +40,7 @@ pub fn blob(store: &Store, repository: &RepositoryName, digest: &Digest) -> Hold
     match link {
         // A manifest may name a wrong size; a blob that was hashed in this boot has the right one.
         Some(link) if !blob.is_verified && link.size.is_some_and(|size| size != blob.size) => {
-            store.blobs.set_aside(digest);
+            store.blobs.set_aside(digest, Some(&blob.file));
             Holding::Absent { is_linked: true }
         }
         Some(_) => Holding::Hit(blob),
@@ -65,7 +65,7 @@ pub fn manifest(store: &Store, repository: &RepositoryName, digest: &Digest) -> 
     }
     let bytes = read_small(&blob)?;
     if Digest::of(digest.algorithm(), &bytes) != *digest {
-        store.blobs.set_aside(digest);
+        store.blobs.set_aside(digest, Some(&blob.file));
         return None;
     }
     let media_type = link.map(|link| link.media_type).or_else(|| manifest::recognise(&bytes))?;

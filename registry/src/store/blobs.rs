@@ -89,7 +89,7 @@ impl Blobs {
             Err(error) => {
                 if spoils(&error) {
                     warn!(digest = digest.short(), %error, "blob unreadable");
-                    self.set_aside(digest);
+                    self.set_aside(digest, None);
                 }
                 None
             }
@@ -156,7 +156,7 @@ impl Blobs {
             // If it was written to meanwhile, nobody knows what it is now.
             (true, Ok(before), Ok(after)) if before == after => self.marks.add(after),
             (true, ..) => {}
-            (false, ..) => self.set_aside(digest),
+            (false, ..) => self.set_aside(digest, Some(file)),
         }
         Some(is_right)
     }
@@ -206,11 +206,17 @@ impl Blobs {
         Ok(found.ino())
     }
 
-    /// Takes wrong content out of the way.
-    pub fn set_aside(&self, digest: &Digest) {
-        warn!(digest = digest.short(), "blob on disk is wrong, set aside");
-        self.shelves.take(digest, |path| self.quarantine.receive(path));
-        self.recency.forget(digest);
+    /// Takes wrong content out of the way, unless it was `read` from a file that other content has taken the place of since.
+    pub fn set_aside(&self, digest: &Digest, read: Option<&File>) {
+        let inode = read.and_then(|file| file.metadata().ok()).map(|found| found.ino());
+        self.shelves.take(digest, |path| {
+            let there = fs::symlink_metadata(path).ok();
+            if inode.is_none_or(|inode| there.is_none_or(|there| there.ino() == inode)) {
+                warn!(digest = digest.short(), "blob on disk is wrong, set aside");
+                self.quarantine.receive(path);
+                self.recency.forget(digest);
+            }
+        });
     }
 
     /// Bytes of committed content; complete once everything was surveyed.
@@ -287,5 +293,33 @@ fn hash(digest: &Digest, file: &File, mut read: impl FnMut(u64) -> bool) -> io::
         if read(part as u64) {
             return Ok(None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        digest::{Algorithm, Digest},
+        store::Store,
+    };
+
+    #[test]
+    fn what_has_taken_the_place_of_wrong_content_stays() {
+        let (folder, registry) = (tempfile::tempdir().unwrap(), "docker.io".parse().unwrap());
+        let store = Store::open(folder.path().to_owned(), &registry, "1Gi".parse().unwrap()).unwrap();
+        let bytes = vec![7; 1 << 20];
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        store.keep_small(&digest, &vec![8; 1 << 20], true).unwrap();
+        let wrong = store.blobs.open(&digest).unwrap();
+        let mut is_mended = false;
+        // A scrub takes its time over what a client finds out, and fetches anew, in a moment.
+        let is_right = store.blobs.verify(&digest, &wrong, |_| {
+            if !std::mem::replace(&mut is_mended, true) {
+                store.blobs.verify(&digest, &wrong, |_| false);
+                store.keep_small(&digest, &bytes, true).unwrap();
+            }
+            false
+        });
+        assert_eq!((is_right, store.blobs.open_verified(&digest).is_some()), (Some(false), true));
     }
 }
