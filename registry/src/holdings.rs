@@ -36,12 +36,12 @@ pub fn blob(store: &Store, repository: &RepositoryName, digest: &Digest) -> Hold
     if link.as_ref().is_some_and(|link| link.kind == Kind::Manifest) {
         return Holding::IsManifest;
     }
-    let Some(blob) = store.blobs.open(digest) else { return Holding::Absent { is_linked: link.is_some() } };
+    let Some(mut blob) = store.blobs.open(digest) else { return Holding::Absent { is_linked: link.is_some() } };
     match link {
-        // A manifest may name a wrong size; a blob that was hashed in this boot has the right one.
+        // A blob that was hashed in this boot has the right size.
         Some(link) if !blob.is_verified && link.size.is_some_and(|size| size != blob.size) => {
-            store.blobs.set_aside(digest, Some(&blob.file));
-            Holding::Absent { is_linked: true }
+            blob.is_disputed = true;
+            Holding::Hit(blob)
         }
         Some(_) => Holding::Hit(blob),
         None if !blob.is_public => Holding::Unproven(blob),
@@ -174,4 +174,49 @@ pub fn missing(store: &Store, repository: &RepositoryName, digest: &Digest) -> O
 
 fn has_all(store: &Store, blobs: &[Named]) -> bool {
     blobs.iter().all(|blob| store.blobs.has(&blob.digest, Some(blob.size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::digest::Algorithm;
+
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+    fn opened(folder: &TempDir) -> Store {
+        Store::open(folder.path().to_owned(), &"docker.io".parse().unwrap(), "1Gi".parse().unwrap()).unwrap()
+    }
+
+    fn layer() -> (Digest, Vec<u8>) {
+        let bytes = vec![7; 1 << 20];
+        (Digest::of(Algorithm::Sha256, &bytes), bytes)
+    }
+
+    fn keep(store: &Store, repository: &RepositoryName, document: &serde_json::Value) {
+        let bytes = document.to_string().into_bytes();
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let manifest = Manifest { digest, media_type: "a/b".to_owned(), bytes: bytes.into() };
+        keep_manifest(store, repository, &FetchedManifest { manifest, is_private: false, etag: None }).unwrap();
+    }
+
+    fn image_of(digest: &Digest, size: u64) -> serde_json::Value {
+        json!({"schemaVersion": 2, "layers": [{"digest": digest.to_string(), "mediaType": LAYER, "size": size}]})
+    }
+
+    #[test]
+    fn a_manifest_that_lies_about_a_size_costs_nobody_a_blob() {
+        let (folder, liar) = (tempfile::tempdir().unwrap(), "evil/app".parse().unwrap());
+        let (digest, bytes) = layer();
+        let store = opened(&folder);
+        store.keep_small(&digest, &bytes, true).unwrap();
+        keep(&store, &liar, &image_of(&digest, 10));
+        // As after a reboot: nobody knows what was verified.
+        let path = folder.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(matches!(blob(&store, &liar, &digest), Holding::Hit(_)));
+        assert!(store.blobs.has(&digest, None));
+    }
 }

@@ -48,7 +48,7 @@ impl Verifier {
     }
 
     /// Waits for the hash of a blob: not for long if it is asked for as a whole, and until the end if it is not, as a
-    /// part has no end to hold back.
+    /// part has no end to hold back, or if its size may be wrong, which stands in the header.
     pub async fn judge(
         &self,
         repository: &RepositoryName,
@@ -61,14 +61,15 @@ impl Verifier {
         }
         let mut progress = self.join(repository, digest, blob).progress;
         let is_part = wish.range.is_some_and(|range| range.within(blob.size).is_some());
-        let until = if is_part { wish.deadline } else { wish.deadline.min(Instant::now() + PATIENCE) };
+        let must_be_known = is_part || blob.is_disputed;
+        let until = if must_be_known { wish.deadline } else { wish.deadline.min(Instant::now() + PATIENCE) };
         let known = progress.wait_for(|progress| matches!(progress, Progress::Done { .. } | Progress::Failed(_)));
         let known = tokio::time::timeout_at(until.into(), known).await.map(|known| known.map(|known| known.clone()));
         match known {
             Ok(Ok(Progress::Done { .. })) => Ok(Verdict::Right),
             Ok(Ok(Progress::Failed(Failure::WrongDigest))) => Ok(Verdict::Wrong),
             Ok(_) => Err(Failure::Stopping),
-            Err(_) if is_part => Err(Failure::NotYet),
+            Err(_) if must_be_known => Err(Failure::NotYet),
             Err(_) => Ok(Verdict::Open(progress)),
         }
     }
@@ -141,6 +142,26 @@ mod tests {
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         let blob = store.blobs.open(digest).unwrap();
         (Verifier::new(Arc::new(store), Background::default()), blob)
+    }
+
+    #[test]
+    fn a_size_that_is_disputed_stands_in_no_header() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (name, digest) = ("library/app".parse().unwrap(), Digest::of(Algorithm::Sha256, BYTES));
+        let (verifier, mut blob) = unverified(dir.path(), &digest, |_| {});
+        blob.is_verified = false;
+        let (release, held) = mpsc::channel::<()>();
+        runtime.spawn_blocking(move || held.recv());
+        for is_disputed in [false, true] {
+            blob.is_disputed = is_disputed;
+            let deadline = Instant::now() + PATIENCE + Duration::from_millis(100);
+            let wish = Wish { is_head: false, range: None, deadline };
+            let verdict = runtime.block_on(verifier.judge(&name, &digest, &blob, wish));
+            assert_eq!(verdict.err(), is_disputed.then_some(Failure::NotYet));
+        }
+        drop(release);
     }
 
     #[test]

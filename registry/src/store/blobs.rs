@@ -49,6 +49,8 @@ pub struct StoredBlob {
     pub stored: SystemTime,
     /// Whether its bytes are known to be right. If not, none may be trusted before `Blobs::verify` says so.
     pub is_verified: bool,
+    /// Whether a manifest says that it has another size: one of the two is wrong.
+    pub is_disputed: bool,
     marks: Arc<Marks>,
 }
 
@@ -115,6 +117,7 @@ impl Blobs {
             is_public: is_public(found),
             stored: found.created().or_else(|_| found.modified()).ok()?,
             is_verified: self.marks.has(Mark::of(found)),
+            is_disputed: false,
             marks: Arc::clone(&self.marks),
         };
         if !blob.is_verified && blob.size <= HASH_AT_ONCE {
