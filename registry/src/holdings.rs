@@ -33,10 +33,13 @@ pub enum Holding {
 /// Looks for a blob. A blob that is here belongs to every repository that links it or, if public, to any.
 pub fn blob(store: &Store, repository: &RepositoryName, digest: &Digest) -> Holding {
     let link = store.links.get(repository, digest);
-    if link.as_ref().is_some_and(|link| link.kind == Kind::Manifest) {
+    let blob = store.blobs.open(digest);
+    if let Some(Link { kind: Kind::Manifest, is_hearsay, .. }) = link
+        && !(is_hearsay && blob.as_ref().is_some_and(|blob| !is_manifest(blob)))
+    {
         return Holding::IsManifest;
     }
-    let Some(mut blob) = store.blobs.open(digest) else { return Holding::Absent { is_linked: link.is_some() } };
+    let Some(mut blob) = blob else { return Holding::Absent { is_linked: link.is_some() } };
     match link {
         // A blob that was hashed in this boot has the right size.
         Some(link) if !blob.is_verified && link.size.is_some_and(|size| size != blob.size) => {
@@ -45,11 +48,13 @@ pub fn blob(store: &Store, repository: &RepositoryName, digest: &Digest) -> Hold
         }
         Some(_) => Holding::Hit(blob),
         None if !blob.is_public => Holding::Unproven(blob),
-        None => {
-            let is_manifest = read_small(&blob).is_some_and(|bytes| manifest::recognise(&bytes).is_some());
-            if is_manifest { Holding::IsManifest } else { Holding::Hit(blob) }
-        }
+        None if is_manifest(&blob) => Holding::IsManifest,
+        None => Holding::Hit(blob),
     }
+}
+
+fn is_manifest(blob: &StoredBlob) -> bool {
+    read_small(blob).is_some_and(|bytes| manifest::recognise(&bytes).is_some())
 }
 
 /// Looks for a manifest. Its bytes are hashed each time they are read: they are few, and everything hangs on them.
@@ -92,12 +97,19 @@ pub fn keep_manifest(store: &Store, repository: &RepositoryName, fetched: &Fetch
     let FetchedManifest { manifest, is_private, etag: _ } = fetched;
     store.keep_small(&manifest.digest, &manifest.bytes, !is_private)?;
     let size = Some(manifest.bytes.len() as u64);
-    let link = Link { kind: Kind::Manifest, media_type: manifest.media_type.clone(), size };
+    let link = Link { kind: Kind::Manifest, media_type: manifest.media_type.clone(), size, is_hearsay: false };
     store.links.put(repository, &manifest.digest, &link)?;
     let names = manifest::names(&manifest.bytes);
     for (kind, named) in [(Kind::Manifest, names.manifests), (Kind::Blob, names.blobs)] {
         for Named { digest, media_type, size, platform: _ } in named {
-            store.links.add(repository, &digest, &Link { kind, media_type, size: Some(size) })?;
+            let link = Link { kind, media_type, size: Some(size), is_hearsay: kind == Kind::Manifest };
+            let is_hearsay = || store.links.get(repository, &digest).is_some_and(|known| known.is_hearsay);
+            // What an image names as a layer is one, whatever an index has called it.
+            if kind == Kind::Blob && is_hearsay() {
+                store.links.put(repository, &digest, &link)?;
+            } else {
+                store.links.add(repository, &digest, &link)?;
+            }
         }
     }
     Ok(())
@@ -110,7 +122,7 @@ pub fn link_blob(
     digest: &Digest,
     size: Option<u64>,
 ) -> io::Result<Option<u64>> {
-    let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size };
+    let link = Link { kind: Kind::Blob, media_type: BLOB_TYPE.to_owned(), size, is_hearsay: false };
     store.links.add(repository, digest, &link)
 }
 
@@ -185,6 +197,7 @@ mod tests {
     use crate::digest::Algorithm;
 
     const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 
     fn opened(folder: &TempDir) -> Store {
         Store::open(folder.path().to_owned(), &"docker.io".parse().unwrap(), "1Gi".parse().unwrap()).unwrap()
@@ -200,6 +213,11 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let manifest = Manifest { digest, media_type: "a/b".to_owned(), bytes: bytes.into() };
         keep_manifest(store, repository, &FetchedManifest { manifest, is_private: false, etag: None }).unwrap();
+    }
+
+    fn index_of(digest: &Digest, media_type: &str) -> serde_json::Value {
+        let entry = json!({"digest": digest.to_string(), "mediaType": media_type, "size": 1 << 20});
+        json!({"schemaVersion": 2, "manifests": [entry]})
     }
 
     fn image_of(digest: &Digest, size: u64) -> serde_json::Value {
@@ -218,5 +236,32 @@ mod tests {
         std::fs::File::options().write(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         assert!(matches!(blob(&store, &liar, &digest), Holding::Hit(_)));
         assert!(store.blobs.has(&digest, None));
+    }
+
+    #[test]
+    fn what_an_index_lists_beside_manifests_are_blobs() {
+        // As build tools keep their caches: an index of layers.
+        let (folder, name) = (tempfile::tempdir().unwrap(), "library/app".parse().unwrap());
+        let (store, (digest, _)) = (opened(&folder), layer());
+        keep(&store, &name, &index_of(&digest, LAYER));
+        assert!(matches!(blob(&store, &name, &digest), Holding::Absent { is_linked: true }));
+    }
+
+    #[test]
+    fn an_index_that_takes_a_layer_for_a_manifest_is_not_believed() {
+        let (folder, name) = (tempfile::tempdir().unwrap(), "library/app".parse().unwrap());
+        let (store, (digest, bytes)) = (opened(&folder), layer());
+        keep(&store, &name, &index_of(&digest, IMAGE));
+        assert!(matches!(blob(&store, &name, &digest), Holding::IsManifest), "so far nobody knows better");
+        store.keep_small(&digest, &bytes, true).unwrap();
+        assert!(matches!(blob(&store, &name, &digest), Holding::Hit(_)), "it is no manifest");
+        let (other, (digest, _)) = (tempfile::tempdir().unwrap(), layer());
+        let store = opened(&other);
+        keep(&store, &name, &index_of(&digest, IMAGE));
+        keep(&store, &name, &image_of(&digest, 1 << 20));
+        assert!(
+            matches!(blob(&store, &name, &digest), Holding::Absent { is_linked: true }),
+            "an image has it as a layer"
+        );
     }
 }

@@ -44,9 +44,9 @@ pub struct Named {
 /// What a manifest names, and so what an image needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// Manifests: the entries of an index.
+    /// Manifests: the entries of an index, as far as they are any.
     pub manifests: Vec<Named>,
-    /// Blobs: config and layers.
+    /// Blobs: config and layers, and what an index lists of them, as those do that hold a builder's cache.
     pub blobs: Vec<Named>,
 }
 
@@ -85,12 +85,19 @@ struct Platform {
 pub fn names(bytes: &[u8]) -> Names {
     let Ok(document) = serde_json::from_slice::<Document>(bytes) else { return Names::default() };
     let Document { schema_version: _, media_type: _, manifests, config, layers, blobs } = document;
+    let (manifests, listed): (Vec<_>, Vec<_>) = manifests.into_iter().flatten().partition(may_be_manifest);
     let blobs = config.into_iter().chain(layers.into_iter().flatten()).chain(blobs.into_iter().flatten());
+    let blobs = blobs.chain(listed);
     Names {
-        manifests: manifests.into_iter().flatten().filter_map(named).take(MOST_NAMES).collect(),
+        manifests: manifests.into_iter().filter_map(named).take(MOST_NAMES).collect(),
         // Foreign layers have places of their own; runtimes never ask a registry for them.
         blobs: blobs.filter(|descriptor| descriptor.urls.is_empty()).filter_map(named).take(MOST_NAMES).collect(),
     }
+}
+
+/// Whatever is neither a layer nor a configuration by its media type may be one.
+fn may_be_manifest(descriptor: &Descriptor) -> bool {
+    !["layer", "rootfs", "config"].iter().any(|word| descriptor.media_type.contains(word))
 }
 
 fn named(descriptor: Descriptor) -> Option<Named> {

@@ -28,6 +28,9 @@ pub struct Link {
     /// The size, where it was known: what is on disk must have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// No more than an index says that it is a manifest: upstream has not served it as one yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_hearsay: bool,
 }
 
 /// All links.
