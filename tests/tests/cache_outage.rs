@@ -245,6 +245,30 @@ async fn what_failed_while_the_place_of_blobs_was_away_is_asked_for_again_once_i
     }
 }
 
+#[tokio::test]
+async fn broken_repositories_keep_no_other_from_its_upstream() {
+    for (on, refused) in [("library/broken", false), ("/v2/", true)] {
+        let upstream = Upstream::start().await;
+        let cache = Cache::start(&upstream).await;
+        upstream.fault(On::Path(on.to_owned()), Fault::Status(500)).await;
+        let opened = || cache.output().contains("requests to it fail at once");
+        for round in 0..20 {
+            for broken in 0..3 {
+                let blob = Content::blob(1000 + 3 * round + broken, 100);
+                assert_eq!(cache.get(&blob.blob_path(&format!("library/broken{broken}"))).await.status, 503);
+            }
+            let blob = Content::blob(round, 100);
+            upstream.put_blob(REPOSITORY, &blob);
+            assert_eq!(cache.get(&blob.blob_path(REPOSITORY)).await.status, if refused { 503 } else { 200 }, "{on}");
+        }
+        if refused {
+            cache.until("it is known to be away", async || opened()).await;
+        } else {
+            assert!(!opened());
+        }
+    }
+}
+
 /// Waits until so many hosts that upstream redirects to are known to be away.
 async fn await_open_breakers(cache: &Cache, count: usize) {
     let end = format!(" {count}");

@@ -147,15 +147,27 @@ impl Breakers {
         })
     }
 
-    /// `host` answered 5xx for `repository`.
-    pub fn server_error(&self, host: &HostKey, repository: &RepositoryName) -> Opened {
+    /// `host` answered 5xx for `repository`. Says whether it has for so many that it may be to blame itself.
+    pub fn server_error(&self, host: &HostKey, repository: &RepositoryName) -> bool {
         self.update(host, |state| {
             let now = Instant::now();
             state.last_failure = Some(now);
             state.sick.retain(|(name, at)| now.duration_since(*at) < SICK_WINDOW && name != repository);
             state.sick.push((repository.clone(), now));
+            state.open.is_none() && state.sick.len() >= SICK_REPOSITORIES
+        })
+    }
+
+    /// `host` answered 5xx to a question that no repository has a part in.
+    pub fn sick(&self, host: &HostKey) -> Opened {
+        self.update(host, |state| {
             if state.sick.len() < SICK_REPOSITORIES { Opened::No } else { open(state, Failure::ServerError) }
         })
+    }
+
+    /// `host` answered such a question well: the repositories are to blame.
+    pub fn sound(&self, host: &HostKey) {
+        self.update(host, |state| state.sick.clear());
     }
 
     fn update<T>(&self, host: &HostKey, change: impl FnOnce(&mut HostState) -> T) -> T {
@@ -223,22 +235,26 @@ mod tests {
         let breakers = Breakers::default();
         let [a, b, c] = ["a", "b", "c"].map(|name| name.parse::<RepositoryName>().unwrap());
         for name in [&a, &b] {
-            assert_eq!(breakers.server_error(&host(), name), Opened::No);
+            assert!(!breakers.server_error(&host(), name));
         }
         breakers.answered(&host(), Some(&a));
-        assert_eq!(breakers.server_error(&host(), &c), Opened::No);
-        assert_eq!(breakers.server_error(&host(), &a), Opened::Now);
+        assert!(!breakers.server_error(&host(), &c) && breakers.server_error(&host(), &a));
     }
 
     #[test]
-    fn one_bad_repository_is_not_the_host() {
+    fn bad_repositories_are_not_the_host() {
         let breakers = Breakers::default();
         let [a, b, c] = ["a", "b", "c"].map(|name| name.parse::<RepositoryName>().unwrap());
         for _ in 0..10 {
-            assert_eq!(breakers.server_error(&host(), &a), Opened::No);
+            assert!(!breakers.server_error(&host(), &a));
+            assert_eq!(breakers.sick(&host()), Opened::No);
         }
-        assert_eq!(breakers.server_error(&host(), &b), Opened::No);
-        assert_eq!(breakers.server_error(&host(), &c), Opened::Now);
+        assert!(!breakers.server_error(&host(), &b) && breakers.server_error(&host(), &c));
+        breakers.sound(&host());
+        assert_eq!(breakers.sick(&host()), Opened::No);
+        assert!(![&a, &b].into_iter().any(|name| breakers.server_error(&host(), name)));
+        assert!(breakers.server_error(&host(), &c));
+        assert_eq!(breakers.sick(&host()), Opened::Now);
         assert_eq!(breakers.admit(&host()), Err(Failure::ServerError));
     }
 }

@@ -130,10 +130,8 @@ impl Transport {
         };
         match &answer {
             Ok(response) if response.status().is_server_error() => {
-                if let Some(repository) = repository
-                    && self.breakers.server_error(&host, repository) == Opened::Now
-                {
-                    self.opened(&url, &host, Failure::ServerError);
+                if repository.is_some_and(|repository| self.breakers.server_error(&host, repository)) {
+                    self.suspect(&url, &host);
                 }
             }
             Ok(_) => {
@@ -158,15 +156,24 @@ impl Transport {
         }
     }
 
-    /// One request fares badly. That may be its repository's fault, so the host is asked for something else: an answer
-    /// keeps its breaker closed, silence opens it.
+    /// A request fares badly. That may be its repository's fault, so the host is asked for something else: an answer keeps
+    /// its breaker closed, silence opens it, and so does a 5xx after those of several repositories.
     fn suspect(self: &Arc<Self>, url: &Url, host: &HostKey) {
         let (this, url, name) = (Arc::clone(self), self.something_else(url), host.clone());
         // The first to suspect asks for all.
         drop(self.suspicions.join(host.clone(), || async move {
             let began = Instant::now();
             match this.attempt(&this.probes, Request::new(http::Method::GET, url.clone()), began + VERDICT).await {
-                Ok(_) => this.breakers.heard(&name),
+                Ok(answer) if answer.status().is_server_error() => {
+                    this.breakers.heard(&name);
+                    if this.breakers.sick(&name) == Opened::Now {
+                        this.opened(&url, &name, Failure::ServerError);
+                    }
+                }
+                Ok(_) => {
+                    this.breakers.heard(&name);
+                    this.breakers.sound(&name);
+                }
                 Err(failure) => {
                     let is_dead = failure.is_silence();
                     if is_dead && this.breakers.silent(&name, began, failure) == Opened::Now {
