@@ -9,13 +9,10 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels of a part: its name, what it belongs to, and the user's. Takes (dict "root" $ "name" "breakwater-operator"). */}}
+{{/* Labels of a part: its name, what it belongs to, and the user's beside them. Takes (dict "name" "breakwater-operator" "labels"
+.Values.commonLabels). */}}
 {{- define "breakwater.labels" -}}
-app.kubernetes.io/name: {{ .name }}
-app.kubernetes.io/part-of: breakwater
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{ toYaml (merge (dict "app.kubernetes.io/name" .name "app.kubernetes.io/part-of" "breakwater") (default (dict) .labels)) }}
 {{- end -}}
 
 {{/* The objects of files that `make manifests` copies from config/, with the user's labels. Takes (dict "root" $ "glob"

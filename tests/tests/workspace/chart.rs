@@ -243,6 +243,33 @@ fn values_reach_the_objects() -> Result<()> {
 }
 
 #[test]
+fn values_that_look_like_something_else_make_objects_all_the_same() -> Result<()> {
+    let helm = Toolchain::helm()?;
+    // A label twice is what tools that read manifests after Helm refuse, and a number is no name.
+    let values = [
+        r"commonLabels.app\.kubernetes\.io/part-of=platform",
+        r"operator.podLabels.app\.kubernetes\.io/name=mine",
+        r"nodeAgent.podLabels.app\.kubernetes\.io/name=mine",
+        "--set-string=imagePullSecrets[0].name=123",
+        "--set-string=operator.priorityClassName=1",
+        "--set-string=nodeAgent.priorityClassName=1",
+        "monitoring.dashboard=true",
+    ];
+    let objects = rendered(&template(&helm, &values)?)?;
+    for (key, name) in [
+        ("Deployment breakwater-system/breakwater-operator", "breakwater-operator"),
+        ("DaemonSet breakwater-nodes/breakwater-node-agent", "breakwater-node-agent"),
+    ] {
+        let template = &objects[key]["spec"]["template"];
+        assert_eq!(template["metadata"]["labels"]["app.kubernetes.io/name"], name, "its selector needs it");
+        assert_eq!(template["spec"]["priorityClassName"], "1", "{key}");
+    }
+    let operator = &objects["Deployment breakwater-system/breakwater-operator"]["spec"]["template"]["spec"];
+    assert_eq!(operator["containers"][0]["env"][1]["value"], "123");
+    Ok(())
+}
+
+#[test]
 fn the_definitions_are_kept_or_not_or_left_out() -> Result<()> {
     let helm = Toolchain::helm()?;
     for (values, definitions, kept) in
