@@ -3,12 +3,14 @@
 //! What the API server already has as we last wrote it is not sent again, so a pass without news makes no call. Whatever else wrote
 //! to a child shows in its metadata and is put right.
 
-use crate::build::{Applied, Built, Growth, Resources, introduce};
+use crate::build::{Applied, Built, Growth, Material, Resources, introduce};
 use crate::memory::Memory;
+use crate::pki::SecretData;
+use crate::validate::Valid;
 use crate::watches::Stores;
-use breakwater_crds::names::MANAGER;
+use breakwater_crds::names::{MANAGER, tls_secret, tokens_secret};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::core::Status;
@@ -143,6 +145,37 @@ pub async fn apply(
     }
     let peers = applied_peers;
     Ok(Resources { tls, tokens, service, peers, former_peers, budget, statefulset, growth, stage: PhantomData })
+}
+
+/// Writes a cache's certificate and tokens and nothing else, those that differ from what is stored; returns the versions that they have then.
+/// Not by server-side apply, which would take the certificates of `caBundle` from the first.
+///
+/// # Errors
+/// The first Secret that could not be written.
+pub async fn renew(
+    valid: &Valid,
+    material: &Material,
+    client: &Client,
+    namespace: &str,
+) -> Result<[Option<String>; 2], ApplyFailed> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let write = async |is_stored: bool, name: String, data: SecretData| {
+        if is_stored {
+            return Ok(None);
+        }
+        let kind = "Secret".to_owned();
+        let patch = Patch::Merge(json!({"data": data}));
+        match tokio::time::timeout(CALL_DEADLINE, api.patch(&name, &params, &patch)).await {
+            Err(_) => Err(ApplyFailed::Timeout { kind, name }),
+            Ok(Err(error)) => Err(classified(kind, name, error)),
+            Ok(Ok(secret)) => Ok(secret.metadata.resource_version),
+        }
+    };
+    let Material { leaf, tokens } = material;
+    let tls = write(valid.leaf.as_ref() == Some(leaf), tls_secret(&valid.name), leaf.data()).await?;
+    let tokens = write(valid.tokens.as_ref() == Some(tokens), tokens_secret(&valid.name), tokens.data()).await?;
+    Ok([tls, tokens])
 }
 
 struct Applier<'a> {

@@ -9,14 +9,14 @@
 //! A pass is idempotent and never asks why it runs. Input that only a person can mend becomes a condition and not a retry.
 //! Deleting needs nothing: owner references take the children, agents unwind a vanished mirror by themselves.
 
-use crate::apply::{ApplyFailed, apply};
+use crate::apply::{ApplyFailed, apply, renew};
 use crate::build::{Applied, Material, Resources, Settings, build};
 use crate::images::Surveys;
 use crate::memory::Memory;
 use crate::metrics::{Ended, Metrics};
 use crate::observe::{Images, ObserveFailed, observe};
-use crate::pki::IssueFailed;
 use crate::pki::keeper::{NoAuthority, Trust};
+use crate::pki::{Authority, IssueFailed};
 use crate::report::{ReportFailed, Reporter, present};
 use crate::secrets::{ReadFailed, SecretReader};
 use crate::status::{self, Obstacle};
@@ -238,13 +238,18 @@ async fn build_and_apply(
     context: &Context,
     now: Timestamp,
 ) -> Result<Result<Resources<Applied>, Hindered>, PassFailed> {
+    let authority = context.trust.borrow().clone();
     if let Err(invalid) = &valid.ca_bundle {
         let why = Obstacle { reason: reason::INVALID_REFERENCE, message: invalid.to_string() };
-        return Ok(Err(Hindered { why, failure: None }));
+        let failure = match authority {
+            Ok(authority) => renew_secrets(valid, &authority, context, now).await?.err(),
+            Err(_) => None,
+        };
+        return Ok(Err(Hindered { why, failure }));
     }
-    let authority = match &*context.trust.borrow() {
-        Ok(authority) => authority.clone(),
-        Err(error) => return Ok(Err(Hindered { why: without_authority(error), failure: None })),
+    let authority = match authority {
+        Ok(authority) => authority,
+        Err(error) => return Ok(Err(Hindered { why: without_authority(&error), failure: None })),
     };
     let material = Material::complete(valid, &authority, &context.settings, now).map_err(PassFailed::Build)?;
     let resources = build(valid, &material, &context.settings);
@@ -268,6 +273,28 @@ async fn build_and_apply(
         }
         Err(failure) => Err(PassFailed::Apply(failure)),
     }
+}
+
+/// Renews the certificate and the tokens of a cache that otherwise stays as it is: nodes leave a cache whose certificate has run out, however
+/// long nobody mends what its mirror refers to.
+async fn renew_secrets(
+    valid: &Valid,
+    authority: &Authority,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Result<(), ApplyFailed>, PassFailed> {
+    if valid.leaf.is_none() || valid.tokens.is_none() {
+        return Ok(Ok(()));
+    }
+    let material = Material::complete(valid, authority, &context.settings, now).map_err(PassFailed::Build)?;
+    Ok(renew(valid, &material, &context.client, &context.settings.namespace).await.map(|[tls, tokens]| {
+        if let Some(version) = tls {
+            context.secrets.wrote_leaf(&tls_secret(&valid.name), &version, material.leaf);
+        }
+        if let Some(version) = tokens {
+            context.secrets.wrote_tokens(&tokens_secret(&valid.name), &version, material.tokens);
+        }
+    }))
 }
 
 fn without_authority(error: &NoAuthority) -> Obstacle {

@@ -9,7 +9,7 @@ use breakwater_tests::cluster::until;
 use breakwater_tests::product::definitions_hold;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -288,6 +288,16 @@ async fn a_reference_that_is_missing_is_named_and_used_once_it_is_there() -> Res
     maps.delete("corp-ca", &DeleteParams::default()).await.context("delete")?;
     scene.condition("docker-io", "Stalled", "True", "InvalidReference").await?;
     ensure!(hash().await? == second, "a cache was changed to one that cannot start");
+    // Its own certificate is renewed all the same, and its copy of the others' stays.
+    let (secrets, name) = (scene.system::<Secret>(), "cache-docker-io-tls");
+    let before = secrets.get(name).await.context("get")?.data.context("has data")?;
+    secrets.patch(name, &params, &Patch::Merge(json!({"stringData": {"tls.crt": "x"}}))).await.context("damage it")?;
+    let after = until(SETTLE, "a certificate", async || {
+        let data = secrets.get(name).await?.data.unwrap_or_default();
+        Ok(data.get("tls.crt").is_some_and(|text| text.0.starts_with(b"-----BEGIN")).then_some(data))
+    })
+    .await?;
+    ensure!(after.get("upstream-ca.crt") == before.get("upstream-ca.crt") && after.len() == before.len());
     operator.kill().await?;
     scene.cluster.remove().await
 }
