@@ -47,8 +47,16 @@ fn by_replicas(facts: &Facts<'_>) -> Verdict {
     let verdicts: Vec<_> = (0..facts.replicas).map(|ordinal| by_pod(facts, ordinal)).collect();
     // A Pod that is about to be replaced serves until then.
     let serving = facts.pods.iter().filter(|pod| pod_is_ready(pod) && lost_node(facts.fleet, pod).is_none()).count();
-    let amiss = verdicts.into_iter().find(|verdict| verdict.status != Status::True);
-    match amiss {
+    let mut amiss = verdicts.into_iter().filter(|verdict| verdict.status != Status::True);
+    let first = amiss.next();
+    // A roll-out waits for the replica that does not come, and the others wait with it: only that one says why.
+    let waits = first.as_ref().is_some_and(|first| first.reason == reason::CACHE_STARTING);
+    let cause = amiss.find(|other| waits && other.reason != reason::CACHE_STARTING);
+    let first = first.map(|first| match cause {
+        Some(cause) => Verdict { message: format!("{}; {}", cause.message, first.message), ..first },
+        None => first,
+    });
+    match first {
         None => {
             let message = format!("all {} replicas of {} serve", facts.replicas, facts.name);
             Verdict { kind: CACHE_READY, status: Status::True, reason: reason::CACHE_SERVES, message }
@@ -259,6 +267,35 @@ pub(super) mod tests {
             told(&[pod(0, "n1", "False"), pod(1, "n1", "False")]),
             "False CacheStarting: waiting for cache-a-0 to be ready; kubectl -n breakwater-system describe pod cache-a-0 says what hinders it"
         );
+    }
+
+    #[test]
+    fn a_roll_out_that_stops_says_at_what() {
+        let pod = |ordinal: i32, revision: &str, condition: &str| -> Arc<Pod> {
+            Arc::new(parse(&format!(
+                "{{metadata: {{name: cache-a-{ordinal}, labels: {{controller-revision-hash: {revision}}}}}, \
+                  status: {{conditions: [{condition}]}}}}"
+            )))
+        };
+        let statefulset: StatefulSet = parse(CURRENT);
+        let homeless = pod(1, "r2", "{type: PodScheduled, status: 'False', message: 0/3 nodes are available}");
+        let pods = [pod(0, "r1", "{type: Ready, status: 'True'}"), homeless];
+        let verdict = verdict(&Facts {
+            name: "cache-a",
+            statefulset: Some(&statefulset),
+            replicas: 2,
+            pods: &pods,
+            claims: Vec::new(),
+            fleet: &Fleet::default(),
+            obstacle: None,
+        });
+        assert_eq!((verdict.status, verdict.reason), (Status::True, reason::CACHE_STARTING), "it is under way");
+        let said = &verdict.message;
+        assert!(
+            said.starts_with("1 of 2 replicas serving; cache-a-1 finds no node: 0/3 nodes are available"),
+            "{said}"
+        );
+        assert!(said.ends_with("; cache-a-0 is about to be replaced, because the spec changed"), "{said}");
     }
 
     #[test]
