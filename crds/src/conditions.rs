@@ -57,6 +57,8 @@ pub mod reason {
     /// CacheReady, Stalled: `caBundle` or `proxy` refers to what is not there or cannot be used; a cache that runs goes on as it is.
     /// Create or mend what the message names.
     pub const INVALID_REFERENCE: &str = "InvalidReference";
+    /// Stalled: a call to the API server has failed for a minute. Look at the message's cause; a cache that runs goes on.
+    pub const API_SERVER_FAILS: &str = "ApiServerFails";
     /// CacheReady, Stalled: a claim cannot grow to `cache.storage.size`; the cache goes on within what it has. Allow its StorageClass to
     /// expand volumes, or create the mirror anew.
     pub const VOLUME_NOT_EXPANDABLE: &str = "VolumeNotExpandable";

@@ -44,6 +44,8 @@ const LOOK_AGAIN_SOON: Duration = Duration::from_secs(30);
 const FIRST_WORDS: Duration = Duration::from_secs(60);
 /// A former cache is on its way out, or an elder mirror may be deleted.
 const WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
+/// After so many failures in a row, which take a minute, a mirror says what fails.
+const LASTING: u32 = 6;
 const AFTER_CONFLICT: Duration = Duration::from_millis(500);
 
 /// What a pass works with.
@@ -188,9 +190,11 @@ async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> R
         None if context.began.elapsed() < FIRST_WORDS => Images::Awaited,
         None => Images::Unknown,
     };
-    let observed = observe(mirror.clone(), &context.stores, &context.secrets, upstreams, images)
-        .await
-        .map_err(PassFailed::Observe)?;
+    let observed = observe(mirror.clone(), &context.stores, &context.secrets, upstreams, images).await;
+    let observed = match observed {
+        Ok(observed) => observed,
+        Err(failure) => return Err(told(PassFailed::Observe(failure), &mirror, &old, context).await),
+    };
 
     // 2. validate (pure)
     let valid = match validate(&observed) {
@@ -203,7 +207,10 @@ async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> R
     };
 
     // 3. build (pure) and 4. apply (client)
-    let outcome = build_and_apply(&valid, context, now).await?;
+    let outcome = match build_and_apply(&valid, context, now).await {
+        Ok(outcome) => outcome,
+        Err(failure) => return Err(told(failure, &mirror, &old, context).await),
+    };
 
     // 5. report (client)
     let children = outcome.as_ref().map_err(|obstacle| &obstacle.why);
@@ -299,6 +306,23 @@ async fn renew_secrets(
 
 fn without_authority(error: &NoAuthority) -> Obstacle {
     Obstacle { reason: reason::NO_AUTHORITY, message: error.to_string() }
+}
+
+/// A failure, told in the status once time has not mended it for a while.
+async fn told(
+    failure: PassFailed,
+    mirror: &RegistryMirror,
+    old: &RegistryMirrorStatus,
+    context: &Context,
+) -> PassFailed {
+    if failure.category() != "conflict" && context.memory.failures(&mirror.name_any()) >= LASTING {
+        let message = format!("{}; a cache that runs goes on as it was", crate::error_chain(&failure));
+        let new = status::failing(mirror.meta(), old, &message, Timestamp::now());
+        if let Err(unsaid) = report(mirror.meta(), old, new, context).await {
+            tracing::debug!(error = %crate::error_chain(&unsaid), "cannot tell of it either");
+        }
+    }
+    failure
 }
 
 /// An object that the API server stored and we cannot read, as after a change of the API: it says so and stops no other.

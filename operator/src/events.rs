@@ -48,7 +48,7 @@ fn obstacle(_: Option<&Condition>, new: &Condition) -> Option<Event> {
         reason::NO_AUTHORITY => "Trust",
         reason::INVALID_REFERENCE => "Validate",
         reason::VOLUME_NOT_EXPANDABLE => "Expand",
-        reason::CHILD_REFUSED => "Apply",
+        reason::CHILD_REFUSED | reason::API_SERVER_FAILS => "Apply",
         _ => return None,
     };
     Some(event(EventType::Warning, &new.reason, action, &new.message))
@@ -158,9 +158,13 @@ mod tests {
     #[test]
     fn what_only_a_person_can_mend_is_told_once_whether_or_not_the_cache_serves() {
         let serves = ("CacheReady", "True", "CacheServes");
-        for reason in
-            [reason::NO_AUTHORITY, reason::INVALID_REFERENCE, reason::VOLUME_NOT_EXPANDABLE, reason::CHILD_REFUSED]
-        {
+        for reason in [
+            reason::NO_AUTHORITY,
+            reason::INVALID_REFERENCE,
+            reason::VOLUME_NOT_EXPANDABLE,
+            reason::CHILD_REFUSED,
+            reason::API_SERVER_FAILS,
+        ] {
             let stalled = ("Stalled", "True", reason);
             check(&[serves], &[serves, stalled], &[reason]);
             check(&[], &[stalled, ("Ready", "False", reason), ("CacheReady", "False", reason)], &[reason]);

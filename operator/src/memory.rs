@@ -77,6 +77,11 @@ impl Memory {
         pause
     }
 
+    /// How many passes in a row have failed.
+    pub(crate) fn failures(&self, mirror: &str) -> u32 {
+        lock(&self.mirrors).get(mirror).map_or(0, |remembered| remembered.failures)
+    }
+
     /// Forgets a deleted mirror.
     pub(crate) fn forget(&self, mirror: &str) {
         lock(&self.mirrors).remove(mirror);

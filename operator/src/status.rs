@@ -124,6 +124,30 @@ pub fn of_children(
     }
 }
 
+/// The status of a mirror of which a call to the API server fails for long: what was said before stands.
+#[must_use]
+pub fn failing(
+    metadata: &ObjectMeta,
+    old: &RegistryMirrorStatus,
+    message: &str,
+    now: Timestamp,
+) -> RegistryMirrorStatus {
+    let verdict =
+        |kind, status| Verdict { kind, status, reason: reason::API_SERVER_FAILS, message: message.to_owned() };
+    let mut verdicts = vec![verdict(STALLED, Status::True)];
+    let said = |condition: &&Condition| ![RECONCILING, STALLED].contains(&condition.type_.as_str());
+    let before: Vec<_> = old.conditions.iter().filter(said).cloned().collect();
+    if before.iter().all(|condition| condition.type_ != READY || condition.reason == reason::API_SERVER_FAILS) {
+        verdicts.push(verdict(READY, Status::Unknown));
+    }
+    let said_anew = stamped(&old.conditions, verdicts, metadata.generation, now);
+    let is_new = |condition: &Condition| said_anew.iter().any(|new| new.type_ == condition.type_);
+    let mut conditions: Vec<_> = before.into_iter().filter(|condition| !is_new(condition)).collect();
+    conditions.extend(said_anew);
+    conditions.sort_by_key(|condition| ORDER.iter().position(|kind| *kind == condition.type_));
+    RegistryMirrorStatus { observed_generation: metadata.generation, conditions, ..old.clone() }
+}
+
 fn ready(cache: &Verdict, nodes: &Verdict, counts: NodeCounts, name: &str) -> Verdict {
     let worst = [cache, nodes]
         .into_iter()
@@ -295,6 +319,25 @@ mod tests {
         let (valid, seen) = cluster("False", active);
         let status = of_children(&valid, &seen, Err(&lost), &old, now());
         assert_eq!(find(&status, READY).reason, reason::NO_AUTHORITY);
+    }
+
+    #[test]
+    fn what_fails_for_long_is_said_beside_what_was_said_before() {
+        let active = Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] };
+        let (valid, seen) = cluster("True", active);
+        let fails = |old: &RegistryMirrorStatus| failing(&valid.mirror.metadata, old, "no key", now());
+        let new = fails(&RegistryMirrorStatus::default());
+        expect![[r#"
+            Ready=Unknown ApiServerFails: no key
+            Stalled=True ApiServerFails: no key
+        "#]]
+        .assert_eq(&shown(&new));
+        assert_eq!(fails(&new), new, "a second look is no news");
+        let ready = of_children(&valid, &seen, Ok(&applied(1)), &RegistryMirrorStatus::default(), now());
+        let told = fails(&ready);
+        assert_eq!(find(&told, STALLED).message, "no key");
+        let rest = told.conditions.iter().filter(|condition| condition.type_ != STALLED).cloned().collect();
+        assert_eq!(RegistryMirrorStatus { conditions: rest, ..told }, ready);
     }
 
     #[test]

@@ -228,3 +228,42 @@ async fn an_api_server_that_struggles_is_not_pressed() -> Result<()> {
     operator.kill().await?;
     scene.cluster.remove().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_the_api_server_that_last_are_told() -> Result<()> {
+    let scene = Scene::start().await?;
+    let login =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": "breakwater-system"}});
+    scene.cluster.apply(&login.to_string()).await?;
+    // As where the key is lost that some Secrets were encrypted with.
+    scene.door.treat(|asked| {
+        let lost = ["/secrets/cache-docker-io-tls", "/secrets/login"].iter().any(|secret| asked.path.ends_with(secret));
+        if lost { Act::Refuse(500, "InternalError", "no key to decrypt it") } else { Act::Pass }
+    });
+    scene.mirror("docker-io", "{registry: docker.io}").await?;
+    scene.mirror("ghcr-io", "{registry: ghcr.io, credentials: [{secretRef: {name: login}}]}").await?;
+    let operator = scene.operator("one")?;
+    // It tries for a minute before it says so.
+    for mirror in ["docker-io", "ghcr-io"] {
+        let told = async || {
+            let status = scene.mirrors().get(mirror).await?.status.unwrap_or_default();
+            let stalled = status.conditions.into_iter().find(|condition| condition.type_ == "Stalled");
+            Ok(stalled.map(|condition| (condition.reason, condition.message)))
+        };
+        let (reason, message) = until(2 * SETTLE, "the mirror to tell", told).await.with_context(|| operator.log())?;
+        ensure!(reason == "ApiServerFails" && message.contains("no key to decrypt it"), "{reason}: {message}");
+    }
+    scene.door.treat(|_| Act::Pass);
+    // The pause between two tries has grown to a minute.
+    let mended = async || {
+        let mirrors = scene.mirrors().list(&ListParams::default()).await?.items;
+        let starts = |it: &breakwater_crds::RegistryMirror| {
+            let conditions = it.status.iter().flat_map(|status| &status.conditions);
+            conditions.into_iter().any(|it| it.type_ == "Ready" && it.reason == "CacheStarting")
+        };
+        Ok(mirrors.iter().all(starts).then_some(()))
+    };
+    until(3 * SETTLE, "the mirrors to go on", mended).await.with_context(|| operator.log())?;
+    operator.kill().await?;
+    scene.cluster.remove().await
+}
