@@ -190,7 +190,8 @@ async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> R
         None if context.began.elapsed() < FIRST_WORDS => Images::Awaited,
         None => Images::Unknown,
     };
-    let observed = observe(mirror.clone(), &context.stores, &context.secrets, upstreams, images).await;
+    let said_for = context.memory.said_for(&mirror.name_any());
+    let observed = observe(mirror.clone(), &context.stores, &context.secrets, upstreams, images, said_for).await;
     let observed = match observed {
         Ok(observed) => observed,
         Err(failure) => return Err(told(PassFailed::Observe(failure), &mirror, &old, context).await),
@@ -215,6 +216,7 @@ async fn pass(object: &DeserializeGuard<RegistryMirror>, context: &Context) -> R
     // 5. report (client)
     let children = outcome.as_ref().map_err(|obstacle| &obstacle.why);
     let new = status::of_children(&valid, &observed, children, &old, now);
+    context.memory.says(&mirror.name_any(), &old, &new);
     let settled = !matches!(observed.images, Images::Awaited)
         && new.conditions.iter().all(|condition| condition.status == "True")
         && new.nodes.is_some_and(|nodes| nodes.active == nodes.desired);

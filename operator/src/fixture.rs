@@ -41,6 +41,7 @@ pub(crate) fn observed(mirror: Arc<RegistryMirror>, others: &[Arc<RegistryMirror
         fleet: Arc::new(Fleet::default()),
         upstreams: Arc::default(),
         images: Images::Unknown,
+        said_for: None,
     }
 }
 

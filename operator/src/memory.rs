@@ -3,6 +3,7 @@
 use crate::apply::Fingerprint;
 use crate::images::ImageName;
 use breakwater_crds::RegistryMirrorStatus;
+use breakwater_crds::conditions::CACHE_READY;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,8 +22,12 @@ struct Remembered {
     children: HashMap<String, (u64, Fingerprint)>,
     reported: Option<Reported>,
     exposed: BTreeSet<ImageName>,
+    cache: Option<(Said, Option<Instant>)>,
     failures: u32,
 }
+
+/// Status, reason and generation of a condition.
+type Said = (String, String, Option<i64>);
 
 /// The status last written.
 #[derive(Clone, Debug)]
@@ -61,6 +66,23 @@ impl Memory {
         std::mem::replace(&mut lock(&self.mirrors).entry(mirror.to_owned()).or_default().exposed, images)
     }
 
+    /// Takes note of what is said of a mirror's cache, after `old`.
+    pub(crate) fn says(&self, mirror: &str, old: &RegistryMirrorStatus, new: &RegistryMirrorStatus) {
+        let Some(said) = of_cache(new) else { return };
+        let mut mirrors = lock(&self.mirrors);
+        let cache = &mut mirrors.entry(mirror.to_owned()).or_default().cache;
+        if cache.as_ref().is_none_or(|(before, _)| *before != said) {
+            // Another operator may have said it long since.
+            let since = (of_cache(old).as_ref() != Some(&said)).then(Instant::now);
+            *cache = Some((said, since));
+        }
+    }
+
+    /// For how long that has been the same; nothing where this operator was not there when it turned.
+    pub(crate) fn said_for(&self, mirror: &str) -> Option<Duration> {
+        Some(lock(&self.mirrors).get(mirror)?.cache.as_ref()?.1?.elapsed())
+    }
+
     /// A pass went well.
     pub(crate) fn succeeded(&self, mirror: &str) {
         if let Some(remembered) = lock(&self.mirrors).get_mut(mirror) {
@@ -86,6 +108,11 @@ impl Memory {
     pub(crate) fn forget(&self, mirror: &str) {
         lock(&self.mirrors).remove(mirror);
     }
+}
+
+fn of_cache(status: &RegistryMirrorStatus) -> Option<Said> {
+    let said = status.conditions.iter().find(|condition| condition.type_ == CACHE_READY)?;
+    Some((said.status.clone(), said.reason.clone(), said.observed_generation))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

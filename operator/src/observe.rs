@@ -16,6 +16,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// All that is known of one mirror.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Observed {
     pub upstreams: Arc<HashMap<String, UpstreamReport>>,
     /// How the images in use fare.
     pub images: Images,
+    /// For how long this operator has said the same of its cache; nothing where it was not there when that turned.
+    pub said_for: Option<Duration>,
 }
 
 /// How the images in use fare, as far as anybody knows.
@@ -113,6 +116,7 @@ pub async fn observe(
     secrets: &SecretReader,
     upstreams: Arc<HashMap<String, UpstreamReport>>,
     images: Images,
+    said_for: Option<Duration>,
 ) -> Result<Observed, ObserveFailed> {
     let plain = cache_name(&mirror.spec.registry);
     let hashed = hashed_cache_name(&mirror.spec.registry);
@@ -134,6 +138,7 @@ pub async fn observe(
         fleet: stores.fleet(),
         upstreams,
         images,
+        said_for,
         mirror,
     })
 }

@@ -101,7 +101,9 @@ pub fn of_children(
     let (nodes, counts) =
         nodes::verdict(&nodes::Facts { spec, nodes: &valid.nodes, fleet: &observed.fleet, settled, now });
     let mut verdicts = vec![ready(&cache, &nodes, counts, &valid.name)];
-    let state = stalled::State { cache: &cache, pods: &there.pods, obstacle: children.err(), old, generation, now };
+    let obstacle = children.err();
+    let said_for = observed.said_for;
+    let state = stalled::State { cache: &cache, pods: &there.pods, obstacle, old, said_for, generation, now };
     // Never both: kstatus would take a stalled mirror for one that makes progress.
     verdicts.extend(stalled::verdict(&state).or_else(|| reconciling(&cache, &nodes)));
     verdicts.extend(upstream::credentials(spec, &observed.credentials, report));

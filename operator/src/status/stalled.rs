@@ -3,12 +3,14 @@
 use super::{Obstacle, pod};
 use breakwater_crds::RegistryMirrorStatus;
 use breakwater_crds::conditions::{CACHE_READY, RECONCILING, STALLED, Status, Verdict, reason};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A cache that does not serve is given so long to come by itself before the mirror counts as stalled.
-const UNTIL_STALLED: SignedDuration = SignedDuration::from_mins(10);
+const UNTIL_STALLED: Duration = Duration::from_secs(10 * 60);
 
 /// What the verdict rests on.
 pub(super) struct State<'a> {
@@ -16,6 +18,7 @@ pub(super) struct State<'a> {
     pub(super) pods: &'a [Arc<Pod>],
     pub(super) obstacle: Option<&'a Obstacle>,
     pub(super) old: &'a RegistryMirrorStatus,
+    pub(super) said_for: Option<Duration>,
     pub(super) generation: Option<i64>,
     pub(super) now: Timestamp,
 }
@@ -30,20 +33,30 @@ pub(super) fn verdict(state: &State<'_>) -> Option<Verdict> {
 }
 
 impl State<'_> {
-    /// Whether the cache does not serve for so long, and for this one reason, that nothing but a hand will change it. Whatever is new begins
-    /// the time anew: the spec, the reason, the Pod unless it fails like the one before it. That the cache is under way since then says
+    /// Whether the cache is not what it should be for so long, and for this one reason, that nothing but a hand will change it. Whatever is new
+    /// begins the time anew: the spec, the reason, the Pod unless it fails like the one before it. That the cache is under way since then says
     /// Reconciling.
     fn lasts(&self) -> bool {
         // A time in the future was written before the clock was put right: so long ago that nobody knows.
-        let long_ago = |time: Timestamp| self.now.duration_since(time).abs() > UNTIL_STALLED;
+        let long_ago = |time: Timestamp| self.now.duration_since(time).unsigned_abs() > UNTIL_STALLED;
         let held = |kind: &str| self.old.conditions.iter().find(|condition| condition.type_ == kind);
-        let told = held(CACHE_READY).is_some_and(|said| {
-            let same = said.reason == self.cache.reason && said.observed_generation == self.generation;
-            said.status == Status::False.as_str() && same && long_ago(said.last_transition_time.0)
-        });
-        self.cache.status == Status::False
-            && told
-            && held(RECONCILING).is_none_or(|said| long_ago(said.last_transition_time.0))
+        let same = |said: &&Condition| said.reason == self.cache.reason && said.observed_generation == self.generation;
+        let for_long = |said: &Condition| match self.cache.status {
+            Status::False => {
+                // Its time is that of the status, whatever the reasons: of these only memory knows.
+                self.said_for.is_none_or(|time| time > UNTIL_STALLED)
+                    && long_ago(said.last_transition_time.0)
+                    && held(RECONCILING).is_none_or(|said| long_ago(said.last_transition_time.0))
+            }
+            // It serves, but a replica does not come.
+            _ if self.cache.reason == reason::CACHE_STARTING => {
+                let waits = || held(RECONCILING).is_some_and(|said| long_ago(said.last_transition_time.0));
+                self.said_for.map_or_else(waits, |time| time > UNTIL_STALLED)
+                    || held(STALLED).is_some_and(|it| same(&it))
+            }
+            _ => false,
+        };
+        held(CACHE_READY).filter(same).filter(|said| said.status == self.cache.status.as_str()).is_some_and(for_long)
             && (self.cache.reason == reason::POD_FAILING || pod::newest(self.pods).is_none_or(long_ago))
     }
 }
@@ -56,6 +69,7 @@ mod tests {
     use crate::fixture::{now, parse};
     use crate::fleet::Report;
     use breakwater_crds::conditions::READY;
+    use jiff::SignedDuration;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     #[test]
@@ -139,6 +153,48 @@ mod tests {
         seen.plain.pods = created(now());
         let placed = of_children(&valid, &seen, Ok(&applied(1)), &homeless, long);
         assert!(has(&placed, RECONCILING) && !has(&placed, STALLED), "it found a node");
+    }
+
+    #[test]
+    fn the_time_of_one_reason_is_not_that_of_another() {
+        let (valid, mut seen) = cluster("False", Report::default());
+        let homeless =
+            "{metadata: {name: cache-docker-io-0}, status: {conditions: [{type: PodScheduled, status: 'False'}]}}";
+        let failing = "{metadata: {name: cache-docker-io-0}, status: {containerStatuses: [{name: c, image: i, imageID: '', ready: false, \
+             restartCount: 0, state: {waiting: {reason: ErrImagePull}}}]}}";
+        let mut at = |pod: &str, minutes: i64, said_for: u64, old: &RegistryMirrorStatus| {
+            seen.plain.pods = vec![Arc::new(parse(pod))];
+            seen.said_for = Some(Duration::from_secs(60 * said_for));
+            of_children(&valid, &seen, Ok(&applied(1)), old, now() + SignedDuration::from_mins(minutes))
+        };
+        let stalled = |status: &RegistryMirrorStatus| status.conditions.iter().any(|it| it.type_ == STALLED);
+        let first = at(homeless, 0, 0, &RegistryMirrorStatus::default());
+        let before = at(homeless, 9, 9, &first);
+        let turned = at(failing, 9, 9, &before);
+        assert!(!stalled(&turned));
+        assert!(!stalled(&at(failing, 11, 2, &turned)), "it fails for two minutes");
+        assert!(stalled(&at(failing, 20, 11, &turned)));
+    }
+
+    #[test]
+    fn a_replica_that_never_comes_stalls_a_mirror_that_serves() {
+        let (_, mut seen) =
+            cluster("True", Report { active: Arc::new(["docker.io".to_owned()].into()), inactive: vec![] });
+        seen.mirror = crate::fixture::mirror("harbour", 1, "{registry: docker.io, cache: {replicas: 2}}");
+        let valid = crate::validate::validate(&seen).unwrap();
+        let mut at = |said_for: Option<u64>, old: &RegistryMirrorStatus| {
+            seen.said_for = said_for.map(|minutes| Duration::from_secs(60 * minutes));
+            of_children(&valid, &seen, Ok(&applied(1)), old, now())
+        };
+        let has = |status: &RegistryMirrorStatus, kind: &str| status.conditions.iter().any(|it| it.type_ == kind);
+        let begun = at(None, &RegistryMirrorStatus::default());
+        assert_eq!((find(&begun, READY).status.as_str(), has(&begun, RECONCILING)), ("True", true));
+        assert!(has(&at(Some(9), &begun), RECONCILING));
+        let stalled = at(Some(11), &begun);
+        assert!(has(&stalled, STALLED) && !has(&stalled, RECONCILING), "no tool waits for it without end");
+        assert!(find(&stalled, STALLED).message.contains("waiting for cache-docker-io-1 to be created"));
+        assert_eq!(find(&stalled, READY).status, "True");
+        assert_eq!(at(None, &stalled), stalled, "an operator that has just begun knows no better");
     }
 
     #[test]
