@@ -34,6 +34,8 @@ type Said = (String, String, Option<i64>);
 pub struct Reported {
     /// Version of the mirror that the status was computed from: while the watch shows this one, it shows the status before.
     pub from_version: Option<String>,
+    /// Version that the mirror has with it.
+    pub written: Option<String>,
     /// The status.
     pub status: RegistryMirrorStatus,
     /// When it and those before it were written, the latest first.

@@ -76,20 +76,25 @@ impl Reporter {
         if let Some(wait) = too_early(old, &new, &since) {
             return Ok(Some(wait));
         }
+        // A uid would be ignored here: only the version keeps a mirror that was made anew from being told what was found of the former.
+        let mut body = body;
+        body["metadata"]["resourceVersion"] = json!(version(metadata, memory));
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&body);
-        match tokio::time::timeout(CALL_DEADLINE, self.api.patch_status(name, &params, &patch)).await {
+        let written = match tokio::time::timeout(CALL_DEADLINE, self.api.patch_status(name, &params, &patch)).await {
             Err(_) => return Err(ReportFailed::Timeout),
             // Deleted meanwhile: nobody is left to tell.
             Ok(Err(kube::Error::Api(status))) if status.is_not_found() => return Ok(None),
+            // Changed meanwhile: the watch is about to show it.
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => return Ok(Some(TURN_PACE)),
             Ok(Err(error)) => return Err(ReportFailed::Patch(error)),
-            Ok(Ok(_)) => {}
-        }
+            Ok(Ok(written)) => written.meta().resource_version.clone(),
+        };
         let events = events::between(old, &new);
         let from_version = metadata.resource_version.clone();
         writes.insert(0, Instant::now());
         writes.truncate(BURST);
-        memory.set_reported(name, Reported { from_version, status: new, writes });
+        memory.set_reported(name, Reported { from_version, written, status: new, writes });
         self.publish(metadata, events).await;
         Ok(None)
     }
@@ -147,6 +152,13 @@ pub fn present(metadata: &ObjectMeta, watched: Option<RegistryMirrorStatus>, mem
         Some(reported) if reported.from_version == metadata.resource_version => reported.status,
         _ => watched.unwrap_or_default(),
     }
+}
+
+/// The version of the mirror that the API server has, as far as we know: as [`present`].
+fn version(metadata: &ObjectMeta, memory: &Memory) -> Option<String> {
+    let reported = memory.reported(metadata.name.as_deref().unwrap_or_default());
+    let ours = reported.filter(|reported| reported.from_version == metadata.resource_version);
+    ours.and_then(|reported| reported.written).or_else(|| metadata.resource_version.clone())
 }
 
 /// How long to wait before `new` may be written; `since` the former writes, the latest first. A new generation is never kept waiting.
@@ -224,7 +236,12 @@ mod tests {
     #[test]
     fn our_last_write_counts_until_the_watch_shows_it() {
         let memory = Memory::default();
-        let reported = Reported { from_version: Some("7".to_owned()), status: status(2, 1, "1Gi"), writes: Vec::new() };
+        let reported = Reported {
+            from_version: Some("7".to_owned()),
+            written: Some("8".to_owned()),
+            status: status(2, 1, "1Gi"),
+            writes: Vec::new(),
+        };
         memory.set_reported("m", reported);
         let at = |version: &str| {
             let metadata =

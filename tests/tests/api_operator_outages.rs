@@ -267,3 +267,46 @@ async fn errors_of_the_api_server_that_last_are_told() -> Result<()> {
     operator.kill().await?;
     scene.cluster.remove().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_made_anew_is_not_told_what_was_found_of_the_former() -> Result<()> {
+    let scene = Scene::start().await?;
+    scene.mirror("docker-io", "{registry: docker.io}").await?;
+    let operator = scene.operator("one")?;
+    scene.condition("docker-io", "Ready", "False", "CacheStarting").await?;
+    // From here on the operator sees the former mirror alone.
+    let is_mirrors = |path: &str| path.ends_with("/registrymirrors");
+    scene.door.treat(move |asked| if is_mirrors(&asked.path) { Act::HoldBefore } else { Act::Pass });
+    scene.door.cut();
+    scene.door.held().await;
+    scene.mirrors().delete("docker-io", &DeleteParams::default()).await.context("delete")?;
+    let anew = scene.mirror("docker-io", "{registry: docker.io}").await?;
+    let labels = json!({"app.kubernetes.io/name": "breakwater-cache", "app.kubernetes.io/instance": CACHE, "breakwater.dev/mirror": "docker-io"});
+    let safe = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
+                      "seccompProfile": {"type": "RuntimeDefault"}});
+    let container = json!({"name": "registry", "image": "x", "securityContext": safe});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "cache-docker-io-0", "namespace": "breakwater-system", "labels": labels},
+        "spec": {"serviceAccountName": "breakwater-operator", "containers": [container]}});
+    scene.cluster.apply(&pod.to_string()).await?;
+    // The second time it knows what came of the first.
+    until(SETTLE, "the operator to write what it found", async || {
+        let write = |asked: &&Asked| asked.is_write() && asked.path.ends_with("/registrymirrors/docker-io/status");
+        Ok((scene.door.asked().iter().filter(write).count() > 1).then_some(()))
+    })
+    .await?;
+    let told = async || -> Result<_> { scene.mirrors().get("docker-io").await.context("get") };
+    let found = told().await?;
+    ensure!(found.metadata.uid == anew.metadata.uid);
+    let status = found.status.context("has a status")?;
+    ensure!(status.observed_generation == Some(-1) && status.conditions.is_empty(), "{status:?}");
+    scene.door.treat(|_| Act::Pass);
+    scene.door.cut();
+    until(SETTLE, "the operator to see the mirror", async || {
+        Ok((told().await?.status.is_some_and(|status| status.observed_generation == Some(1))).then_some(()))
+    })
+    .await
+    .with_context(|| operator.log())?;
+    operator.kill().await?;
+    scene.cluster.remove().await
+}
