@@ -41,6 +41,7 @@ const CREATE: &[Case] = &[
     ("{registry: 'r.example:5000', images: {include: ['r.example:5000/my.team/app__x:v1', 'team/app:v1']}}", ""),
     (
         "{registry: docker.io, images: {include: ['a/b@sha256:\
+         e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855', 'nginx:1.27@sha256:\
          e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855']}}",
         "",
     ),

@@ -3,10 +3,10 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// A repository's path with a tag or a digest, with or without the registry's host.
+/// A repository's path with a tag, a digest or both, with or without the registry's host.
 const IMAGE: &str = "self.matches('^([A-Za-z0-9-]*[.:][A-Za-z0-9.:-]*/)?[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*\
                      (/[a-z0-9]+((\\\\.|_|__|-+)[a-z0-9]+)*)*\
-                     (:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})$')";
+                     (:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$')";
 
 const PLATFORM: &str = "self.matches('^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$')";
 
@@ -24,7 +24,8 @@ pub struct ImagesSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
 
-    /// Further images, in use or not, as they are named in Pods, with a tag or a digest. The registry's host may be left out.
+    /// Further images, in use or not, as they are named in Pods, with a tag or a digest; of both, the digest counts. The registry's host
+    /// may be left out.
     #[schemars(schema_with = "images")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<String>,
