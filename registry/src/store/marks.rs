@@ -81,9 +81,10 @@ impl Marks {
     pub(super) fn load(&self) {
         let Ok(bytes) = read::record(&self.path, u64::MAX) else { return };
         let (marks, _) = bytes.as_chunks::<8>();
+        let read = marks.iter().map(|mark| Mark(u64::from_le_bytes(*mark)));
+        self.known.write().unwrap_or_else(PoisonError::into_inner).extend(read);
+        // Whoever saw them counted before they are known would take the log for stale and write it anew without them.
         self.lock().written = marks.len();
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.extend(marks.iter().map(|mark| Mark(u64::from_le_bytes(*mark))));
     }
 
     pub(super) fn has(&self, mark: Mark) -> bool {
