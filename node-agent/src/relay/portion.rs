@@ -29,7 +29,7 @@ impl Portion {
         // It is never closed, and if it were, nobody would have a large one.
         match large_ones.try_acquire().ok() {
             None => Self::small(),
-            large => Self { bytes: 128 * 1024, large },
+            large => Self { bytes: 64 * 1024, large },
         }
     }
 
