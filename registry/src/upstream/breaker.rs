@@ -12,7 +12,7 @@ use reqwest::Url;
 
 use crate::{failure::Failure, reference::RepositoryName};
 
-/// So many repositories must answer 5xx before the host is to blame.
+/// So many repositories must answer 5xx before the host itself is asked whether it is to blame.
 const SICK_REPOSITORIES: usize = 3;
 /// 5xx answers older than this do not count.
 const SICK_WINDOW: Duration = Duration::from_secs(30);
