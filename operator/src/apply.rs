@@ -164,13 +164,9 @@ pub async fn renew(
         if is_stored {
             return Ok(None);
         }
-        let kind = "Secret".to_owned();
         let patch = Patch::Merge(json!({"data": data}));
-        match tokio::time::timeout(CALL_DEADLINE, api.patch(&name, &params, &patch)).await {
-            Err(_) => Err(ApplyFailed::Timeout { kind, name }),
-            Ok(Err(error)) => Err(classified(kind, name, error)),
-            Ok(Ok(secret)) => Ok(secret.metadata.resource_version),
-        }
+        let secret = answered("Secret", &name, api.patch(&name, &params, &patch)).await?;
+        Ok(secret.metadata.resource_version)
     };
     let Material { leaf, tokens } = material;
     let tls = write(valid.leaf.as_ref() == Some(leaf), tls_secret(&valid.name), leaf.data()).await?;
@@ -196,33 +192,28 @@ impl Applier<'_> {
 
     async fn remove_service(&self, name: &str) -> Result<(), ApplyFailed> {
         let api: Api<Service> = Api::namespaced(self.client.clone(), self.namespace);
-        let (kind, name) = ("Service".to_owned(), name.to_owned());
-        match tokio::time::timeout(CALL_DEADLINE, api.delete(&name, &DeleteParams::default())).await {
-            Err(_) => Err(ApplyFailed::Timeout { kind, name }),
-            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
-            Ok(Err(error)) => Err(classified(kind, name, error)),
-            Ok(Ok(_)) => Ok(()),
-        }
+        let gone = async {
+            match api.delete(name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                deleted => deleted.map(drop),
+            }
+        };
+        answered("Service", name, gone).await
     }
 
     /// Asks for a larger claim. What else is in it is the StatefulSet's, so it is not applied but patched.
     async fn grow(&self, Growth { claim, size }: &Growth) -> Result<(), ApplyFailed> {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), self.namespace);
-        let (kind, name) = ("PersistentVolumeClaim".to_owned(), claim.clone());
         let patch = Patch::Merge(json!({"spec": {"resources": {"requests": {"storage": size}}}}));
-        match tokio::time::timeout(CALL_DEADLINE, api.patch(claim, &PatchParams::default(), &patch)).await {
-            Err(_) => Err(ApplyFailed::Timeout { kind, name }),
-            Ok(Err(error)) => Err(match classified(kind, name, error) {
-                ApplyFailed::Refused { name: claim, message, .. } => {
-                    ApplyFailed::NotExpandable { claim, size: size.0.clone(), message }
-                }
-                other => other,
-            }),
-            Ok(Ok(_)) => {
-                tracing::info!(%claim, size = %size.0, "claim grows");
-                Ok(())
+        let grown = answered("PersistentVolumeClaim", claim, api.patch(claim, &PatchParams::default(), &patch)).await;
+        grown.map_err(|failure| match failure {
+            ApplyFailed::Refused { name: claim, message, .. } => {
+                ApplyFailed::NotExpandable { claim, size: size.0.clone(), message }
             }
-        }
+            other => other,
+        })?;
+        tracing::info!(%claim, size = %size.0, "claim grows");
+        Ok(())
     }
 
     /// Applies one child unless the API server has it as it was last applied; `seen` is its metadata in the watch.
@@ -240,14 +231,18 @@ impl Applier<'_> {
         let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&object);
-        let applied = match tokio::time::timeout(CALL_DEADLINE, api.patch(&name, &params, &patch)).await {
-            Err(_) => return Err(ApplyFailed::Timeout { kind, name }),
-            Ok(Err(error)) => return Err(classified(kind, name, error)),
-            Ok(Ok(applied)) => applied,
-        };
+        let applied = answered(&kind, &name, api.patch(&name, &params, &patch)).await?;
         tracing::debug!(%kind, %name, "applied");
         self.memory.set_applied(self.mirror, key, (wanted, Fingerprint::of(applied.meta())));
         Ok(applied)
+    }
+}
+
+/// Waits for the answer to a call about one child.
+async fn answered<T>(kind: &str, name: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApplyFailed> {
+    match tokio::time::timeout(CALL_DEADLINE, call).await {
+        Err(_) => Err(ApplyFailed::Timeout { kind: kind.to_owned(), name: name.to_owned() }),
+        Ok(answer) => answer.map_err(|error| classified(kind.to_owned(), name.to_owned(), error)),
     }
 }
 

@@ -67,7 +67,7 @@ impl Reporter {
         if *old == new {
             return Ok(None);
         }
-        let body = self.body(name, &new);
+        let mut body = self.body(name, &new);
         if self.body(name, old) == body {
             return Ok(None);
         }
@@ -77,7 +77,6 @@ impl Reporter {
             return Ok(Some(wait));
         }
         // A uid would be ignored here: only the version keeps a mirror that was made anew from being told what was found of the former.
-        let mut body = body;
         body["metadata"]["resourceVersion"] = json!(version(metadata, memory));
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&body);
@@ -147,18 +146,18 @@ impl Reporter {
 /// The status that the API server has: the one in the watch, unless the watch does not show our last write yet.
 #[must_use]
 pub fn present(metadata: &ObjectMeta, watched: Option<RegistryMirrorStatus>, memory: &Memory) -> RegistryMirrorStatus {
-    let reported = memory.reported(metadata.name.as_deref().unwrap_or_default());
-    match reported {
-        Some(reported) if reported.from_version == metadata.resource_version => reported.status,
-        _ => watched.unwrap_or_default(),
-    }
+    unseen(metadata, memory).map(|ours| ours.status).or(watched).unwrap_or_default()
 }
 
-/// The version of the mirror that the API server has, as far as we know: as [`present`].
+/// The version of the mirror that the API server has, as far as we know.
 fn version(metadata: &ObjectMeta, memory: &Memory) -> Option<String> {
+    unseen(metadata, memory).and_then(|ours| ours.written).or_else(|| metadata.resource_version.clone())
+}
+
+/// Our last write, while the watch does not show it yet.
+fn unseen(metadata: &ObjectMeta, memory: &Memory) -> Option<Reported> {
     let reported = memory.reported(metadata.name.as_deref().unwrap_or_default());
-    let ours = reported.filter(|reported| reported.from_version == metadata.resource_version);
-    ours.and_then(|reported| reported.written).or_else(|| metadata.resource_version.clone())
+    reported.filter(|ours| ours.from_version == metadata.resource_version)
 }
 
 /// How long to wait before `new` may be written; `since` the former writes, the latest first. A new generation is never kept waiting.
